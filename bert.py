@@ -1,0 +1,99 @@
+"""BERT by hand: embeddings, self-attention layers, pooler. Post-LayerNorm, exact GELU, as Devlin et al. 2019 (arXiv 1810.04805).
+
+B batch, T tokens, H hidden, N heads, D = H / N. Built on `torch` primitives, `F.scaled_dot_product_attention` among them.
+`forward` is `embed`, then `encode`, then `pool`; a perturbation of the input belongs between `embed` and `encode`.
+Not handled: decoding, cross-attention, gradient checkpointing.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from base_bert import BertConfig, BertPreTrainedModel
+
+
+class BertSelfAttention(nn.Module):
+    """Multi-head scaled dot-product attention, dropout on its probabilities included."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.dropout_prob = config.attention_probs_dropout_prob
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """hidden (B,T,H), mask None or bool (B,1,1,T) with True to attend -> (B,T,H)."""
+        parts = (self.query, self.key, self.value)
+        # one product instead of three: joining the weights costs far less than two more passes over hidden
+        joint = F.linear(hidden, torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
+        batch, tokens, width = hidden.shape
+        q, k, v = joint.view(batch, tokens, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)  # each (B,N,T,D)
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout_prob if self.training else 0.0)
+        return context.transpose(1, 2).reshape(batch, tokens, width)
+
+
+class BertLayer(nn.Module):
+    """Self-attention and feed-forward, each followed by dropout, residual sum and LayerNorm."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.self_attention = BertSelfAttention(config)
+        self.attention_dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.attention_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.interm_dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.out_dense = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.out_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """(B,T,H) -> (B,T,H)."""
+        attended = self.dropout(self.attention_dense(self.self_attention(hidden, mask)))
+        hidden = self.attention_layer_norm(hidden + attended)
+        fed_forward = self.dropout(self.out_dense(F.gelu(self.interm_dense(hidden))))
+        return self.out_layer_norm(hidden + fed_forward)
+
+
+class BertModel(BertPreTrainedModel):
+    """The encoder. `BertModel(config)` has new weights, `BertModel.from_pretrained(name)` trained ones."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__(config)
+        self.word_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.pos_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.tk_type_embedding = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.embed_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.embed_dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.bert_layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+        self.pooler_dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.init_weights()
+
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Token ids (B,T) and segment ids (B,T; zeros if None) -> embeddings (B,T,H), normalised and dropped out.
+
+        Raises ValueError if T exceeds `max_position_embeddings`.
+        """
+        tokens = input_ids.shape[1]
+        if tokens > self.config.max_position_embeddings:
+            raise ValueError(f"{tokens} tokens, but the encoder has positions for {self.config.max_position_embeddings}")
+        types = self.tk_type_embedding.weight[0] if token_type_ids is None else self.tk_type_embedding(token_type_ids)
+        summed = self.word_embedding(input_ids) + self.pos_embedding.weight[:tokens] + types  # (B,T,H)
+        return self.embed_dropout(self.embed_layer_norm(summed))
+
+    def encode(self, embeddings: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Embeddings (B,T,H) and mask (B,T; nonzero where a token is real, None if all are) -> last hidden state (B,T,H)."""
+        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]  # (B,1,1,T)
+        hidden = embeddings
+        for layer in self.bert_layers:
+            hidden = layer(hidden, mask)
+        return hidden
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """Last hidden state (B,T,H) -> pooled [CLS] state (B,H): linear and tanh."""
+        return torch.tanh(self.pooler_dense(hidden[:, 0]))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None) -> dict[str, Tensor]:
+        """Ids, mask and segment ids (B,T) -> `last_hidden_state` (B,T,H) and `pooler_output` (B,H)."""
+        hidden = self.encode(self.embed(input_ids, token_type_ids), attention_mask)
+        return {"last_hidden_state": hidden, "pooler_output": self.pool(hidden)}

@@ -1,0 +1,123 @@
+"""Folders of tensors (safetensors) and records (JSON), written whole or not at all, and never trusted on the way back. No pickle.
+
+A checkpoint folder holds `<name>.safetensors` and `<name>.json` files, and `manifest.json` with the SHA-256 of each.
+Knows tensors and dicts, no model class. Not handled: tensors sharded over files, remote file systems without rename.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint folder holds, by file name without its ending."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    records: dict[str, dict]
+
+
+def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
+    """Write the folder, replacing an older one only when every byte of the new one is on disk.
+
+    A crash at any moment leaves the old folder or the new one whole, under `folder` or (between two renames) `<folder>.old`.
+    Raises UserError if it cannot be written; the older one is then untouched.
+    """
+    folder = Path(folder)
+    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    try:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)  # an earlier crash fell between the renames
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        digests = {}
+        for name, tensors in checkpoint.tensors.items():
+            file = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            digests[f"{name}.safetensors"] = _write(new / f"{name}.safetensors", safetensors.torch.save(file, metadata={"format": "pt"}))
+        for name, record in checkpoint.records.items():
+            digests[f"{name}.json"] = _write(new / f"{name}.json", json.dumps(record, indent=1).encode())
+        _write(new / MANIFEST, json.dumps(digests, indent=1).encode())
+        _sync_folder(new)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+        _sync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
+        raise UserError(f"{folder}: cannot write the checkpoint ({error.strerror or error}); an earlier one is untouched") from None
+
+
+def load_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read a folder back, verifying every checksum before anything is parsed.
+
+    Raises UserError naming the file that is missing, changed, truncated or not what it should be.
+    """
+    folder = Path(folder)
+    if not folder.exists() and folder.with_name(folder.name + ".old").exists():
+        folder = folder.with_name(folder.name + ".old")
+    digests = _read_json(folder / MANIFEST, _read(folder / MANIFEST, "not a checkpoint folder"))
+    checkpoint = Checkpoint({}, {})
+    for file, digest in digests.items():
+        stem, _, ending = file.rpartition(".")
+        if Path(file).name != file or ending not in ("safetensors", "json"):
+            raise UserError(f"{folder / MANIFEST}: lists {file!r}, which no checkpoint of this project holds")
+        data = _read(folder / file, "the checkpoint is incomplete")
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise UserError(f"{folder / file}: damaged, its checksum is not the one in {MANIFEST}; use another checkpoint")
+        if ending == "json":
+            checkpoint.records[stem] = _read_json(folder / file, data)
+            continue
+        try:
+            checkpoint.tensors[stem] = safetensors.torch.load(data)
+        except (safetensors.SafetensorError, ValueError, KeyError) as error:
+            raise UserError(f"{folder / file}: not a safetensors file ({error})") from None
+    return checkpoint
+
+
+def _write(path: Path, data: bytes) -> str:
+    """Write and fsync; returns the SHA-256 of the data."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames and new names in a folder durable, where the system lets folders be opened (Windows doesn't)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _read(path: Path, otherwise: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {otherwise} ({error.strerror or error})") from None
+
+
+def _read_json(path: Path, data: bytes) -> dict:
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: holds a JSON {type(record).__name__}, not an object")
+    return record

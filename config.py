@@ -1,0 +1,214 @@
+"""What a run can be: the table of tasks, every setting with its default, and the command line made from them.
+
+Not handled: configuration files; a run's settings are in its `results.json`.
+"""
+
+import argparse
+import json
+import math
+import types as types
+import typing
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+
+import torch.nn.functional as F
+from torch import Tensor
+
+import evaluation
+import mysmartloss
+from base_bert import EMBEDDED
+from datasets import SCHEDULES, Task, class_label, score_label
+from errors import UserError
+
+SPLITS = ("train", "dev", "test")
+
+# ---------------------------------------------------------------------------------------------------------------------- tasks
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits (B,C), class numbers (B,) -> scalar."""
+    return F.cross_entropy(logits.float(), labels.long())
+
+
+def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits (B,1), 0 or 1 (B,) -> scalar."""
+    return F.binary_cross_entropy_with_logits(logits.float().squeeze(-1), labels)
+
+
+def mean_squared_error(logits: Tensor, labels: Tensor) -> Tensor:
+    """Outputs (B,1), scores (B,) -> scalar."""
+    return F.mse_loss(logits.float().squeeze(-1), labels)
+
+
+CLASSES = {
+    "loss": cross_entropy,
+    "divergence": mysmartloss.sym_kl_loss,
+    "predict": lambda logits: logits.argmax(-1),
+    "metrics": {"accuracy": evaluation.accuracy, "macro_f1": evaluation.macro_f1},
+}
+SENTIMENT = {"text_columns": ("sentence",), "label_column": "sentiment", "prediction_column": "Predicted_Sentiment", **CLASSES}
+PAIR = ("sentence1", "sentence2")
+TASKS = {
+    task.name: task
+    for task in (
+        Task(name="sst", parse_label=class_label(5), num_outputs=5, file_stem="ids-sst", **SENTIMENT),
+        Task(
+            name="para",
+            text_columns=PAIR,
+            label_column="is_duplicate",
+            parse_label=class_label(2),
+            num_outputs=1,
+            loss=binary_cross_entropy,
+            divergence=mysmartloss.bernoulli_sym_kl_loss,
+            predict=lambda logits: (logits.squeeze(-1) > 0).float(),
+            metrics={"accuracy": evaluation.accuracy, "macro_f1": evaluation.macro_f1},
+            file_stem="quora",
+            prediction_column="Predicted_Is_Paraphrase",
+        ),
+        Task(
+            name="sts",
+            text_columns=PAIR,
+            label_column="similarity",
+            parse_label=score_label(0, 5),
+            num_outputs=1,
+            loss=mean_squared_error,
+            divergence=mysmartloss.squared_error,
+            predict=lambda logits: logits.squeeze(-1).float(),
+            metrics={"pearson": evaluation.pearson, "spearman": evaluation.spearman},
+            file_stem="sts",
+            prediction_column="Predicted_Similiary",  # spelled as the course spells it
+            first_output=2.5,
+        ),
+        Task(name="cfimdb", parse_label=class_label(2), num_outputs=2, file_stem="ids-cfimdb", **SENTIMENT),
+    )
+}
+OPTIONS = ("finetune", "pretrain", "evaluate")
+NORMS = {"inf": mysmartloss.inf_norm, "2": mysmartloss.l2_norm}
+
+# -------------------------------------------------------------------------------------------------------------- configuration
+
+
+def flag(default, help: str, choices=None):
+    """A field of TrainConfig that is also a flag of the command line."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run. Each field but `files` is a flag of the same name; UserError names the flag that is wrong."""
+
+    option: str = flag("finetune", "finetune: all weights; pretrain: the heads on a frozen encoder; evaluate: score --checkpoint", OPTIONS)
+    tasks: tuple[str, ...] = flag(("sst", "para", "sts"), "tasks to train, in order: any of sst,para,sts,cfimdb")
+    eval_tasks: tuple[str, ...] | None = flag(None, "tasks to evaluate (default: those of --tasks)")
+    schedule: str = flag("interleaved", "interleaved: a batch of each task in turn; sequential: task after task", tuple(SCHEDULES))
+    epochs: int = flag(3, "epochs; dev scores are taken after each")
+    steps_per_epoch: int | None = flag(None, "optimizer steps an epoch (default: as many batches of every task as the median task has)")
+    batch_size: int = flag(32, "rows a batch")
+    lr: float | None = flag(None, "peak learning rate (default: 1e-4 for finetune, 1e-3 for pretrain)")
+    warmup_steps: int | None = flag(None, "steps of linear warm-up (default: 10 %% of all)")
+    weight_decay: float = flag(0.01, "decoupled weight decay of matrices")
+    max_grad_norm: float = flag(1.0, "gradients are clipped to this 2-norm")
+    hidden_dropout_prob: float = flag(0.1, "dropout before the heads (the encoder's own is in its config.json)")
+    pooling: str = flag("mean", "sentence vector: mean of the real tokens, or cls through BERT's pooler", ("mean", "cls"))
+    max_length: int | None = flag(None, "longest input in tokens, the rest is cut (default: 256 or what the encoder has)")
+    max_train_samples: int | None = flag(None, "train on N random rows of each task, the same ones whatever the seed")
+    max_eval_samples: int | None = flag(None, "evaluate on N random dev rows of each task, the same ones whatever the seed")
+    model_name_or_path: str = flag(EMBEDDED, "minilm (comes with the requirements), a folder, or a hub id such as bert-base-uncased")
+    data_dir: str | None = flag(None, "folder of the course's files (default: $SMART_BERT_DATA_DIR, else data, else data/sample)")
+    output_dir: str | None = flag(None, "where everything is written (default: runs/<option>)")
+    checkpoint: str | None = flag(None, "folder of a saved model, for evaluate")
+    seed: int = flag(11711, "seed of everything random")
+    use_gpu: bool = flag(False, "insist on CUDA (without the flag the best device there is)")
+    logging_steps: int = flag(50, "steps between log lines")
+    use_smart: bool = flag(False, "add SMART's smoothness term")
+    smart_weight: float = flag(1.0, "λ_s, weight of the smoothness term")
+    smart_epsilon: float = flag(0.03, "ε, radius of the perturbation's ball per token; an embedding coordinate is about 0.5")
+    smart_step_size: float = flag(0.03, "η, length of an ascent step")
+    smart_noise_var: float = flag(1e-5, "σ², variance of the perturbation's first noise")
+    smart_steps: int = flag(1, "T, ascent steps; 0 is random noise (R3F)")
+    smart_norm: str = flag("inf", "norm of the ball", tuple(NORMS))
+    files: dict[str, str] = field(default_factory=dict)  # the course's path flags, where given: {"sst_train": path, "sst_dev_out": path}
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "steps_per_epoch", "max_train_samples", "max_eval_samples", "logging_steps"):
+            self._check(name, lambda value: value >= 1, "must be at least 1")
+        for name in ("warmup_steps", "weight_decay", "smart_weight", "smart_noise_var", "smart_steps", "smart_step_size"):
+            self._check(name, lambda value: value >= 0, "must be at least 0")
+        for name in ("lr", "max_grad_norm", "smart_epsilon"):
+            self._check(name, lambda value: value > 0, "must be above 0")
+        self._check("hidden_dropout_prob", lambda value: value < 1, "must be below 1")
+        self._check("hidden_dropout_prob", lambda value: value >= 0, "must be at least 0")
+        self._check("max_length", lambda value: value >= 8, "must be at least 8")
+        self._check("seed", lambda value: 0 <= value < 2**63, "must be a whole number from 0 to 2**63 - 1")
+        for setting in fields(self):
+            choices = setting.metadata.get("choices")
+            if choices:
+                self._check(setting.name, lambda value, choices=choices: value in choices, f"must be one of {', '.join(choices)}")
+        for name in ("tasks", "eval_tasks"):
+            chosen = getattr(self, name)
+            if chosen is not None and (not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(TASKS)):
+                raise UserError(f"--{name} {','.join(chosen)}: must be one or more of {', '.join(TASKS)}, each once")
+        if self.steps_per_epoch and self.steps_per_epoch < len(self.tasks):
+            raise UserError(f"--steps_per_epoch {self.steps_per_epoch}: fewer than the {len(self.tasks)} tasks")
+        if (self.checkpoint is None) == (self.option == "evaluate"):
+            raise UserError(f"--checkpoint: {'needed by' if self.checkpoint is None else 'only for'} --option evaluate")
+
+    def _check(self, name: str, is_right, rule: str) -> None:
+        value = getattr(self, name)
+        if value is not None and not (is_right(value) and (isinstance(value, str) or math.isfinite(value))):
+            raise UserError(f"--{name} {value}: {rule}")
+
+    def to_dict(self) -> dict:
+        """As JSON can hold it."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @property
+    def peak_lr(self) -> float:
+        """`lr`, or the default that goes with the option."""
+        return self.lr or (1e-3 if self.option == "pretrain" else 1e-4)
+
+
+# --------------------------------------------------------------------------------------------------------------- command line
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(message)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
+    """The command line (`sys.argv` if None) as a TrainConfig. Raises UserError naming the flag that is wrong."""
+    parser = _Parser(
+        prog="multitask_classifier.py",
+        description="Fine-tune BERT on several tasks at once with SMART regularisation.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    hints = typing.get_type_hints(TrainConfig)
+    for setting in fields(TrainConfig):
+        if setting.name == "files":
+            continue
+        if hints[setting.name] is bool:
+            parser.add_argument(f"--{setting.name}", action="store_true", help=setting.metadata["help"])
+            continue
+        kind = hints[setting.name]
+        if isinstance(kind, types.UnionType):  # X | None
+            kind = typing.get_args(kind)[0]
+        parser.add_argument(
+            f"--{setting.name}",
+            type=_names if typing.get_origin(kind) is tuple else kind,
+            default=setting.default,
+            metavar="{" + ",".join(setting.metadata["choices"]) + "}" if setting.metadata["choices"] else None,
+            help=setting.metadata["help"],
+        )
+    paths = parser.add_argument_group("files", "one by one, where they are not all in --data_dir under the course's names")
+    for task in TASKS:
+        for name in (*SPLITS, "dev_out", "test_out"):
+            paths.add_argument(f"--{task}_{name}", metavar="PATH", default=argparse.SUPPRESS)
+    given = vars(parser.parse_args(arguments))
+    settings = {setting.name: given.pop(setting.name) for setting in fields(TrainConfig) if setting.name != "files"}
+    return TrainConfig(**settings, files=given)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))

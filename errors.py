@@ -1,0 +1,9 @@
+"""The project's one error type, in a file of its own so that every room can raise it without importing upward."""
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong: a flag, a file, a row.
+
+    The message is one line: what is wrong, where (file:line or flag), and how to mend it.
+    The command line prints it and exits with status 2; a traceback would only hide it.
+    """

@@ -1,0 +1,86 @@
+"""Scores, predictions for whole data sets, and the course's prediction files.
+
+Metrics take two equally long arrays, predictions and labels. Not handled: confidence intervals, calibration.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets import Batch, Task, TokenizedDataset, evaluation_batches
+from errors import UserError
+
+log = logging.getLogger("smart_bert")
+
+
+def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Share of predictions that equal the label."""
+    return float(np.mean(np.asarray(predictions) == np.asarray(labels)))
+
+
+def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Unweighted mean of F1 over the classes that occur in predictions or labels."""
+    from sklearn.metrics import f1_score  # imported late: a second of start-up that most of a run doesn't need
+
+    return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
+
+
+def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Pearson correlation; 0, with a warning, where it is undefined."""
+    return _correlation("pearsonr", predictions, labels)
+
+
+def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Spearman rank correlation; 0, with a warning, where it is undefined."""
+    return _correlation("spearmanr", predictions, labels)
+
+
+def _correlation(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
+    from scipy import stats
+
+    predictions, labels = (np.asarray(values, dtype=np.float64) for values in (predictions, labels))
+    for what, values in {"predictions": predictions, "labels": labels}.items():
+        if len(values) < 2 or np.ptp(values) == 0:
+            log.warning("correlation is undefined, the %s are constant; counted as 0", what)
+            return 0.0
+    return float(getattr(stats, name)(predictions, labels).statistic)
+
+
+def predict(logits_fn: Callable[[Batch], Tensor], dataset: TokenizedDataset, batch_size: int, device: torch.device) -> np.ndarray:
+    """`dataset.task.predict` of the logits of every row, in file order: (rows,). The caller puts the model in eval mode."""
+    batches = evaluation_batches(dataset, batch_size)
+    outputs = []
+    with torch.inference_mode():
+        for batch in tqdm(batches, desc=f"predicting {dataset.task.name}", leave=False, disable=None):
+            outputs.append(dataset.task.predict(logits_fn(batch.to(device))))
+        in_batch_order = torch.cat(outputs).cpu().numpy()  # one copy from the device, at the end
+    predictions = np.empty_like(in_batch_order)
+    predictions[np.concatenate([batch.rows for batch in batches])] = in_batch_order
+    return predictions
+
+
+def score(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Every metric of the task by name, the main one first."""
+    return {name: metric(predictions, labels) for name, metric in task.metrics.items()}
+
+
+def write_predictions(path: str | Path, column: str, ids: Iterable[str], predictions: np.ndarray) -> None:
+    """The course's prediction file: `id \\t COLUMN ` and then `ID , VALUE `, a line a row. Replaces the file at once or not at all.
+
+    Raises UserError if it cannot be written.
+    """
+    path = Path(path)
+    lines = [f"id \t {column} \n", *(f"{id} , {value!s} \n" for id, value in zip(ids, predictions, strict=True))]
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text("".join(lines), encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write predictions ({error.strerror or error})") from None

@@ -1,0 +1,396 @@
+"""Fine-tune one BERT on sentiment, paraphrase and similarity at once, with SMART regularisation: model, training, main program.
+
+    python multitask_classifier.py --option finetune --use_smart
+
+B batch, T tokens, H hidden, C outputs. Source: the SMARTBert report (Stanford CS 224N) and Jiang et al. 2020 (arXiv 1911.03437).
+"""
+
+import json
+import logging
+import os
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import evaluation
+import mysmartloss
+from base_bert import BertConfig, load_tokenizer
+from bert import BertModel
+from checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from config import NORMS, TASKS, TrainConfig, parse_arguments
+from datasets import SCHEDULES, Batch, Loader, Task, TokenizedDataset, read_examples, sample_rows, tokenize
+from errors import UserError
+from optimizer import AdamW, decay_groups, warmup_decay
+from reporting import Interval, RunLog, scores_table, write_results
+
+log = logging.getLogger("smart_bert")
+HERE = Path(__file__).resolve().parent
+Key = tuple[str, str]  # (task, split)
+Data = dict[Key, TokenizedDataset]
+
+# ---------------------------------------------------------------------------------------------------------------------- model
+
+
+class MultitaskBERT(nn.Module):
+    """A BERT encoder, a sentence vector, dropout, and one linear head per task of TASKS."""
+
+    def __init__(self, bert: BertModel, pooling: str = "mean", hidden_dropout_prob: float = 0.1):
+        super().__init__()
+        self.bert = bert
+        self.pooling = pooling
+        self.dropout = nn.Dropout(hidden_dropout_prob)
+        self.heads = nn.ModuleDict({task.name: nn.Linear(bert.config.hidden_size, task.num_outputs) for task in TASKS.values()})
+        for name, head in self.heads.items():
+            nn.init.normal_(head.weight, std=bert.config.initializer_range)
+            nn.init.constant_(head.bias, TASKS[name].first_output)
+
+    def logits(self, task: str, embeddings: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Embeddings (B,T,H), mask (B,T) or None if no token is padding -> the task's outputs (B,C)."""
+        hidden = self.bert.encode(embeddings, attention_mask)  # (B,T,H)
+        if self.pooling == "cls":
+            pooled = self.bert.pool(hidden)  # (B,H)
+        elif attention_mask is None:
+            pooled = hidden.mean(1)
+        else:
+            real = attention_mask.to(hidden.dtype)[:, :, None]  # (B,T,1)
+            pooled = (hidden * real).sum(1) / real.sum(1)
+        return self.heads[task](self.dropout(pooled))
+
+    def forward(self, task: str, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None) -> Tensor:
+        """Ids, mask and segment ids (B,T) -> the task's outputs (B,C)."""
+        return self.logits(task, self.bert.embed(input_ids, token_type_ids), attention_mask)
+
+    def predict_sentiment(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None) -> Tensor:
+        """Logits (B,5) of very negative ... very positive."""
+        return self("sst", input_ids, attention_mask, token_type_ids)
+
+    def predict_paraphrase(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None) -> Tensor:
+        """Logit (B,1) of being a paraphrase, for pairs `[CLS] a [SEP] b [SEP]`."""
+        return self("para", input_ids, attention_mask, token_type_ids)
+
+    def predict_similarity(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None) -> Tensor:
+        """Score (B,1), about 0 to 5, for pairs `[CLS] a [SEP] b [SEP]`."""
+        return self("sts", input_ids, attention_mask, token_type_ids)
+
+
+def training_loss(model: MultitaskBERT, task: Task, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
+    """Scalars `task` (L), `smart` (R_s, if switched on) and `total` = L + λ_s R_s for one batch."""
+    embeddings = model.bert.embed(batch.input_ids, batch.token_type_ids)  # (B,T,H), shared by all passes
+    encode = mysmartloss.DropoutReplay(lambda perturbed: model.logits(task.name, perturbed, batch.attention_mask))
+    logits = encode(embeddings)  # (B,C)
+    losses = {"task": task.loss(logits, batch.labels)}
+    losses["total"] = losses["task"]
+    if config.use_smart and config.smart_weight:
+        smart = mysmartloss.SMARTLoss(
+            encode,
+            task.divergence,
+            norm_fn=NORMS[config.smart_norm],
+            num_steps=config.smart_steps,
+            step_size=config.smart_step_size,
+            epsilon=config.smart_epsilon,
+            noise_var=config.smart_noise_var,
+        )
+        losses["smart"] = smart(embeddings, logits, batch.attention_mask)
+        losses["total"] = losses["total"] + config.smart_weight * losses["smart"]
+    return losses
+
+
+# ----------------------------------------------------------------------------------------------------------------------- data
+
+
+def find_files(config: TrainConfig, wanted: Sequence[Key]) -> tuple[dict[Key, Path], str]:
+    """Path of each (task, split), and where they are from in a word or two. Raises UserError for a file that is not there."""
+    chosen = config.data_dir or os.environ.get("SMART_BERT_DATA_DIR")
+    folder = Path(chosen or "data")
+    given = {key: Path(config.files["_".join(key)]) for key in wanted if "_".join(key) in config.files}
+    files = {(task, split): given.get((task, split), folder / TASKS[task].filename(split)) for task, split in wanted}
+    missing = [key for key, path in files.items() if not path.is_file()]
+    if len(missing) == len(files) and not chosen and not given:
+        sample = {(task, split): HERE / "data" / "sample" / TASKS[task].filename(split) for task, split in wanted}
+        if all(path.is_file() for path in sample.values()):
+            return sample, "sample"
+    if missing:
+        flag = "--" + "_".join(missing[0])
+        raise UserError(f"{files[missing[0]]}: no such file; give it with {flag}, or its folder with --data_dir (see data/README.md)")
+    return files, str(folder) if len(given) < len(files) else "files given by flag"
+
+
+def load_data(config: TrainConfig, files: dict[Key, Path], tokenizer: Tokenizer) -> Data:
+    """Read and tokenise every file; says how many rows each has and how many were cut."""
+    limits = {"train": config.max_train_samples, "dev": config.max_eval_samples, "test": None}
+    data = {}
+    for (task, split), path in tqdm(files.items(), desc="reading", leave=False, disable=None):
+        examples = sample_rows(read_examples(path, TASKS[task], labelled=split != "test"), limits[split])
+        data[task, split] = tokenize(examples, TASKS[task], tokenizer, config.max_length)
+        cut = data[task, split].num_truncated
+        if cut:
+            log.warning("%s: %d of %d rows cut to --max_length %d tokens", path, cut, len(examples), config.max_length)
+    return data
+
+
+# ------------------------------------------------------------------------------------------------------------------- training
+
+
+def pick_device(use_gpu: bool) -> torch.device:
+    """CUDA, else Apple's MPS, else the CPU; with `use_gpu` CUDA or a UserError."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if use_gpu:
+        raise UserError("--use_gpu: this PyTorch finds no CUDA device; leave the flag out to use the best device there is")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+class Evaluation(NamedTuple):
+    """scores: by task, then by metric. predictions: by task, in file order. mean: of the tasks' main metrics."""
+
+    scores: dict[str, dict]
+    predictions: dict[str, np.ndarray]
+    mean: float
+
+
+def predict(model: MultitaskBERT, dataset: TokenizedDataset, config: TrainConfig) -> np.ndarray:
+    """Predictions (rows,) in file order, without dropout; the model is left in eval mode."""
+    model.eval()
+
+    def logits(batch: Batch) -> Tensor:
+        return model(dataset.task.name, batch.input_ids, batch.attention_mask, batch.token_type_ids)
+
+    return evaluation.predict(logits, dataset, 2 * config.batch_size, next(model.parameters()).device)
+
+
+def evaluate(model: MultitaskBERT, datasets: list[TokenizedDataset], config: TrainConfig, trained: Sequence[str]) -> Evaluation:
+    """Scores and predictions on labelled data; tasks that the model was not trained on are marked."""
+    scores, predictions = {}, {}
+    for dataset in datasets:
+        name = dataset.task.name
+        predictions[name] = predict(model, dataset, config)
+        scores[name] = evaluation.score(dataset.task, predictions[name], dataset.labels.numpy())
+        if name not in trained:
+            scores[name]["trained"] = False
+    return Evaluation(scores, predictions, statistics.fmean(scores[name][TASKS[name].main_metric] for name in scores))
+
+
+class Plan(NamedTuple):
+    """steps: for each step of the run its task and which of that task's batches it takes. per_epoch, warmup: counts of steps."""
+
+    steps: list[tuple[str, int]]
+    per_epoch: int
+    warmup: int
+
+
+def plan_steps(config: TrainConfig, loaders: dict[str, Loader]) -> Plan:
+    """Every task gets the same number of steps; an epoch has as many as the median task needs for one pass over its rows."""
+    median = round(statistics.median(loader.batches_per_epoch for loader in loaders.values()))
+    per_epoch = config.steps_per_epoch or median * len(loaders)
+    taken, steps = Counter(), []
+    for step in range(config.epochs * per_epoch):
+        name = config.tasks[SCHEDULES[config.schedule](step, per_epoch, len(config.tasks))]
+        steps.append((name, taken[name]))
+        taken[name] += 1
+    return Plan(steps, per_epoch, round(0.1 * len(steps)) if config.warmup_steps is None else config.warmup_steps)
+
+
+def save_model(folder: Path, model: MultitaskBERT, tokenizer: Tokenizer, run: dict) -> None:
+    """A self-contained checkpoint. As a folder it is also a model that `transformers` and --model_name_or_path can read."""
+    tensors = {"model": model.bert.published_weights(), "heads": model.heads.state_dict()}
+    records = {"config": model.bert.config.to_dict(), "tokenizer": json.loads(tokenizer.to_str()), "run": run}
+    save_checkpoint(folder, Checkpoint(tensors, records))
+
+
+def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
+    """Model, tokenizer and the run's record from a checkpoint folder, or a run folder that has one under `best`. Raises UserError."""
+    folder = Path(folder)
+    if (folder / "best").is_dir():
+        folder = folder / "best"
+    saved = load_checkpoint(folder)
+    try:
+        run, settings = saved.records["run"], saved.records["run"]["config"]
+        bert = BertModel(BertConfig.from_dict(saved.records["config"], f"{folder}/config.json"))
+        bert.load_published(saved.tensors["model"], f"{folder}/model.safetensors")
+        model = MultitaskBERT(bert, settings["pooling"], settings["hidden_dropout_prob"])
+        model.heads.load_state_dict(saved.tensors["heads"])
+        return model, Tokenizer.from_str(json.dumps(saved.records["tokenizer"])), run
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{folder}: not a model saved by this program ({str(error).splitlines()[0]})") from None
+
+
+def stop_if_not_finite(losses: dict[str, Tensor], step: int, dataset: TokenizedDataset, batch: Batch) -> None:
+    """Raises UserError naming step, task and rows if the loss or the gradient of this batch is not a number."""
+    if not torch.isfinite(losses["grad_norm"]) or not torch.isfinite(losses["total"]):
+        values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+        ids = ", ".join(dataset.ids[row] for row in batch.rows)
+        where = f"step {step}, task {dataset.task.name}, rows {ids}"
+        raise UserError(f"loss or gradient is not finite ({values}) at {where}; no update was made; try a smaller --lr")
+
+
+def describe(model: MultitaskBERT, tokenizer: Tokenizer, loaders: dict[str, Loader], plan: Plan, config: TrainConfig) -> None:
+    """Print what the run is about to do and what it will cost."""
+    device, params = next(model.parameters()).device, [p for p in model.parameters() if p.requires_grad]
+    decayed, plain = (sum(p.numel() for p in group["params"]) for group in decay_groups(model, config.weight_decay))
+    print(f"{config.option} on {device}: {decayed + plain:,} parameters in {len(params)} tensors, {decayed:,} of them decay")
+    tokens = 0
+    for name, loader in loaders.items():
+        lengths, batches = loader.dataset.lengths, loader.epoch_batches(0)
+        padded = sum(lengths[rows].max() * len(rows) for rows in batches)
+        count = sum(task == name for task, _ in plan.steps)
+        tokens += count * lengths.sum() / len(batches)
+        rows = len(loader.dataset)
+        print(
+            f"  {name}: {rows:,} rows, {len(batches):,} batches of {config.batch_size}, {lengths.mean():.1f} tokens a row,"
+            f" {1 - lengths.sum() / padded:.1%} padding; {count:,} steps = {count / len(batches):.2f} passes"
+        )
+        print(f"    for example: {tokenizer.decode(loader[0].input_ids[0].tolist(), skip_special_tokens=False)[:120]}")
+    smart = config.use_smart and config.smart_weight
+    passes = 3 + smart_passes(config) if smart else 3
+    encoder = sum(p.numel() for name, p in model.bert.named_parameters() if "embedding" not in name)
+    print(
+        f"  {len(plan.steps):,} steps, {plan.per_epoch:,} an epoch ({config.schedule}), warm-up {plan.warmup}, peak lr {config.peak_lr:g};"
+        f" {tokens:,.0f} tokens at {passes} forward passes' worth each = {2e-12 * encoder * tokens * passes:,.0f} TFLOP"
+    )
+
+
+def smart_passes(config: TrainConfig) -> int:
+    """Cost of the smoothness term in forward passes: T ascents at 2 (backward to the input only) and one pass at 3."""
+    return 2 * config.smart_steps + 3
+
+
+def write_all_predictions(config: TrainConfig, folder: Path, split: str, datasets: list[TokenizedDataset], predictions: dict) -> None:
+    """The course's files under `folder`/predictions, or where --<task>_<split>_out points."""
+    for dataset in datasets:
+        name = dataset.task.name
+        path = config.files.get(f"{name}_{split}_out", folder / "predictions" / f"{name}-{split}-output.csv")
+        evaluation.write_predictions(path, dataset.task.prediction_column, dataset.ids, predictions[name])
+
+
+def train(model: MultitaskBERT, data: Data, config: TrainConfig, folder: Path, tokenizer: Tokenizer, source: str) -> dict:
+    """Train, score after each epoch, keep the best epoch under `folder`/best. Returns what `results.json` says of the training."""
+    device = next(model.parameters()).device
+    loaders = {name: Loader(data[name, "train"], config.batch_size, (config.seed, place)) for place, name in enumerate(config.tasks)}
+    plan = plan_steps(config, loaders)
+    optimizer = AdamW(decay_groups(model, config.weight_decay), lr=config.peak_lr)
+    dev = [data[name, "dev"] for name in config.eval_tasks or config.tasks]
+    describe(model, tokenizer, loaders, plan, config)
+    diary, interval = RunLog(folder), Interval()
+    best, seconds, examples = None, 0.0, 0
+    try:
+        for step, (name, k) in enumerate(tqdm(plan.steps, desc="training", unit="step", disable=None)):
+            begin = time.perf_counter()
+            model.train()
+            batch = loaders[name][k].to(device)
+            losses = training_loss(model, TASKS[name], batch, config)
+            losses["total"].backward()
+            losses["grad_norm"] = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            stop_if_not_finite(losses, step, data[name, "train"], batch)
+            lr = config.peak_lr * warmup_decay(step, plan.warmup, len(plan.steps))
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad()
+            interval.add(name, losses, batch.num_tokens, time.perf_counter() - begin)
+            seconds, examples = seconds + time.perf_counter() - begin, examples + len(batch.rows)
+            if (step + 1) % config.logging_steps == 0 or (step + 1) % plan.per_epoch == 0:
+                interval.report(diary, step + 1, lr)
+            if (step + 1) % plan.per_epoch == 0:
+                result = evaluate(model, dev, config, config.tasks)
+                for task, scores in result.scores.items():
+                    diary.write(f"dev/{task}", step + 1, {"epoch": (step + 1) // plan.per_epoch, **scores})
+                if best is None or result.mean > best["dev_mean"]:
+                    best = {"epoch": (step + 1) // plan.per_epoch, "dev_mean": result.mean, "dev": result.scores}
+                    run = {"config": config.to_dict(), "trained_tasks": list(config.tasks), "data": source, **best}
+                    save_model(folder / "best", model, tokenizer, run)
+                    write_all_predictions(config, folder, "dev", dev, result.predictions)
+    finally:
+        diary.close()
+    return {**best, "train_seconds": round(seconds, 3), "examples_per_second": round(examples / seconds, 2)}
+
+
+# -------------------------------------------------------------------------------------------------------------------- program
+
+
+def finish(config: TrainConfig, folder: Path, model: MultitaskBERT, tests: list[TokenizedDataset], results: dict) -> None:
+    """Predict the test files, write `results.json`, print the table of dev scores."""
+    write_all_predictions(config, folder, "test", tests, {test.task.name: predict(model, test, config) for test in tests})
+    write_results(folder / "results.json", results | {"config": config.to_dict()})
+    print(f"\n{scores_table(results['dev'])}\nmean {results['dev_mean']:.3f}; everything is in {folder}")
+    if results["data"] == "sample":
+        print("data: sample (the project's own sentences, too few to learn much from), not the course's files")
+
+
+def load_pretrained(config: TrainConfig) -> tuple[Tokenizer, BertModel]:
+    """Tokenizer and encoder of --model_name_or_path. Raises UserError if they don't fit each other or --max_length."""
+    tokenizer, bert = load_tokenizer(config.model_name_or_path), BertModel.from_pretrained(config.model_name_or_path)
+    if tokenizer.get_vocab_size() > bert.config.vocab_size:
+        sizes = f"{tokenizer.get_vocab_size()} word pieces, the encoder has embeddings for {bert.config.vocab_size}"
+        raise UserError(f"--model_name_or_path {config.model_name_or_path}: its tokenizer knows {sizes}")
+    if (config.max_length or 0) > bert.config.max_position_embeddings:
+        raise UserError(f"--max_length {config.max_length}: the encoder has positions for {bert.config.max_position_embeddings} tokens")
+    return tokenizer, bert
+
+
+def fit(config: TrainConfig) -> None:
+    """--option finetune and pretrain: train, keep the best epoch, test it."""
+    device = pick_device(config.use_gpu)
+    evaluated, folder = config.eval_tasks or config.tasks, Path(config.output_dir or f"runs/{config.option}")
+    wanted = [*((name, "train") for name in config.tasks), *((name, split) for name in evaluated for split in ("dev", "test"))]
+    files, source = find_files(config, wanted)
+    if source == "sample":
+        print("No course files found, so this run uses data/sample; data/README.md says where to get the real ones.")
+    torch.manual_seed(config.seed)
+    tokenizer, bert = load_pretrained(config)
+    config = replace(config, max_length=config.max_length or min(256, bert.config.max_position_embeddings))
+    print("settings:", " ".join(f"{name}={value}" for name, value in config.to_dict().items()))
+    bert.requires_grad_(config.option == "finetune")
+    data = load_data(config, files, tokenizer)
+    model = MultitaskBERT(bert, config.pooling, config.hidden_dropout_prob).to(device)
+    trained = train(model, data, config, folder, tokenizer, source)
+    best, _, _ = load_model(folder / "best")
+    tests = [data[name, "test"] for name in evaluated]
+    finish(config, folder, best.to(device), tests, {**trained, "trained_tasks": list(config.tasks), "data": source})
+
+
+def evaluate_checkpoint(config: TrainConfig) -> None:
+    """--option evaluate: dev scores and dev and test predictions of a saved model."""
+    device = pick_device(config.use_gpu)
+    model, tokenizer, run = load_model(config.checkpoint)
+    config = replace(config, max_length=run["config"]["max_length"], pooling=run["config"]["pooling"])
+    names, folder = config.eval_tasks or tuple(run["trained_tasks"]), Path(config.output_dir or "runs/evaluate")
+    files, source = find_files(config, [(name, split) for name in names for split in ("dev", "test")])
+    data = load_data(config, files, tokenizer)
+    dev = [data[name, "dev"] for name in names]
+    result = evaluate(model.to(device), dev, config, run["trained_tasks"])
+    write_all_predictions(config, folder, "dev", dev, result.predictions)
+    results = {"dev": result.scores, "dev_mean": result.mean, "trained_tasks": run["trained_tasks"], "data": source}
+    finish(config, folder, model, [data[name, "test"] for name in names], results | {"checkpoint": config.checkpoint})
+
+
+PROGRAMS = {"finetune": fit, "pretrain": fit, "evaluate": evaluate_checkpoint}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit status: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    try:
+        config = parse_arguments(arguments)
+        PROGRAMS[config.option](config)
+    except UserError as error:
+        print(f"multitask_classifier.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("multitask_classifier.py: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""The run's diary: `metrics.jsonl`, TensorBoard, one console line an interval, `results.json` and the closing table.
+
+Knows numbers, no model class. Not handled: remote trackers; plots are drawn from `metrics.jsonl` by whoever wants them.
+"""
+
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from errors import UserError
+
+
+class RunLog:
+    """Appends one record an interval to `<folder>/metrics.jsonl` and to TensorBoard under `<folder>/tensorboard`.
+
+    Raises UserError when the folder or a file in it cannot be written.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = (self.folder / "metrics.jsonl").open("w", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror or error})") from None
+        self._board = None
+
+    def write(self, prefix: str, step: int, record: dict) -> None:
+        """`record` maps names to numbers (units in the names where there are any); `prefix` is train/<task> or dev/<task>."""
+        try:
+            self._file.write(json.dumps({"step": step, "kind": prefix, **record}) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.folder / 'metrics.jsonl'}: cannot be written ({error.strerror or error})") from None
+        if self._board is None:  # imported at the first record: it would hold up the first step by a second
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(self.folder / "tensorboard")
+        for name, value in record.items():
+            if isinstance(value, (int, float)):
+                self._board.add_scalar(f"{prefix}/{name}", value, step)
+        numbers = "  ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in record.items())
+        tqdm.write(f"step {step:>6}  {prefix:<10}  {numbers}")
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+class Interval:
+    """Collects what the steps since the last log line measured, without waiting for a GPU until the line is due."""
+
+    def __init__(self):
+        self._steps = defaultdict(list)  # task -> [(values by name, tokens, seconds)]
+
+    def add(self, task: str, values: dict, tokens: int, seconds: float) -> None:
+        """One step: its values (0-dim tensors or numbers), its real tokens, its wall-clock seconds."""
+        self._steps[task].append(({name: getattr(value, "detach", lambda v=value: v)() for name, value in values.items()}, tokens, seconds))
+
+    def report(self, diary: RunLog, step: int, lr: float) -> None:
+        """One record a task, means over its steps since the last report; then starts anew."""
+        for task, steps in self._steps.items():
+            record = {name: sum(float(values[name]) for values, _, _ in steps) / len(steps) for name in steps[0][0]}
+            tokens, seconds = (sum(column) for column in list(zip(*steps, strict=True))[1:])
+            record |= {"lr": lr, "ms_per_step": 1000 * seconds / len(steps), "tokens_per_second": tokens / seconds}
+            diary.write(f"train/{task}", step, record)
+        self._steps.clear()
+
+
+def write_results(path: str | Path, results: dict) -> None:
+    """`results` as JSON, replacing the file at once or not at all. Raises UserError if it cannot be written."""
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows of cells as aligned text; the first row is the header, the first column left-aligned, the rest right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        lines.append("  ".join(cells))
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def scores_table(dev: dict[str, dict]) -> str:
+    """Dev scores, a task a row."""
+    rows = [["task", "main metric", "dev", "also", "dev"]]
+    for task, scores in dev.items():
+        named = [(name, value) for name, value in scores.items() if name != "trained"]
+        (main, value), (other, other_value) = named[:2]
+        rows.append([task + ("" if scores.get("trained", True) else " (not trained)"), main, f"{value:.3f}", other, f"{other_value:.3f}"])
+    return table(rows)
