@@ -82,6 +82,8 @@ TASKS = {
         Task(name="cfimdb", parse_label=class_label(2), num_outputs=2, file_stem="ids-cfimdb", **SENTIMENT),
     )
 }
+BETAS = {"fitted": mysmartloss.fitted_beta, "paper": mysmartloss.paper_beta}
+Weight = float | dict[str, float]  # of a term of the loss: one for all tasks, or by task (0 where a task is not named)
 OPTIONS = ("finetune", "pretrain", "evaluate")
 NORMS = {"inf": mysmartloss.inf_norm, "2": mysmartloss.l2_norm}
 
@@ -98,8 +100,8 @@ class TrainConfig:
     """Everything that decides a run. Each field but `files` is a flag of the same name; UserError names the flag that is wrong."""
 
     option: str = flag("finetune", "finetune: all weights; pretrain: the heads on a frozen encoder; evaluate: score --checkpoint", OPTIONS)
-    tasks: tuple[str, ...] = flag(("sst", "para", "sts"), "tasks to train, in order: any of sst,para,sts,cfimdb")
-    eval_tasks: tuple[str, ...] | None = flag(None, "tasks to evaluate (default: those of --tasks)")
+    tasks: tuple[str, ...] | None = flag(None, "tasks to train, in order: any of sst,para,sts,cfimdb (default: the first three)")
+    eval_tasks: tuple[str, ...] | None = flag(None, "tasks to evaluate (default: those of --tasks, else those of --checkpoint)")
     schedule: str = flag("interleaved", "interleaved: a batch of each task in turn; sequential: task after task", tuple(SCHEDULES))
     epochs: int = flag(3, "epochs; dev scores are taken after each")
     steps_per_epoch: int | None = flag(None, "optimizer steps an epoch (default: as many batches of every task as the median task has)")
@@ -120,19 +122,39 @@ class TrainConfig:
     seed: int = flag(11711, "seed of everything random")
     use_gpu: bool = flag(False, "insist on CUDA (without the flag the best device there is)")
     logging_steps: int = flag(50, "steps between log lines")
-    use_smart: bool = flag(False, "add SMART's smoothness term")
-    smart_weight: float = flag(1.0, "λ_s, weight of the smoothness term")
+    use_smart: bool = flag(False, "train with SMART: the smoothness term and the Bregman term")
+    smart_weight: Weight = flag(1.0, "λ_s, weight of the smoothness term: a number, or numbers by task such as sst=1,para=0.5")
     smart_epsilon: float = flag(0.03, "ε, radius of the perturbation's ball per token; an embedding coordinate is about 0.5")
     smart_step_size: float = flag(0.03, "η, length of an ascent step")
     smart_noise_var: float = flag(1e-5, "σ², variance of the perturbation's first noise")
     smart_steps: int = flag(1, "T, ascent steps; 0 is random noise (R3F)")
     smart_norm: str = flag("inf", "norm of the ball", tuple(NORMS))
+    bregman_weight: Weight = flag(1.0, "μ, weight of the Bregman term: a number, or numbers by task")
+    bregman_beta: str = flag("fitted", "β of the teacher: fitted (horizon of a tenth of the run), paper (.99, then .999), or a number")
+    keep: str = flag(
+        "best", "which model the run keeps: the student, its teacher, or whichever is best on dev", ("student", "teacher", "best")
+    )
+    rdrop_weight: Weight = flag(0.0, "weight of R-Drop, a second pass with other dropout masks (a control, independent of SMART)")
     files: dict[str, str] = field(default_factory=dict)  # the course's path flags, where given: {"sst_train": path, "sst_dev_out": path}
 
     def __post_init__(self):
+        self._check_values()
+        defaults = {"output_dir": f"runs/{self.option}"}  # those that depend on other settings
+        if self.option != "evaluate":
+            defaults |= {"tasks": ("sst", "para", "sts"), "lr": 1e-3 if self.option == "pretrain" else 1e-4}
+        defaults["eval_tasks"] = self.tasks or defaults.get("tasks")
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if self.option != "evaluate" and self.steps_per_epoch and self.steps_per_epoch < len(self.tasks):
+            raise UserError(f"--steps_per_epoch {self.steps_per_epoch}: fewer than the {len(self.tasks)} tasks")
+
+    def _check_values(self) -> None:
         for name in ("epochs", "batch_size", "steps_per_epoch", "max_train_samples", "max_eval_samples", "logging_steps"):
             self._check(name, lambda value: value >= 1, "must be at least 1")
-        for name in ("warmup_steps", "weight_decay", "smart_weight", "smart_noise_var", "smart_steps", "smart_step_size"):
+        for name in ("smart_weight", "bregman_weight", "rdrop_weight"):
+            self._check_weight(name)
+        for name in ("warmup_steps", "weight_decay", "smart_noise_var", "smart_steps", "smart_step_size"):
             self._check(name, lambda value: value >= 0, "must be at least 0")
         for name in ("lr", "max_grad_norm", "smart_epsilon"):
             self._check(name, lambda value: value > 0, "must be above 0")
@@ -148,8 +170,14 @@ class TrainConfig:
             chosen = getattr(self, name)
             if chosen is not None and (not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(TASKS)):
                 raise UserError(f"--{name} {','.join(chosen)}: must be one or more of {', '.join(TASKS)}, each once")
-        if self.steps_per_epoch and self.steps_per_epoch < len(self.tasks):
-            raise UserError(f"--steps_per_epoch {self.steps_per_epoch}: fewer than the {len(self.tasks)} tasks")
+        try:
+            beta_is_right = self.bregman_beta in BETAS or 0 <= float(self.bregman_beta) < 1
+        except ValueError:
+            beta_is_right = False
+        if not beta_is_right:
+            raise UserError(f"--bregman_beta {self.bregman_beta}: must be {', '.join(BETAS)} or a number from 0 to below 1")
+        if self.keep == "teacher" and not (self.use_smart and self.bregman_weight):
+            raise UserError("--keep teacher: there is no teacher without --use_smart and a --bregman_weight")
         if (self.checkpoint is None) == (self.option == "evaluate"):
             raise UserError(f"--checkpoint: {'needed by' if self.checkpoint is None else 'only for'} --option evaluate")
 
@@ -158,14 +186,28 @@ class TrainConfig:
         if value is not None and not (is_right(value) and (isinstance(value, str) or math.isfinite(value))):
             raise UserError(f"--{name} {value}: {rule}")
 
+    def _check_weight(self, name: str) -> None:
+        value = getattr(self, name)
+        for task, weight in value.items() if isinstance(value, dict) else [(None, value)]:
+            if task is not None and task not in TASKS:
+                raise UserError(f"--{name}: unknown task {task!r}, it must be one of {', '.join(TASKS)}")
+            if not (weight >= 0 and math.isfinite(weight)):
+                raise UserError(f"--{name} {weight}: must be at least 0")
+
+    def weights(self, task: str) -> dict[str, float]:
+        """Weight of each term that is switched on for this task: `smart`, `bregman`, `rdrop`."""
+        terms = {"smart": self.smart_weight, "bregman": self.bregman_weight} if self.use_smart else {}
+        terms["rdrop"] = self.rdrop_weight
+        by_task = {term: weight.get(task, 0.0) if isinstance(weight, dict) else weight for term, weight in terms.items()}
+        return {term: weight for term, weight in by_task.items() if weight}
+
+    def beta(self, step: int, total_steps: int) -> float:
+        """β of the Bregman teacher after step 0, 1, ..."""
+        return BETAS[self.bregman_beta](step, total_steps) if self.bregman_beta in BETAS else float(self.bregman_beta)
+
     def to_dict(self) -> dict:
         """As JSON can hold it."""
         return json.loads(json.dumps(asdict(self)))
-
-    @property
-    def peak_lr(self) -> float:
-        """`lr`, or the default that goes with the option."""
-        return self.lr or (1e-3 if self.option == "pretrain" else 1e-4)
 
 
 # --------------------------------------------------------------------------------------------------------------- command line
@@ -181,7 +223,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
     parser = _Parser(
         prog="multitask_classifier.py",
         description="Fine-tune BERT on several tasks at once with SMART regularisation.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        usage="python multitask_classifier.py [--flag value ...]",
         allow_abbrev=False,
     )
     hints = typing.get_type_hints(TrainConfig)
@@ -192,14 +234,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
             parser.add_argument(f"--{setting.name}", action="store_true", help=setting.metadata["help"])
             continue
         kind = hints[setting.name]
-        if isinstance(kind, types.UnionType):  # X | None
+        if isinstance(kind, types.UnionType) and kind != Weight:  # X | None
             kind = typing.get_args(kind)[0]
         parser.add_argument(
             f"--{setting.name}",
-            type=_names if typing.get_origin(kind) is tuple else kind,
+            type=_weight if kind == Weight else _names if typing.get_origin(kind) is tuple else kind,
             default=setting.default,
             metavar="{" + ",".join(setting.metadata["choices"]) + "}" if setting.metadata["choices"] else None,
-            help=setting.metadata["help"],
+            help=setting.metadata["help"] + ("" if setting.default is None else f" (default: {setting.default})"),
         )
     paths = parser.add_argument_group("files", "one by one, where they are not all in --data_dir under the course's names")
     for task in TASKS:
@@ -212,3 +254,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
+
+
+def _weight(text: str) -> Weight:
+    if "=" not in text:
+        return float(text)
+    pairs = [part.partition("=") for part in text.split(",")]
+    return {name.strip(): float(value) for name, _, value in pairs}
+
+
+_weight.__name__ = "weight"  # argparse says "invalid weight value: ..."

@@ -250,6 +250,11 @@ class Batch:
     labels: Tensor | None  # (B,)
     num_tokens: int  # real ones, without padding
 
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Ids, mask and segment ids, as a model's forward takes them."""
+        return self.input_ids, self.attention_mask, self.token_type_ids
+
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device, copied without waiting for it where the device is CUDA."""
         if device.type == "cpu":

@@ -84,14 +84,24 @@ class MultitaskBERT(nn.Module):
         return self("sts", input_ids, attention_mask, token_type_ids)
 
 
-def training_loss(model: MultitaskBERT, task: Task, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
-    """Scalars `task` (L), `smart` (R_s, if switched on) and `total` = L + λ_s R_s for one batch."""
+def training_loss(
+    model: MultitaskBERT,
+    task: Task,
+    batch: Batch,
+    config: TrainConfig,
+    bregman: mysmartloss.BregmanProximal | None = None,
+    measure: bool = False,
+) -> dict[str, Tensor]:
+    """The loss of one batch by its parts, scalars: `task` (L), each term that is on, and `total` = L + λ_s R_s + μ D_Breg.
+
+    With `measure`, what the ascent achieved, too (one more forward pass; see `SMARTLoss.evidence`).
+    """
+    generator = mysmartloss.generator_state(batch.input_ids.device)  # the teacher's dropout masks are to be the model's
     embeddings = model.bert.embed(batch.input_ids, batch.token_type_ids)  # (B,T,H), shared by all passes
     encode = mysmartloss.DropoutReplay(lambda perturbed: model.logits(task.name, perturbed, batch.attention_mask))
     logits = encode(embeddings)  # (B,C)
-    losses = {"task": task.loss(logits, batch.labels)}
-    losses["total"] = losses["task"]
-    if config.use_smart and config.smart_weight:
+    losses, weights = {"task": task.loss(logits, batch.labels)}, config.weights(task.name)
+    if "smart" in weights:
         smart = mysmartloss.SMARTLoss(
             encode,
             task.divergence,
@@ -101,8 +111,15 @@ def training_loss(model: MultitaskBERT, task: Task, batch: Batch, config: TrainC
             epsilon=config.smart_epsilon,
             noise_var=config.smart_noise_var,
         )
-        losses["smart"] = smart(embeddings, logits, batch.attention_mask)
-        losses["total"] = losses["total"] + config.smart_weight * losses["smart"]
+        delta = smart.perturbation(embeddings, logits, batch.attention_mask)
+        losses["smart"] = smart.at(delta, embeddings, logits)
+        if measure:
+            losses |= smart.evidence(delta, embeddings, logits, losses["smart"])
+    if "bregman" in weights:
+        losses["bregman"] = bregman(logits, lambda teacher: teacher(task.name, *batch.inputs), task.divergence, generator)
+    if "rdrop" in weights:
+        losses["rdrop"] = task.divergence(model(task.name, *batch.inputs), logits)
+    losses["total"] = losses["task"] + sum(weight * losses[term] for term, weight in weights.items())
     return losses
 
 
@@ -164,7 +181,7 @@ def predict(model: MultitaskBERT, dataset: TokenizedDataset, config: TrainConfig
     model.eval()
 
     def logits(batch: Batch) -> Tensor:
-        return model(dataset.task.name, batch.input_ids, batch.attention_mask, batch.token_type_ids)
+        return model(dataset.task.name, *batch.inputs)
 
     return evaluation.predict(logits, dataset, 2 * config.batch_size, next(model.parameters()).device)
 
@@ -201,9 +218,14 @@ def plan_steps(config: TrainConfig, loaders: dict[str, Loader]) -> Plan:
     return Plan(steps, per_epoch, round(0.1 * len(steps)) if config.warmup_steps is None else config.warmup_steps)
 
 
-def save_model(folder: Path, model: MultitaskBERT, tokenizer: Tokenizer, run: dict) -> None:
-    """A self-contained checkpoint. As a folder it is also a model that `transformers` and --model_name_or_path can read."""
+def save_model(folder: Path, candidates: dict[str, MultitaskBERT], kept: str, tokenizer: Tokenizer, run: dict) -> None:
+    """A self-contained checkpoint. As a folder it is also a model that `transformers` and --model_name_or_path can read.
+
+    Of student and teacher the one that is kept is the model; the other's weights are saved beside it.
+    """
+    model = candidates[kept]
     tensors = {"model": model.bert.published_weights(), "heads": model.heads.state_dict()}
+    tensors |= {role: candidate.state_dict() for role, candidate in candidates.items() if role != kept}
     records = {"config": model.bert.config.to_dict(), "tokenizer": json.loads(tokenizer.to_str()), "run": run}
     save_checkpoint(folder, Checkpoint(tensors, records))
 
@@ -239,30 +261,44 @@ def describe(model: MultitaskBERT, tokenizer: Tokenizer, loaders: dict[str, Load
     device, params = next(model.parameters()).device, [p for p in model.parameters() if p.requires_grad]
     decayed, plain = (sum(p.numel() for p in group["params"]) for group in decay_groups(model, config.weight_decay))
     print(f"{config.option} on {device}: {decayed + plain:,} parameters in {len(params)} tensors, {decayed:,} of them decay")
-    tokens = 0
+    tokens = {}
     for name, loader in loaders.items():
         lengths, batches = loader.dataset.lengths, loader.epoch_batches(0)
         padded = sum(lengths[rows].max() * len(rows) for rows in batches)
         count = sum(task == name for task, _ in plan.steps)
-        tokens += count * lengths.sum() / len(batches)
+        tokens[name] = count * lengths.sum() / len(batches)
         rows = len(loader.dataset)
         print(
             f"  {name}: {rows:,} rows, {len(batches):,} batches of {config.batch_size}, {lengths.mean():.1f} tokens a row,"
             f" {1 - lengths.sum() / padded:.1%} padding; {count:,} steps = {count / len(batches):.2f} passes"
         )
         print(f"    for example: {tokenizer.decode(loader[0].input_ids[0].tolist(), skip_special_tokens=False)[:120]}")
-    smart = config.use_smart and config.smart_weight
-    passes = 3 + smart_passes(config) if smart else 3
+    # in forward passes: a backward pass is 2, or 1 where only the input's gradient is wanted (the ascent)
+    cost = {"smart": 2 * config.smart_steps + 3, "bregman": 1, "rdrop": 3}
     encoder = sum(p.numel() for name, p in model.bert.named_parameters() if "embedding" not in name)
+    flops = sum(2 * encoder * count * (3 + sum(cost[term] for term in config.weights(name))) for name, count in tokens.items())
     print(
-        f"  {len(plan.steps):,} steps, {plan.per_epoch:,} an epoch ({config.schedule}), warm-up {plan.warmup}, peak lr {config.peak_lr:g};"
-        f" {tokens:,.0f} tokens at {passes} forward passes' worth each = {2e-12 * encoder * tokens * passes:,.0f} TFLOP"
+        f"  {len(plan.steps):,} steps, {plan.per_epoch:,} an epoch ({config.schedule}), warm-up {plan.warmup}, peak lr {config.lr:g};"
+        f" {sum(tokens.values()):,.0f} tokens, about {flops / 1e12:,.0f} TFLOP"
     )
 
 
-def smart_passes(config: TrainConfig) -> int:
-    """Cost of the smoothness term in forward passes: T ascents at 2 (backward to the input only) and one pass at 3."""
-    return 2 * config.smart_steps + 3
+def warn_of_terms_without_effect(first_losses: list[tuple[str, dict[str, Tensor]]], config: TrainConfig) -> None:
+    """One warning if a term that is on has stayed below a millionth of the task loss."""
+    dead = set()
+    for name in dict(first_losses):
+        for term, weight in config.weights(name).items():
+            parts = [(float(losses[term].detach()), float(losses["task"].detach())) for task, losses in first_losses if task == name]
+            if weight * sum(part for part, _ in parts) < 1e-6 * abs(sum(whole for _, whole in parts)):
+                dead.add((term, name))
+    if dead:
+        advice = {
+            "smart": "--smart_epsilon or --smart_step_size",
+            "bregman": "--bregman_weight or --bregman_beta",
+            "rdrop": "--rdrop_weight",
+        }
+        said = "; ".join(f"{term} on {name} (raise {advice[term]})" for term, name in sorted(dead))
+        log.warning("no measurable effect in the first %d steps, below a millionth of the task loss: %s", len(first_losses), said)
 
 
 def write_all_predictions(config: TrainConfig, folder: Path, split: str, datasets: list[TokenizedDataset], predictions: dict) -> None:
@@ -273,43 +309,65 @@ def write_all_predictions(config: TrainConfig, folder: Path, split: str, dataset
         evaluation.write_predictions(path, dataset.task.prediction_column, dataset.ids, predictions[name])
 
 
+def score_epoch(
+    candidates: dict[str, MultitaskBERT], dev: list[TokenizedDataset], config: TrainConfig, diary: RunLog, step: int
+) -> tuple[dict, dict]:
+    """Score student and teacher on dev; of those that --keep allows the better one's part of `results.json`, and its predictions."""
+    evaluations = {role: evaluate(candidate, dev, config, config.tasks) for role, candidate in candidates.items()}
+    for role, evaluation_ in evaluations.items():
+        candidates[role].train()
+        for task, scores in evaluation_.scores.items():
+            diary.write(f"{'dev' if role == 'student' else 'teacher'}/{task}", step, scores)
+    allowed = evaluations if config.keep == "best" else [config.keep]
+    kept = max(allowed, key=lambda role: evaluations[role].mean)
+    record = {"dev": evaluations[kept].scores, "dev_mean": evaluations[kept].mean}
+    if len(evaluations) > 1:
+        record |= {"kept": kept} | {f"dev_{role}": evaluation_.scores for role, evaluation_ in evaluations.items()}
+    return record, evaluations[kept].predictions
+
+
 def train(model: MultitaskBERT, data: Data, config: TrainConfig, folder: Path, tokenizer: Tokenizer, source: str) -> dict:
     """Train, score after each epoch, keep the best epoch under `folder`/best. Returns what `results.json` says of the training."""
-    device = next(model.parameters()).device
     loaders = {name: Loader(data[name, "train"], config.batch_size, (config.seed, place)) for place, name in enumerate(config.tasks)}
     plan = plan_steps(config, loaders)
-    optimizer = AdamW(decay_groups(model, config.weight_decay), lr=config.peak_lr)
-    dev = [data[name, "dev"] for name in config.eval_tasks or config.tasks]
+    optimizer = AdamW(decay_groups(model, config.weight_decay), lr=config.lr)
+    candidates, bregman = {"student": model.train()}, None
+    if any("bregman" in config.weights(name) for name in config.tasks):
+        bregman = mysmartloss.BregmanProximal(model)
+        candidates["teacher"] = bregman.teacher
     describe(model, tokenizer, loaders, plan, config)
     diary, interval = RunLog(folder), Interval()
-    best, seconds, examples = None, 0.0, 0
+    best, seconds, examples, first_losses = None, 0.0, 0, []
     try:
         for step, (name, k) in enumerate(tqdm(plan.steps, desc="training", unit="step", disable=None)):
             begin = time.perf_counter()
-            model.train()
-            batch = loaders[name][k].to(device)
-            losses = training_loss(model, TASKS[name], batch, config)
+            batch = loaders[name][k].to(next(model.parameters()).device)
+            losses = training_loss(model, TASKS[name], batch, config, bregman, measure=interval.lacks(name))
             losses["total"].backward()
             losses["grad_norm"] = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             stop_if_not_finite(losses, step, data[name, "train"], batch)
-            lr = config.peak_lr * warmup_decay(step, plan.warmup, len(plan.steps))
+            lr = config.lr * warmup_decay(step, plan.warmup, len(plan.steps))
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
             optimizer.zero_grad()
+            if bregman:
+                bregman.update(model, config.beta(step, len(plan.steps)))
             interval.add(name, losses, batch.num_tokens, time.perf_counter() - begin)
             seconds, examples = seconds + time.perf_counter() - begin, examples + len(batch.rows)
+            first_losses += [(name, losses)] if step < 20 else []
+            if step == 19:
+                warn_of_terms_without_effect(first_losses, config)
             if (step + 1) % config.logging_steps == 0 or (step + 1) % plan.per_epoch == 0:
                 interval.report(diary, step + 1, lr)
             if (step + 1) % plan.per_epoch == 0:
-                result = evaluate(model, dev, config, config.tasks)
-                for task, scores in result.scores.items():
-                    diary.write(f"dev/{task}", step + 1, {"epoch": (step + 1) // plan.per_epoch, **scores})
-                if best is None or result.mean > best["dev_mean"]:
-                    best = {"epoch": (step + 1) // plan.per_epoch, "dev_mean": result.mean, "dev": result.scores}
+                dev = [data[task, "dev"] for task in config.eval_tasks]
+                record, predictions = score_epoch(candidates, dev, config, diary, step + 1)
+                if best is None or record["dev_mean"] > best["dev_mean"]:
+                    best = {"epoch": (step + 1) // plan.per_epoch, **record}
                     run = {"config": config.to_dict(), "trained_tasks": list(config.tasks), "data": source, **best}
-                    save_model(folder / "best", model, tokenizer, run)
-                    write_all_predictions(config, folder, "dev", dev, result.predictions)
+                    save_model(folder / "best", candidates, best.get("kept", "student"), tokenizer, run)
+                    write_all_predictions(config, folder, "dev", dev, predictions)
     finally:
         diary.close()
     return {**best, "train_seconds": round(seconds, 3), "examples_per_second": round(examples / seconds, 2)}
@@ -341,9 +399,9 @@ def load_pretrained(config: TrainConfig) -> tuple[Tokenizer, BertModel]:
 def fit(config: TrainConfig) -> None:
     """--option finetune and pretrain: train, keep the best epoch, test it."""
     device = pick_device(config.use_gpu)
-    evaluated, folder = config.eval_tasks or config.tasks, Path(config.output_dir or f"runs/{config.option}")
-    wanted = [*((name, "train") for name in config.tasks), *((name, split) for name in evaluated for split in ("dev", "test"))]
-    files, source = find_files(config, wanted)
+    folder = Path(config.output_dir)
+    evaluated = [(name, split) for name in config.eval_tasks for split in ("dev", "test")]
+    files, source = find_files(config, [*((name, "train") for name in config.tasks), *evaluated])
     if source == "sample":
         print("No course files found, so this run uses data/sample; data/README.md says where to get the real ones.")
     torch.manual_seed(config.seed)
@@ -355,7 +413,7 @@ def fit(config: TrainConfig) -> None:
     model = MultitaskBERT(bert, config.pooling, config.hidden_dropout_prob).to(device)
     trained = train(model, data, config, folder, tokenizer, source)
     best, _, _ = load_model(folder / "best")
-    tests = [data[name, "test"] for name in evaluated]
+    tests = [data[name, "test"] for name in config.eval_tasks]
     finish(config, folder, best.to(device), tests, {**trained, "trained_tasks": list(config.tasks), "data": source})
 
 
@@ -364,7 +422,7 @@ def evaluate_checkpoint(config: TrainConfig) -> None:
     device = pick_device(config.use_gpu)
     model, tokenizer, run = load_model(config.checkpoint)
     config = replace(config, max_length=run["config"]["max_length"], pooling=run["config"]["pooling"])
-    names, folder = config.eval_tasks or tuple(run["trained_tasks"]), Path(config.output_dir or "runs/evaluate")
+    names, folder = config.eval_tasks or tuple(run["trained_tasks"]), Path(config.output_dir)
     files, source = find_files(config, [(name, split) for name in names for split in ("dev", "test")])
     data = load_data(config, files, tokenizer)
     dev = [data[name, "dev"] for name in names]

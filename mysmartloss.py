@@ -1,4 +1,4 @@
-"""SMART's smoothness-inducing adversarial regulariser, and the divergences it is made of. Tensors in, tensors out.
+"""SMART's two regularisers, adversarial smoothness and Bregman proximal point, and the divergences they are made of.
 
 Source: Jiang et al. 2020 (arXiv 1911.03437), Algorithm 1 and equations 2 and 3.
 B batch, T tokens, H hidden, C outputs. Nothing here knows a model: the caller hands in a function from embeddings to logits.
@@ -13,13 +13,14 @@ agree, and differentiates with respect to both arguments; detach what should sta
 A softmax over one logit is the constant 1, so its KL is 0 with zero gradient: the softmax forms refuse it.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 # ---------------------------------------------------------------------------------------------------------------- divergences
 
@@ -231,3 +232,66 @@ class SMARTLoss:
     def __call__(self, embed: Tensor, state: Tensor, mask: Tensor | None = None) -> Tensor:
         """R_s, a scalar, for embeddings (B,T,H), the clean logits (B,C) they gave, and the mask (B,T) of the clean pass."""
         return self.at(self.perturbation(embed, state, mask), embed, state)
+
+    @torch.no_grad()
+    def evidence(self, delta: Tensor, embed: Tensor, state: Tensor, ascent: Tensor) -> dict[str, Tensor]:
+        """Whether the ascent does anything, as 0-dim tensors; costs one forward pass. `ascent` is ℓ_s under δ.
+
+        delta_ratio: mean over real tokens of ‖δ‖₂ / ‖embedding‖₂. random_divergence: ℓ_s under Gaussian noise that has δ's 2-norm in
+        each token. ascent_gain: ascent_divergence / random_divergence, about 1 if the ascent is inert.
+        """
+        size = l2_norm(delta)  # (B,T,1), 0 on padding
+        with generator_at(embed.device, generator_state(embed.device)):
+            noise = torch.randn_like(delta)
+        random = self.loss_fn(self.eval_fn(embed + noise * (size / l2_norm(noise))), state)
+        ratio = (size / l2_norm(embed.float())).sum() / (size > 0).sum().clamp_min(1)
+        return {
+            "delta_ratio": ratio,
+            "random_divergence": random,
+            "ascent_divergence": ascent.detach(),
+            "ascent_gain": ascent.detach() / random.clamp_min(torch.finfo(torch.float32).tiny),
+        }
+
+
+# -------------------------------------------------------------------------------------------------------------------- Bregman
+
+
+def paper_beta(step: int, total_steps: int) -> float:
+    """The SMART paper's momentum: 0.99 for the first tenth of the run, then 0.999."""
+    return 0.99 if step < 0.1 * total_steps else 0.999
+
+
+def fitted_beta(step: int, total_steps: int) -> float:
+    """A momentum whose horizon 1/(1-β) is a tenth of the run, and at most the paper's 1,000 steps.
+
+    In a run of some hundred steps the paper's momentum would keep the teacher at the starting point.
+    """
+    return 1 - 1 / min(1000.0, max(1.0, 0.1 * total_steps))
+
+
+class BregmanProximal:
+    """D_Breg of the SMART paper in its momentum form: the divergence between the model and a moving average of itself.
+
+    `teacher`, θ̃, is a copy of the whole model at step 0. After each optimizer step, `update` makes it θ̃ ← (1-β)θ + β θ̃,
+    every parameter. It is never differentiated, and sees the dropout masks of the model, so the term is 0 at step 0.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.teacher = copy.deepcopy(model).requires_grad_(False)
+
+    def __call__(
+        self,
+        logits: Tensor,
+        forward: Callable[[nn.Module], Tensor],
+        divergence: Callable[[Tensor, Tensor], Tensor],
+        generator: Tensor | None,
+    ) -> Tensor:
+        """divergence(logits, forward(teacher)), a scalar; `generator` is the generator's state before the model's own pass."""
+        with torch.no_grad(), generator_at(logits.device, generator):
+            target = forward(self.teacher)
+        return divergence(logits, target)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, beta: float) -> None:
+        """One step of the moving average, after the optimizer's."""
+        torch._foreach_lerp_(list(self.teacher.parameters()), list(model.parameters()), 1 - beta)

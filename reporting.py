@@ -29,7 +29,7 @@ class RunLog:
         self._board = None
 
     def write(self, prefix: str, step: int, record: dict) -> None:
-        """`record` maps names to numbers (units in the names where there are any); `prefix` is train/<task> or dev/<task>."""
+        """`record` maps names to numbers; `prefix` is train/<task>, dev/<task> or teacher/<task>."""
         try:
             self._file.write(json.dumps({"step": step, "kind": prefix, **record}) + "\n")
         except OSError as error:
@@ -60,10 +60,16 @@ class Interval:
         """One step: its values (0-dim tensors or numbers), its real tokens, its wall-clock seconds."""
         self._steps[task].append(({name: getattr(value, "detach", lambda v=value: v)() for name, value in values.items()}, tokens, seconds))
 
+    def lacks(self, task: str) -> bool:
+        """Whether no step of this task has been added since the last report."""
+        return task not in self._steps
+
     def report(self, diary: RunLog, step: int, lr: float) -> None:
         """One record a task, means over its steps since the last report; then starts anew."""
         for task, steps in self._steps.items():
-            record = {name: sum(float(values[name]) for values, _, _ in steps) / len(steps) for name in steps[0][0]}
+            names = dict.fromkeys(name for values, _, _ in steps for name in values)  # some are measured in some steps only
+            columns = {name: [float(values[name]) for values, _, _ in steps if name in values] for name in names}
+            record = {name: sum(column) / len(column) for name, column in columns.items()}
             tokens, seconds = (sum(column) for column in list(zip(*steps, strict=True))[1:])
             record |= {"lr": lr, "ms_per_step": 1000 * seconds / len(steps), "tokens_per_second": tokens / seconds}
             diary.write(f"train/{task}", step, record)
