@@ -356,6 +356,8 @@ def train(model: MultitaskBERT, data: Data, config: TrainConfig, folder: Path, t
             interval.add(name, losses, batch.num_tokens, time.perf_counter() - begin)
             seconds, examples = seconds + time.perf_counter() - begin, examples + len(batch.rows)
             first_losses += [(name, losses)] if step < 20 else []
+            if step == 9 and len(plan.steps) > 100:
+                tqdm.write(f"about {seconds / 10 * len(plan.steps) / 60:.0f} minutes of training at the pace of the first 10 steps")
             if step == 19:
                 warn_of_terms_without_effect(first_losses, config)
             if (step + 1) % config.logging_steps == 0 or (step + 1) % plan.per_epoch == 0:
@@ -426,10 +428,13 @@ def evaluate_checkpoint(config: TrainConfig) -> None:
     files, source = find_files(config, [(name, split) for name in names for split in ("dev", "test")])
     data = load_data(config, files, tokenizer)
     dev = [data[name, "dev"] for name in names]
+    begin = time.perf_counter()
     result = evaluate(model.to(device), dev, config, run["trained_tasks"])
+    speed = sum(map(len, dev)) / (time.perf_counter() - begin)
     write_all_predictions(config, folder, "dev", dev, result.predictions)
-    results = {"dev": result.scores, "dev_mean": result.mean, "trained_tasks": run["trained_tasks"], "data": source}
-    finish(config, folder, model, [data[name, "test"] for name in names], results | {"checkpoint": config.checkpoint})
+    results = {"dev": result.scores, "dev_mean": result.mean, "train_seconds": 0.0, "examples_per_second": round(speed, 2)}
+    results |= {"trained_tasks": run["trained_tasks"], "data": source, "checkpoint": config.checkpoint}
+    finish(config, folder, model, [data[name, "test"] for name in names], results)
 
 
 PROGRAMS = {"finetune": fit, "pretrain": fit, "evaluate": evaluate_checkpoint}

@@ -3,7 +3,7 @@
 Source: Jiang et al. 2020 (arXiv 1911.03437), Algorithm 1 and equations 2 and 3.
 B batch, T tokens, H hidden, C outputs. Nothing here knows a model: the caller hands in a function from embeddings to logits.
 
-Every divergence is a mean over the batch, computed in fp32 whatever the input type, zero with zero gradient where the two
+Every divergence is a mean over the batch, computed in at least fp32, zero with zero gradient where the two
 agree, and differentiates with respect to both arguments; detach what should stay fixed. Which one a head needs:
 
     2+ logits (softmax)   kl_loss, sym_kl_loss, js_loss
@@ -25,13 +25,18 @@ from torch import Tensor, nn
 # ---------------------------------------------------------------------------------------------------------------- divergences
 
 
+def _upcast(x: Tensor) -> Tensor:
+    """fp32 where the type is narrower: the differences of interest are below the resolution of bf16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _log_probs(name: str, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """fp32 log-probabilities of two equally shaped (..., C) logits, C >= 2."""
+    """Log-probabilities of two equally shaped (..., C) logits, C >= 2."""
     if input.shape != target.shape:
         raise ValueError(f"{name}: logits of shapes {tuple(input.shape)} and {tuple(target.shape)} would be broadcast")
     if input.ndim < 2 or input.shape[-1] < 2:
         raise ValueError(f"{name}: softmax over one logit is constant, shape {tuple(input.shape)}; use bernoulli_{name} or squared_error")
-    return F.log_softmax(input.float(), -1), F.log_softmax(target.float(), -1)
+    return F.log_softmax(_upcast(input), -1), F.log_softmax(_upcast(target), -1)
 
 
 def kl_loss(input: Tensor, target: Tensor) -> Tensor:
@@ -64,7 +69,7 @@ def _two_class(softmax_form: Callable[[Tensor, Tensor], Tensor], name: str) -> C
             raise ValueError(f"{name}: logits of shapes {tuple(input.shape)} and {tuple(target.shape)} would be broadcast")
         if input.ndim > 1 and input.shape[-1] != 1:
             raise ValueError(f"{name}: one logit a row expected, shape {tuple(input.shape)}; use {softmax_form.__name__}")
-        pairs = [F.pad(logits.float().reshape(-1, 1), (1, 0)) for logits in (input, target)]  # (B,) or (B,1) -> (B,2)
+        pairs = [F.pad(_upcast(logits).reshape(-1, 1), (1, 0)) for logits in (input, target)]  # (B,) or (B,1) -> (B,2)
         return softmax_form(*pairs)
 
     bernoulli_form.__name__ = bernoulli_form.__qualname__ = name
@@ -81,7 +86,7 @@ def squared_error(input: Tensor, target: Tensor) -> Tensor:
     """Squared distance of the outputs, the paper's ℓ_s for regression; (B,) or (..., C) -> scalar. Raises ValueError if shapes differ."""
     if input.shape != target.shape:
         raise ValueError(f"squared_error: shapes {tuple(input.shape)} and {tuple(target.shape)} would be broadcast")
-    difference = (input.float() - target.float()).square()
+    difference = (_upcast(input) - _upcast(target)).square()
     return (difference if difference.ndim < 2 else difference.sum(-1)).mean()
 
 
@@ -205,15 +210,16 @@ class SMARTLoss:
         self.noise_var = noise_var
 
     def perturbation(self, embed: Tensor, state: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The δ (B,T,H) that the ascent ends at: fp32, detached, 0 where mask (B,T) is 0.
+        """The δ (B,T,H) that the ascent ends at: at least fp32, detached, 0 where mask (B,T) is 0.
 
         Only δ is differentiated: no gradient of a parameter is computed. The generator is left as it was.
         """
         embed, state = embed.detach(), state.detach()
-        real = torch.ones_like(embed[..., :1], dtype=torch.float32) if mask is None else mask[..., None].float()  # (B,T,1)
         # ±ε is below the resolution of bf16 for most coordinates: δ and the sum x + δ are fp32
+        dtype = torch.promote_types(embed.dtype, torch.float32)
+        real = torch.ones_like(embed[..., :1], dtype=dtype) if mask is None else mask[..., None].to(dtype)  # (B,T,1)
         with generator_at(embed.device, generator_state(embed.device)):
-            noise = torch.randn_like(embed, dtype=torch.float32)
+            noise = torch.randn_like(embed, dtype=dtype)
         delta = project(noise * math.sqrt(self.noise_var) * real, self.epsilon, self.norm_fn)
         for _ in range(self.num_steps):
             delta.requires_grad_()
@@ -221,7 +227,7 @@ class SMARTLoss:
                 divergence = self.loss_fn(self.eval_fn(embed + delta), state)
                 (gradient,) = torch.autograd.grad(divergence, delta)
             # normalised before the step: the raw gradient, about 1e-7, would vanish beside the noise
-            direction = gradient / self.norm_fn(gradient).clamp_min(torch.finfo(torch.float32).tiny)
+            direction = gradient / self.norm_fn(gradient).clamp_min(torch.finfo(dtype).tiny)
             delta = project((delta.detach() + self.step_size * direction) * real, self.epsilon, self.norm_fn)
         return delta
 
@@ -244,7 +250,7 @@ class SMARTLoss:
         with generator_at(embed.device, generator_state(embed.device)):
             noise = torch.randn_like(delta)
         random = self.loss_fn(self.eval_fn(embed + noise * (size / l2_norm(noise))), state)
-        ratio = (size / l2_norm(embed.float())).sum() / (size > 0).sum().clamp_min(1)
+        ratio = (size / l2_norm(_upcast(embed))).sum() / (size > 0).sum().clamp_min(1)
         return {
             "delta_ratio": ratio,
             "random_divergence": random,

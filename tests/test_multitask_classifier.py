@@ -1,0 +1,374 @@
+"""The main job: model, training loss, schedules, command line, and whole runs on the sample and on real data."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import multitask_classifier
+from base_bert import BertConfig
+from bert import BertModel
+from config import TASKS, TrainConfig, parse_arguments
+from datasets import Batch, Loader, read_examples, tokenize
+from errors import UserError
+from multitask_classifier import MultitaskBERT, main, plan_steps, training_loss
+
+TINY = BertConfig(
+    vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=20
+)
+FAST = ["--max_train_samples=32", "--max_eval_samples=24", "--batch_size=8", "--epochs=1", "--steps_per_epoch=6", "--logging_steps=3"]
+
+
+def tiny_model(seed: int = 0, **kwargs) -> MultitaskBERT:
+    torch.manual_seed(seed)
+    return MultitaskBERT(BertModel(TINY), **kwargs).train()
+
+
+def tiny_batch(task: str, device: str = "cpu") -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, 60, (4, 7), generator=generator)
+    mask = torch.arange(7) < torch.tensor([[7], [5], [3], [7]])
+    labels = torch.tensor([0.0, 1.0, 1.0, 0.0])
+    batch = Batch(np.arange(4), ids * mask, None, mask, labels, int(mask.sum()))
+    tensors = {name: getattr(batch, name).to(device) for name in ("input_ids", "attention_mask", "labels")}
+    return dataclasses.replace(batch, **tensors)
+
+
+def run(*arguments: str) -> int:
+    return main([*map(str, arguments)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------- model
+
+
+def test_mean_pooling_ignores_padding():
+    """Guards against padding entering the sentence vector: scores would depend on a batch's longest row."""
+    model = tiny_model().eval()
+    batch = tiny_batch("sst")
+    whole = model("sst", batch.input_ids, batch.attention_mask)
+    alone = model("sst", batch.input_ids[2:3, :3])
+    torch.testing.assert_close(whole[2:3], alone)
+
+
+@pytest.mark.parametrize(("method", "task", "outputs"), [("sentiment", "sst", 5), ("paraphrase", "para", 1), ("similarity", "sts", 1)])
+def test_predict_methods_use_their_heads(method, task, outputs):
+    """Guards against a head wired to the wrong task."""
+    model, batch = tiny_model().eval(), tiny_batch(task)
+    logits = getattr(model, f"predict_{method}")(batch.input_ids, batch.attention_mask)
+    assert logits.shape == (4, outputs)
+    hidden = model.bert(batch.input_ids, batch.attention_mask)["last_hidden_state"]
+    pooled = torch.stack([row[real].mean(0) for row, real in zip(hidden, batch.attention_mask, strict=True)])
+    torch.testing.assert_close(logits, model.heads[task](pooled))
+
+
+def test_cls_pooling_is_the_pooler():
+    """Guards against `--pooling cls` taking the raw [CLS] state, without BERT's trained pooler."""
+    model, batch = tiny_model(pooling="cls").eval(), tiny_batch("sst")
+    pooled = model.bert(batch.input_ids, batch.attention_mask)["pooler_output"]
+    torch.testing.assert_close(model("sst", batch.input_ids, batch.attention_mask), model.heads["sst"](pooled))
+
+
+# --------------------------------------------------------------------------------------------------------------- training loss
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_smart_term_reaches_every_encoder_parameter(task):
+    """Guards against a regulariser that never reaches backward (`.item()`, a dropped return value, the pooled vector attacked)."""
+    gradients = []
+    for weight in (0.0, 1.0):
+        model = tiny_model(pooling="cls")
+        config = TrainConfig(use_smart=True, smart_weight=weight, smart_epsilon=0.1, smart_step_size=0.1)
+        torch.manual_seed(5)
+        training_loss(model, TASKS[task], tiny_batch(task), config)["total"].backward()
+        gradients.append({name: parameter.grad for name, parameter in model.bert.named_parameters()})
+    key_bias = {name for name in gradients[0] if name.endswith("self_attention.key.bias")}  # softmax is invariant to it
+    same = {name for name in gradients[0] if torch.equal(gradients[0][name], gradients[1][name])}
+    assert same - key_bias == set()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_weight_zero_is_bit_identical_to_no_flag(task):
+    """Guards against a switched-off term that still draws random numbers or changes the gradient."""
+    results = []
+    for settings in ({}, {"use_smart": True, "smart_weight": 0.0}):
+        model = tiny_model()
+        torch.manual_seed(5)
+        training_loss(model, TASKS[task], tiny_batch(task), TrainConfig(**settings))["total"].backward()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        results.append((gradients, torch.get_rng_state()))
+    (plain, plain_state), (off, off_state) = results
+    assert all(torch.equal(a, b) for a, b in zip(plain, off, strict=True)) and torch.equal(plain_state, off_state)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_smart_leaves_the_generator_where_it_was(task):
+    """Guards against a run whose later dropout masks depend on whether SMART is on: the two could not be compared."""
+    states = []
+    for settings in ({}, {"use_smart": True}):
+        model = tiny_model()
+        torch.manual_seed(5)
+        training_loss(model, TASKS[task], tiny_batch(task), TrainConfig(**settings))
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+def test_the_task_loss_is_the_same_with_and_without_smart():
+    """Guards against embeddings computed twice under different dropout."""
+    losses = []
+    for smart in (False, True):
+        model = tiny_model()
+        torch.manual_seed(5)
+        losses.append(training_loss(model, TASKS["sst"], tiny_batch("sst"), TrainConfig(use_smart=smart))["task"].item())
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_step_on_the_meta_device(task):
+    """Guards against tensors made on the wrong device, which only a GPU would show."""
+    with torch.device("meta"):
+        model = MultitaskBERT(BertModel(TINY)).train()
+    config = TrainConfig(use_smart=True)
+    losses = training_loss(model, TASKS[task], tiny_batch(task, "meta"), config)
+    losses["total"].backward()
+    multitask_classifier.AdamW(multitask_classifier.decay_groups(model, 0.01)).step()
+    assert losses["total"].device.type == "meta" and model.bert.word_embedding.weight.grad.device.type == "meta"
+
+
+# ------------------------------------------------------------------------------------------------------------------- schedules
+
+
+def loaders_of(tokenizer, sizes: dict[str, int]) -> dict[str, Loader]:
+    loaders = {}
+    for name, size in sizes.items():
+        task = TASKS[name]
+        examples = read_examples(multitask_classifier.HERE / "data" / "sample" / task.filename("train"), task)[:size]
+        loaders[name] = Loader(tokenize(examples, task, tokenizer, 64), 8, (0,))
+    return loaders
+
+
+def test_plan_interleaves_and_numbers_each_tasks_batches(tokenizer):
+    """Guards against a task that repeats or skips batches when tasks alternate."""
+    loaders = loaders_of(tokenizer, {"sst": 16, "para": 80, "sts": 24})
+    plan = plan_steps(TrainConfig(epochs=2), loaders)
+    assert plan.per_epoch == 9  # the median task, sts, has 3 batches
+    assert plan.steps[:7] == [("sst", 0), ("para", 0), ("sts", 0), ("sst", 1), ("para", 1), ("sts", 1), ("sst", 2)]
+    assert len(plan.steps) == 18 and plan.steps[-1] == ("sts", 5) and plan.warmup == 2
+
+
+def test_plan_in_sequence(tokenizer):
+    """Guards against `--schedule sequential` changing the order of tasks or their share."""
+    loaders = loaders_of(tokenizer, {"sts": 24, "sst": 16})
+    plan = plan_steps(TrainConfig(tasks=("sts", "sst"), schedule="sequential", steps_per_epoch=5, epochs=2, warmup_steps=1), loaders)
+    epoch = [name for name, _ in plan.steps[:5]]
+    assert epoch == ["sts"] * 3 + ["sst"] * 2 and [name for name, _ in plan.steps[5:]] == epoch
+    assert plan.steps[5] == ("sts", 3) and plan.warmup == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------- command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("--lr x", "--lr"),
+        ("--lr nan", "--lr"),
+        ("--lr 0", "--lr"),
+        ("--lr inf", "--lr"),
+        ("--epochs 0", "--epochs"),
+        ("--epochs 1.5", "--epochs"),
+        ("--batch_size -1", "--batch_size"),
+        ("--no_such_flag", "--no_such_flag"),
+        ("--use_smar", "--use_smar"),
+        ("--tasks sst,nonsense", "nonsense"),
+        ("--tasks sst,sst", "--tasks"),
+        ("--tasks=", "--tasks"),
+        ("--schedule random", "--schedule"),
+        ("--option train", "--option"),
+        ("--pooling max", "--pooling"),
+        ("--hidden_dropout_prob 1", "--hidden_dropout_prob"),
+        ("--smart_epsilon 0", "--smart_epsilon"),
+        ("--smart_norm 3", "--smart_norm"),
+        ("--smart_steps -1", "--smart_steps"),
+        ("--seed -1", "--seed"),
+        ("--max_length 600", "--max_length"),
+        ("--steps_per_epoch 2", "--steps_per_epoch"),
+        ("--option evaluate", "--checkpoint"),
+        ("--checkpoint x", "--checkpoint"),
+        ("--option evaluate --checkpoint no/such/folder", "no/such/folder"),
+        ("--data_dir no/such/folder", "no/such/folder"),
+        ("--sst_train no-such-file.csv", "--sst_train"),
+        ("--model_name_or_path no-such-org/no-such-model", "no-such-org/no-such-model"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments, named, capsys, tmp_path, monkeypatch):
+    """Guards against tracebacks, and against a long run that starts although a flag is wrong."""
+    monkeypatch.delenv("SMART_BERT_DATA_DIR", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert run(*arguments.split(), "--output_dir", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("multitask_classifier.py: error: ") and named in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_use_gpu_without_one_is_an_error(capsys, tmp_path):
+    """Guards against a run that silently trains on the CPU although a GPU was asked for."""
+    assert run("--use_gpu", "--output_dir", tmp_path / "out") == 2
+    assert "--use_gpu" in capsys.readouterr().err
+
+
+def test_a_broken_row_is_named(capsys, tmp_path, monkeypatch):
+    """Guards against a bad file that is trained on, or reported without saying where."""
+    monkeypatch.delenv("SMART_BERT_DATA_DIR", raising=False)
+    broken = tmp_path / "train.csv"
+    broken.write_text("\tid\tsentence\tsentiment\n0\ta\tgood\t4\n1\tb\tbad\t9\n")
+    data = multitask_classifier.HERE / "data" / "sample"
+    assert run("--tasks", "sst", "--data_dir", data, "--sst_train", broken, "--output_dir", tmp_path / "out") == 2
+    assert f"{broken}:3:" in capsys.readouterr().err
+
+
+def test_every_setting_is_a_flag():
+    """Guards against a setting that the command line ignores."""
+    arguments = ["--option", "pretrain", "--tasks", "sts,cfimdb", "--eval_tasks", "sst", "--lr", "0.5", "--use_smart", "--smart_norm", "2"]
+    config = parse_arguments([*arguments, "--sst_dev", "a.csv", "--cfimdb_test_out", "b.csv"])
+    assert (config.option, config.tasks, config.eval_tasks, config.lr) == ("pretrain", ("sts", "cfimdb"), ("sst",), 0.5)
+    assert config.use_smart and config.smart_norm == "2"
+    assert config.files == {"sst_dev": "a.csv", "cfimdb_test_out": "b.csv"}
+
+
+def test_defaults_that_depend_on_others():
+    """Guards against the frozen encoder's heads being trained with the learning rate of a full fine-tune."""
+    assert (TrainConfig().lr, TrainConfig(option="pretrain").lr) == (1e-4, 1e-3)
+    assert TrainConfig().tasks == TrainConfig().eval_tasks == ("sst", "para", "sts")
+
+
+# ------------------------------------------------------------------------------------------------------------------ whole runs
+
+
+@pytest.fixture(scope="module")
+def sample_run(tmp_path_factory):
+    """A short run on the sample with SMART, with its console output."""
+    folder = tmp_path_factory.mktemp("runs") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SMART_BERT_DATA_DIR", raising=False)
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        assert run("--use_smart", *FAST, "--output_dir", folder) == 0
+    return folder
+
+
+def test_results_and_files(sample_run):
+    """Guards against results that lack what was asked for, or that hide that the sample was used."""
+    results = json.loads((sample_run / "results.json").read_text())
+    assert set(results["dev"]) == {"sst", "para", "sts"} and results["data"] == "sample"
+    assert set(results["dev"]["sst"]) == set(results["dev"]["para"]) == {"accuracy", "macro_f1"}
+    assert set(results["dev"]["sts"]) == {"pearson", "spearman"}
+    main_scores = [results["dev"]["sst"]["accuracy"], results["dev"]["para"]["accuracy"], results["dev"]["sts"]["pearson"]]
+    assert results["dev_mean"] == pytest.approx(sum(main_scores) / 3)
+    assert results["trained_tasks"] == ["sst", "para", "sts"] and results["config"]["use_smart"] is True
+    assert results["train_seconds"] > 0 and results["examples_per_second"] > 0
+    records = [json.loads(line) for line in (sample_run / "metrics.jsonl").read_text().splitlines()]
+    trained = [record for record in records if record["kind"].startswith("train/")]
+    assert [record["kind"] for record in trained] == ["train/sst", "train/para", "train/sts"] * 2
+    assert all(record["smart"] > 0 and record["task"] > 0 for record in trained)
+
+
+@pytest.mark.parametrize(
+    ("task", "column"), [("sst", "Predicted_Sentiment"), ("para", "Predicted_Is_Paraphrase"), ("sts", "Predicted_Similiary")]
+)
+def test_prediction_files_hold_every_id_in_order(sample_run, task, column):
+    """Guards against predictions in length order, dropped rows, or a header that the course's grader does not know."""
+    for split, rows in (("dev", 24), ("test", 50)):
+        lines = (sample_run / "predictions" / f"{task}-{split}-output.csv").read_text().splitlines(keepends=True)
+        assert lines[0] == f"id \t {column} \n"
+        ids, values = zip(*(line.removesuffix(" \n").split(" , ") for line in lines[1:]), strict=True)
+        assert len(ids) == rows
+        if split == "test":
+            file = multitask_classifier.HERE / "data" / "sample" / TASKS[task].filename(split)
+            assert list(ids) == [example.id for example in read_examples(file, TASKS[task], labelled=False)]
+        allowed = {"sst": {"0", "1", "2", "3", "4"}, "para": {"0.0", "1.0"}}.get(task)
+        assert set(values) <= allowed if allowed else all(np.isfinite(float(value)) for value in values)
+
+
+def test_evaluate_repeats_the_scores_from_a_moved_folder(sample_run, tmp_path, monkeypatch):
+    """Guards against a checkpoint that needs the place it was made in, or that is not the model that was scored."""
+    monkeypatch.delenv("SMART_BERT_DATA_DIR", raising=False)
+    moved = tmp_path / "moved"
+    shutil.copytree(sample_run / "best", moved)
+    monkeypatch.chdir(tmp_path)
+    status = run(
+        "--option", "evaluate", "--checkpoint", moved, "--max_eval_samples", 24, "--batch_size", 8, "--output_dir", tmp_path / "again"
+    )
+    assert status == 0
+    first, again = (json.loads((folder / "results.json").read_text()) for folder in (sample_run, tmp_path / "again"))
+    assert again["dev"] == first["dev"] and again["dev_mean"] == first["dev_mean"]
+    for file in (sample_run / "predictions").iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / "predictions" / file.name).read_bytes()
+
+
+def test_the_best_folder_is_a_model_to_start_from(sample_run):
+    """Guards against a saved encoder that transformers, or `--model_name_or_path`, reads as something else."""
+    import transformers
+
+    theirs = transformers.BertModel.from_pretrained(sample_run / "best").eval()
+    ours = BertModel.from_pretrained(str(sample_run / "best"))
+    ids = torch.tensor([[101, 2023, 2003, 1037, 3185, 102]])
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids)["last_hidden_state"], theirs(ids).last_hidden_state, atol=1e-5, rtol=0)
+
+
+def test_same_seed_same_losses_and_untrained_tasks_are_marked(tmp_path, monkeypatch):
+    """Guards against runs that can't be repeated, and against scores of an untrained head passing for results."""
+    monkeypatch.delenv("SMART_BERT_DATA_DIR", raising=False)
+    arguments = ["--tasks", "sts", "--eval_tasks", "sts,sst", "--use_smart", *FAST]
+    records = []
+    for name in ("a", "b"):
+        assert run(*arguments, "--output_dir", tmp_path / name) == 0
+        lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        records.append([{key: value for key, value in line.items() if "per_" not in key} for line in lines])
+    assert records[0] == records[1]
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert results["dev"]["sst"]["trained"] is False and "trained" not in results["dev"]["sts"] and results["trained_tasks"] == ["sts"]
+
+
+def test_pretrain_changes_the_heads_only(tmp_path, monkeypatch):
+    """Guards against a 'frozen' encoder that weight decay or a stray gradient moves."""
+    monkeypatch.delenv("SMART_BERT_DATA_DIR", raising=False)
+    assert run("--option", "pretrain", "--tasks", "sst", *FAST, "--output_dir", tmp_path / "out") == 0
+    model, _, _ = multitask_classifier.load_model(tmp_path / "out")
+    for name, weight in BertModel.from_pretrained().state_dict().items():
+        assert torch.equal(weight, model.bert.state_dict()[name]), name
+    assert model.heads["sst"].bias.abs().max() > 0
+
+
+def test_a_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch, capsys):
+    """Guards against weights full of NaN, found hours later."""
+    monkeypatch.delenv("SMART_BERT_DATA_DIR", raising=False)
+    broken = dataclasses.replace(TASKS["sst"], loss=lambda logits, labels: logits.sum() * float("nan"))
+    monkeypatch.setitem(TASKS, "sst", broken)
+    assert run("--tasks", "sst", *FAST, "--output_dir", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "not finite" in error and "step 0" in error and "task sst" in error
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "rows", "floor"), [("sst", "accuracy", 640, 0.34), ("para", "accuracy", 640, 0.65), ("sts", "pearson", 640, 0.55)]
+)
+def test_real_data_is_learned(course_data, tmp_path, task, metric, rows, floor):
+    """Guards against a pipeline that runs to the end and learns nothing (constant prediction: .25, .63, 0)."""
+    arguments = ["--data_dir", course_data, "--tasks", task, "--max_train_samples", rows, "--max_eval_samples", 400, "--epochs", 2]
+    assert run(*arguments, "--use_smart", "--output_dir", tmp_path / "out") == 0
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["dev"][task][metric] > floor
+
+
+def test_unusable_checkpoint_settings_are_refused(sample_run, tmp_path):
+    """Guards against loading a folder that is a checkpoint of something else."""
+    from checkpoint import load_checkpoint, save_checkpoint
+
+    saved = load_checkpoint(sample_run / "best")
+    del saved.records["run"]["config"]
+    save_checkpoint(tmp_path / "other", saved)
+    with pytest.raises(UserError, match="not a model saved by this program"):
+        multitask_classifier.load_model(tmp_path / "other")
