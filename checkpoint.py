@@ -7,13 +7,18 @@ Knows tensors and dicts, no model class. Not handled: tensors sharded over files
 import hashlib
 import json
 import os
+import random
 import shutil
+import signal
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import safetensors
 import safetensors.torch
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from errors import UserError
 
@@ -121,3 +126,58 @@ def _read_json(path: Path, data: bytes) -> dict:
     if not isinstance(record, dict):
         raise UserError(f"{path}: holds a JSON {type(record).__name__}, not an object")
     return record
+
+
+# ------------------------------------------------------------------------------------------------------------- training state
+
+
+def training_state(modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, device: torch.device) -> tuple[dict, dict]:
+    """(tensors, record) of everything that decides how training goes on: weights, optimizer, every random generator."""
+    tensors = {role: module.state_dict() for role, module in modules.items()}
+    moments = optimizer.state_dict()["state"]
+    tensors["optimizer"] = {f"{i}.{key}": torch.as_tensor(value) for i, state in moments.items() for key, value in state.items()}
+    tensors["random"] = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        tensors["random"][device.type] = torch.get_device_module(device).get_rng_state()
+    name, keys, *rest = np.random.get_state()
+    return tensors, {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest]}
+
+
+def restore_training_state(
+    tensors: dict, record: dict, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, device: torch.device
+) -> None:
+    """Inverse of `training_state`, in place. Raises KeyError, RuntimeError, TypeError or ValueError if it is another model's."""
+    for role, module in modules.items():
+        module.load_state_dict(tensors[role])
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    for name, value in tensors["optimizer"].items():
+        i, _, key = name.partition(".")
+        optimizer.state[params[int(i)]][key] = int(value) if value.ndim == 0 else value.to(device)
+    torch.set_rng_state(tensors["random"]["cpu"])
+    if device.type in tensors["random"] and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(tensors["random"][device.type])
+    version, internal, gauss = record["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = record["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+
+
+class StopSignal:
+    """Within, Ctrl-C and SIGTERM only leave their number in `received`, so that a step can be finished; a second one acts at once."""
+
+    def __init__(self):
+        self.received = None
+        self._before = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame) -> None:
+        self.received = number
+        self.__exit__()

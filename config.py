@@ -8,7 +8,7 @@ import json
 import math
 import types as types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 import torch.nn.functional as F
@@ -85,6 +85,8 @@ TASKS = {
 BETAS = {"fitted": mysmartloss.fitted_beta, "paper": mysmartloss.paper_beta}
 Weight = float | dict[str, float]  # of a term of the loss: one for all tasks, or by task (0 where a task is not named)
 OPTIONS = ("finetune", "pretrain", "evaluate")
+# What a resumed run may be given anew; files because their content is compared, epochs only upwards
+FREE_TO_CHANGE = ("epochs", "logging_steps", "save_steps", "output_dir", "data_dir", "files", "use_gpu", "resume", "skip_nonfinite")
 NORMS = {"inf": mysmartloss.inf_norm, "2": mysmartloss.l2_norm}
 
 # -------------------------------------------------------------------------------------------------------------- configuration
@@ -122,6 +124,10 @@ class TrainConfig:
     seed: int = flag(11711, "seed of everything random")
     use_gpu: bool = flag(False, "insist on CUDA (without the flag the best device there is)")
     logging_steps: int = flag(50, "steps between log lines")
+    save_steps: int | None = flag(None, "steps between checkpoints in <output_dir>/last (default: about every two minutes)")
+    resume: bool = flag(False, "go on with the run in --output_dir; flags not given are those it was started with")
+    overwrite_output_dir: bool = flag(False, "delete the run that is in --output_dir")
+    skip_nonfinite: int = flag(0, "batches with a non-finite loss or gradient to leave out before stopping")
     use_smart: bool = flag(False, "train with SMART: the smoothness term and the Bregman term")
     smart_weight: Weight = flag(1.0, "λ_s, weight of the smoothness term: a number, or numbers by task such as sst=1,para=0.5")
     smart_epsilon: float = flag(0.03, "ε, radius of the perturbation's ball per token; an embedding coordinate is about 0.5")
@@ -150,11 +156,11 @@ class TrainConfig:
             raise UserError(f"--steps_per_epoch {self.steps_per_epoch}: fewer than the {len(self.tasks)} tasks")
 
     def _check_values(self) -> None:
-        for name in ("epochs", "batch_size", "steps_per_epoch", "max_train_samples", "max_eval_samples", "logging_steps"):
+        for name in ("epochs", "batch_size", "steps_per_epoch", "max_train_samples", "max_eval_samples", "logging_steps", "save_steps"):
             self._check(name, lambda value: value >= 1, "must be at least 1")
         for name in ("smart_weight", "bregman_weight", "rdrop_weight"):
             self._check_weight(name)
-        for name in ("warmup_steps", "weight_decay", "smart_noise_var", "smart_steps", "smart_step_size"):
+        for name in ("warmup_steps", "weight_decay", "smart_noise_var", "smart_steps", "smart_step_size", "skip_nonfinite"):
             self._check(name, lambda value: value >= 0, "must be at least 0")
         for name in ("lr", "max_grad_norm", "smart_epsilon"):
             self._check(name, lambda value: value > 0, "must be above 0")
@@ -209,6 +215,24 @@ class TrainConfig:
         """As JSON can hold it."""
         return json.loads(json.dumps(asdict(self)))
 
+    @classmethod
+    def from_dict(cls, values: dict) -> "TrainConfig":
+        """Inverse of `to_dict`. Raises UserError or TypeError if they are not such settings."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    def resuming(self, given: Iterable[str], started: dict) -> "TrainConfig":
+        """The settings to go on with a run: those it was `started` with, but for the `given` flags that don't change its result.
+
+        Raises UserError naming a given flag that would.
+        """
+        for name in given:
+            now, before = self.to_dict()[name], started[name]
+            if name not in FREE_TO_CHANGE and now != before:
+                raise UserError(f"--{name} {now}: the run was started with {before}; another value would change its result")
+        if "epochs" in given and self.epochs < started["epochs"]:
+            raise UserError(f"--epochs {self.epochs}: the run was started with {started['epochs']}; it can only be given more")
+        return TrainConfig.from_dict(started | {name: getattr(self, name) for name in given if name in FREE_TO_CHANGE})
+
 
 # --------------------------------------------------------------------------------------------------------------- command line
 
@@ -218,8 +242,8 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
-    """The command line (`sys.argv` if None) as a TrainConfig. Raises UserError naming the flag that is wrong."""
+def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, set[str]]:
+    """The command line (`sys.argv` if None) as a TrainConfig, and which settings it gives. Raises UserError naming a wrong flag."""
     parser = _Parser(
         prog="multitask_classifier.py",
         description="Fine-tune BERT on several tasks at once with SMART regularisation.",
@@ -231,7 +255,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
         if setting.name == "files":
             continue
         if hints[setting.name] is bool:
-            parser.add_argument(f"--{setting.name}", action="store_true", help=setting.metadata["help"])
+            parser.add_argument(f"--{setting.name}", action="store_true", default=argparse.SUPPRESS, help=setting.metadata["help"])
             continue
         kind = hints[setting.name]
         if isinstance(kind, types.UnionType) and kind != Weight:  # X | None
@@ -239,7 +263,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
         parser.add_argument(
             f"--{setting.name}",
             type=_weight if kind == Weight else _names if typing.get_origin(kind) is tuple else kind,
-            default=setting.default,
+            default=argparse.SUPPRESS,
             metavar="{" + ",".join(setting.metadata["choices"]) + "}" if setting.metadata["choices"] else None,
             help=setting.metadata["help"] + ("" if setting.default is None else f" (default: {setting.default})"),
         )
@@ -248,8 +272,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
         for name in (*SPLITS, "dev_out", "test_out"):
             paths.add_argument(f"--{task}_{name}", metavar="PATH", default=argparse.SUPPRESS)
     given = vars(parser.parse_args(arguments))
-    settings = {setting.name: given.pop(setting.name) for setting in fields(TrainConfig) if setting.name != "files"}
-    return TrainConfig(**settings, files=given)
+    settings = {setting.name: given.pop(setting.name) for setting in fields(TrainConfig) if setting.name in given}
+    settings |= {"files": given} if given else {}
+    return TrainConfig(**settings), set(settings)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -5,19 +5,22 @@
 B batch, T tokens, H hidden, C outputs. Source: the SMARTBert report (Stanford CS 224N) and Jiang et al. 2020 (arXiv 1911.03437).
 """
 
+import contextlib
+import hashlib
 import json
 import logging
 import os
+import shutil
 import statistics
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tokenizers
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -27,14 +30,17 @@ import evaluation
 import mysmartloss
 from base_bert import BertConfig, load_tokenizer
 from bert import BertModel
-from checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from checkpoint import Checkpoint, StopSignal, load_checkpoint, restore_training_state, save_checkpoint, training_state
 from config import NORMS, TASKS, TrainConfig, parse_arguments
-from datasets import SCHEDULES, Batch, Loader, Task, TokenizedDataset, read_examples, sample_rows, tokenize
+from datasets import Batch, Loader, Task, TokenizedDataset, read_examples, sample_rows, tokenize
 from errors import UserError
 from optimizer import AdamW, decay_groups, warmup_decay
-from reporting import Interval, RunLog, scores_table, write_results
+from reporting import RunLog, scores_table, write_results
+from training import Progress, describe, not_finite, out_of_memory_advice, plan_steps, warn_of_terms_without_effect
 
 log = logging.getLogger("smart_bert")
+SAVE_SECONDS = 120.0  # between checkpoints, unless --save_steps
+RUN_FILES = ("last", "best", "metrics.jsonl", "results.json", "predictions", "tensorboard")  # what a run leaves in its folder
 HERE = Path(__file__).resolve().parent
 Key = tuple[str, str]  # (task, split)
 Data = dict[Key, TokenizedDataset]
@@ -198,26 +204,6 @@ def evaluate(model: MultitaskBERT, datasets: list[TokenizedDataset], config: Tra
     return Evaluation(scores, predictions, statistics.fmean(scores[name][TASKS[name].main_metric] for name in scores))
 
 
-class Plan(NamedTuple):
-    """steps: for each step of the run its task and which of that task's batches it takes. per_epoch, warmup: counts of steps."""
-
-    steps: list[tuple[str, int]]
-    per_epoch: int
-    warmup: int
-
-
-def plan_steps(config: TrainConfig, loaders: dict[str, Loader]) -> Plan:
-    """Every task gets the same number of steps; an epoch has as many as the median task needs for one pass over its rows."""
-    median = round(statistics.median(loader.batches_per_epoch for loader in loaders.values()))
-    per_epoch = config.steps_per_epoch or median * len(loaders)
-    taken, steps = Counter(), []
-    for step in range(config.epochs * per_epoch):
-        name = config.tasks[SCHEDULES[config.schedule](step, per_epoch, len(config.tasks))]
-        steps.append((name, taken[name]))
-        taken[name] += 1
-    return Plan(steps, per_epoch, round(0.1 * len(steps)) if config.warmup_steps is None else config.warmup_steps)
-
-
 def save_model(folder: Path, candidates: dict[str, MultitaskBERT], kept: str, tokenizer: Tokenizer, run: dict) -> None:
     """A self-contained checkpoint. As a folder it is also a model that `transformers` and --model_name_or_path can read.
 
@@ -247,60 +233,6 @@ def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
         raise UserError(f"{folder}: not a model saved by this program ({str(error).splitlines()[0]})") from None
 
 
-def stop_if_not_finite(losses: dict[str, Tensor], step: int, dataset: TokenizedDataset, batch: Batch) -> None:
-    """Raises UserError naming step, task and rows if the loss or the gradient of this batch is not a number."""
-    if not torch.isfinite(losses["grad_norm"]) or not torch.isfinite(losses["total"]):
-        values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-        ids = ", ".join(dataset.ids[row] for row in batch.rows)
-        where = f"step {step}, task {dataset.task.name}, rows {ids}"
-        raise UserError(f"loss or gradient is not finite ({values}) at {where}; no update was made; try a smaller --lr")
-
-
-def describe(model: MultitaskBERT, tokenizer: Tokenizer, loaders: dict[str, Loader], plan: Plan, config: TrainConfig) -> None:
-    """Print what the run is about to do and what it will cost."""
-    device, params = next(model.parameters()).device, [p for p in model.parameters() if p.requires_grad]
-    decayed, plain = (sum(p.numel() for p in group["params"]) for group in decay_groups(model, config.weight_decay))
-    print(f"{config.option} on {device}: {decayed + plain:,} parameters in {len(params)} tensors, {decayed:,} of them decay")
-    tokens = {}
-    for name, loader in loaders.items():
-        lengths, batches = loader.dataset.lengths, loader.epoch_batches(0)
-        padded = sum(lengths[rows].max() * len(rows) for rows in batches)
-        count = sum(task == name for task, _ in plan.steps)
-        tokens[name] = count * lengths.sum() / len(batches)
-        rows = len(loader.dataset)
-        print(
-            f"  {name}: {rows:,} rows, {len(batches):,} batches of {config.batch_size}, {lengths.mean():.1f} tokens a row,"
-            f" {1 - lengths.sum() / padded:.1%} padding; {count:,} steps = {count / len(batches):.2f} passes"
-        )
-        print(f"    for example: {tokenizer.decode(loader[0].input_ids[0].tolist(), skip_special_tokens=False)[:120]}")
-    # in forward passes: a backward pass is 2, or 1 where only the input's gradient is wanted (the ascent)
-    cost = {"smart": 2 * config.smart_steps + 3, "bregman": 1, "rdrop": 3}
-    encoder = sum(p.numel() for name, p in model.bert.named_parameters() if "embedding" not in name)
-    flops = sum(2 * encoder * count * (3 + sum(cost[term] for term in config.weights(name))) for name, count in tokens.items())
-    print(
-        f"  {len(plan.steps):,} steps, {plan.per_epoch:,} an epoch ({config.schedule}), warm-up {plan.warmup}, peak lr {config.lr:g};"
-        f" {sum(tokens.values()):,.0f} tokens, about {flops / 1e12:,.0f} TFLOP"
-    )
-
-
-def warn_of_terms_without_effect(first_losses: list[tuple[str, dict[str, Tensor]]], config: TrainConfig) -> None:
-    """One warning if a term that is on has stayed below a millionth of the task loss."""
-    dead = set()
-    for name in dict(first_losses):
-        for term, weight in config.weights(name).items():
-            parts = [(float(losses[term].detach()), float(losses["task"].detach())) for task, losses in first_losses if task == name]
-            if weight * sum(part for part, _ in parts) < 1e-6 * abs(sum(whole for _, whole in parts)):
-                dead.add((term, name))
-    if dead:
-        advice = {
-            "smart": "--smart_epsilon or --smart_step_size",
-            "bregman": "--bregman_weight or --bregman_beta",
-            "rdrop": "--rdrop_weight",
-        }
-        said = "; ".join(f"{term} on {name} (raise {advice[term]})" for term, name in sorted(dead))
-        log.warning("no measurable effect in the first %d steps, below a millionth of the task loss: %s", len(first_losses), said)
-
-
 def write_all_predictions(config: TrainConfig, folder: Path, split: str, datasets: list[TokenizedDataset], predictions: dict) -> None:
     """The course's files under `folder`/predictions, or where --<task>_<split>_out points."""
     for dataset in datasets:
@@ -310,69 +242,133 @@ def write_all_predictions(config: TrainConfig, folder: Path, split: str, dataset
 
 
 def score_epoch(
-    candidates: dict[str, MultitaskBERT], dev: list[TokenizedDataset], config: TrainConfig, diary: RunLog, step: int
-) -> tuple[dict, dict]:
-    """Score student and teacher on dev; of those that --keep allows the better one's part of `results.json`, and its predictions."""
-    evaluations = {role: evaluate(candidate, dev, config, config.tasks) for role, candidate in candidates.items()}
-    for role, evaluation_ in evaluations.items():
-        candidates[role].train()
-        for task, scores in evaluation_.scores.items():
-            diary.write(f"{'dev' if role == 'student' else 'teacher'}/{task}", step, scores)
-    allowed = evaluations if config.keep == "best" else [config.keep]
-    kept = max(allowed, key=lambda role: evaluations[role].mean)
-    record = {"dev": evaluations[kept].scores, "dev_mean": evaluations[kept].mean}
-    if len(evaluations) > 1:
-        record |= {"kept": kept} | {f"dev_{role}": evaluation_.scores for role, evaluation_ in evaluations.items()}
-    return record, evaluations[kept].predictions
+    models: dict[str, MultitaskBERT],
+    data: Data,
+    config: TrainConfig,
+    folder: Path,
+    diary: RunLog,
+    now: Progress,
+    tokenizer: Tokenizer,
+    run: dict,
+) -> None:
+    """Score student and teacher on dev; if the better of those that --keep allows is the best so far, save it and its predictions."""
+    dev = [data[task, "dev"] for task in config.eval_tasks]
+    evaluations = {role: evaluate(candidate, dev, config, config.tasks) for role, candidate in models.items()}
+    for role, result in evaluations.items():
+        models[role].train()
+        for task, scores in result.scores.items():
+            diary.write(f"{'dev' if role == 'student' else 'teacher'}/{task}", now.step, scores)
+    kept = max(evaluations if config.keep == "best" else [config.keep], key=lambda role: evaluations[role].mean)
+    if now.best is None or evaluations[kept].mean > now.best["dev_mean"]:
+        now.best = {"best_step": now.step, "dev": evaluations[kept].scores, "dev_mean": evaluations[kept].mean}
+        if len(models) > 1:
+            now.best |= {"kept": kept} | {f"dev_{role}": result.scores for role, result in evaluations.items()}
+        save_model(folder / "best", models, kept, tokenizer, run | now.best)
+        write_all_predictions(config, folder, "dev", dev, evaluations[kept].predictions)
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
+    return {package.__name__: package.__version__ for package in (torch, np, tokenizers)}
+
+
+def fingerprint(data: Data) -> dict[str, str]:
+    """SHA-256 of the content of each data set, so that a resumed run can tell whether it goes on with the same data."""
+    digests = {}
+    for (task, split), dataset in data.items():
+        labels = b"" if dataset.labels is None else dataset.labels.numpy().tobytes()
+        content = (dataset.tokens.tobytes(), dataset.starts.tobytes(), dataset.seconds.tobytes(), labels, "\n".join(dataset.ids).encode())
+        digests[f"{task}_{split}"] = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in content)).hexdigest()
+    return digests
+
+
+def load_last(folder: Path, models: dict[str, MultitaskBERT], optimizer: AdamW, run: dict, device: torch.device) -> Progress:
+    """Put models, optimizer and generators where `folder`/last left them. Raises UserError if that is not this run's."""
+    saved = load_checkpoint(folder / "last")
+    try:
+        for name, digest in run["content"].items():
+            if saved.records["run"]["content"].get(name) != digest:
+                raise UserError(f"--{name}: its content is not what the run in {folder} was started with")
+        progress = Progress.from_dict(saved.records["progress"])
+        restore_training_state(saved.tensors, saved.records["random"], models, optimizer, device)
+    except (KeyError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+        raise UserError(f"{folder / 'last'}: not a checkpoint of this run ({str(error).splitlines()[0]})") from None
+    if saved.records["run"]["versions"] != run["versions"]:
+        log.warning(
+            "%s was saved with %s, now %s: results may differ in the last digits", folder, saved.records["run"]["versions"], run["versions"]
+        )
+    print(f"resuming {folder} at step {progress.step}")
+    return progress
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, after the checkpoint was saved; the argument is the signal's number."""
 
 
 def train(model: MultitaskBERT, data: Data, config: TrainConfig, folder: Path, tokenizer: Tokenizer, source: str) -> dict:
-    """Train, score after each epoch, keep the best epoch under `folder`/best. Returns what `results.json` says of the training."""
+    """Train, score after each epoch, keep the best epoch under `folder`/best. Returns what `results.json` says of the training.
+
+    `folder`/last holds everything to go on from (with `config.resume` it is gone on from). Raises Interrupted after a signal.
+    """
+    device = next(model.parameters()).device
     loaders = {name: Loader(data[name, "train"], config.batch_size, (config.seed, place)) for place, name in enumerate(config.tasks)}
     plan = plan_steps(config, loaders)
     optimizer = AdamW(decay_groups(model, config.weight_decay), lr=config.lr)
-    candidates, bregman = {"student": model.train()}, None
+    models, bregman = {"student": model.train()}, None
     if any("bregman" in config.weights(name) for name in config.tasks):
         bregman = mysmartloss.BregmanProximal(model)
-        candidates["teacher"] = bregman.teacher
+        models["teacher"] = bregman.teacher
+    run = {
+        "config": config.to_dict(),
+        "trained_tasks": list(config.tasks),
+        "data": source,
+        "versions": versions(),
+        "content": fingerprint(data),
+    }
     describe(model, tokenizer, loaders, plan, config)
-    diary, interval = RunLog(folder), Interval()
-    best, seconds, examples, first_losses = None, 0.0, 0, []
-    try:
-        for step, (name, k) in enumerate(tqdm(plan.steps, desc="training", unit="step", disable=None)):
+    now = load_last(folder, models, optimizer, run, device) if config.resume else Progress()
+    diary, saved_at = RunLog(folder, now.log_bytes, now.step), time.monotonic()
+
+    def save_last() -> None:
+        tensors, generators = training_state(models, optimizer, device)
+        now.log_bytes = diary.size()
+        save_checkpoint(folder / "last", Checkpoint(tensors, {"run": run, "progress": now.to_dict(), "random": generators}))
+
+    with contextlib.closing(diary), StopSignal() as stop:
+        for name, k in tqdm(plan.steps[now.step :], desc="training", unit="step", initial=now.step, total=len(plan.steps), disable=None):
             begin = time.perf_counter()
-            batch = loaders[name][k].to(next(model.parameters()).device)
-            losses = training_loss(model, TASKS[name], batch, config, bregman, measure=interval.lacks(name))
-            losses["total"].backward()
+            batch = loaders[name][k].to(device)
+            with out_of_memory_advice(batch):
+                losses = training_loss(model, TASKS[name], batch, config, bregman, measure=now.interval.lacks(name))
+                losses["total"].backward()
             losses["grad_norm"] = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            stop_if_not_finite(losses, step, data[name, "train"], batch)
-            lr = config.lr * warmup_decay(step, plan.warmup, len(plan.steps))
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.step()
+            lr = config.lr * warmup_decay(now.step, plan.warmup, len(plan.steps))
+            if problem := not_finite(losses, now.step, data[name, "train"], batch):
+                now.skip(problem, config.skip_nonfinite)
+            else:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                optimizer.step()
+                if bregman:
+                    bregman.update(model, config.beta(now.step, len(plan.steps)))
+                now.add(name, losses, batch, time.perf_counter() - begin)
             optimizer.zero_grad()
-            if bregman:
-                bregman.update(model, config.beta(step, len(plan.steps)))
-            interval.add(name, losses, batch.num_tokens, time.perf_counter() - begin)
-            seconds, examples = seconds + time.perf_counter() - begin, examples + len(batch.rows)
-            first_losses += [(name, losses)] if step < 20 else []
-            if step == 9 and len(plan.steps) > 100:
-                tqdm.write(f"about {seconds / 10 * len(plan.steps) / 60:.0f} minutes of training at the pace of the first 10 steps")
-            if step == 19:
-                warn_of_terms_without_effect(first_losses, config)
-            if (step + 1) % config.logging_steps == 0 or (step + 1) % plan.per_epoch == 0:
-                interval.report(diary, step + 1, lr)
-            if (step + 1) % plan.per_epoch == 0:
-                dev = [data[task, "dev"] for task in config.eval_tasks]
-                record, predictions = score_epoch(candidates, dev, config, diary, step + 1)
-                if best is None or record["dev_mean"] > best["dev_mean"]:
-                    best = {"epoch": (step + 1) // plan.per_epoch, **record}
-                    run = {"config": config.to_dict(), "trained_tasks": list(config.tasks), "data": source, **best}
-                    save_model(folder / "best", candidates, best.get("kept", "student"), tokenizer, run)
-                    write_all_predictions(config, folder, "dev", dev, predictions)
-    finally:
-        diary.close()
-    return {**best, "train_seconds": round(seconds, 3), "examples_per_second": round(examples / seconds, 2)}
+            now.step += 1
+            if now.step == 10 and len(plan.steps) > 100:
+                tqdm.write(f"about {now.seconds / 10 * len(plan.steps) / 60:.0f} minutes of training at the pace of the first 10 steps")
+            if now.step == 20:
+                warn_of_terms_without_effect(now.first_losses, config)
+            if now.step % config.logging_steps == 0 or now.step % plan.per_epoch == 0:
+                now.interval.report(diary, now.step, lr)
+            if now.step % plan.per_epoch == 0:
+                score_epoch(models, data, config, folder, diary, now, tokenizer, run)
+            due = now.step % config.save_steps == 0 if config.save_steps else time.monotonic() - saved_at > SAVE_SECONDS
+            if due or stop.received or now.step % plan.per_epoch == 0:
+                save_last()
+                saved_at = time.monotonic()
+            if stop.received:
+                raise Interrupted(stop.received)
+    return {**now.best, "train_seconds": round(now.seconds, 3), "examples_per_second": round(now.examples / now.seconds, 2)}
 
 
 # -------------------------------------------------------------------------------------------------------------------- program
@@ -398,10 +394,23 @@ def load_pretrained(config: TrainConfig) -> tuple[Tokenizer, BertModel]:
     return tokenizer, bert
 
 
+def prepare_folder(folder: Path, overwrite: bool) -> None:
+    """Raises UserError if the folder holds a run; with `overwrite` deletes it."""
+    there = [folder / name for name in RUN_FILES if (folder / name).exists()]
+    if there and not overwrite:
+        raise UserError(
+            f"--output_dir {folder}: holds a run; go on with it by --resume, delete it by --overwrite_output_dir, or name another"
+        )
+    for path in there:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def fit(config: TrainConfig) -> None:
     """--option finetune and pretrain: train, keep the best epoch, test it."""
     device = pick_device(config.use_gpu)
     folder = Path(config.output_dir)
+    if not config.resume and not config.overwrite_output_dir:
+        prepare_folder(folder, overwrite=False)  # now, before minutes are spent on reading
     evaluated = [(name, split) for name in config.eval_tasks for split in ("dev", "test")]
     files, source = find_files(config, [*((name, "train") for name in config.tasks), *evaluated])
     if source == "sample":
@@ -413,6 +422,8 @@ def fit(config: TrainConfig) -> None:
     bert.requires_grad_(config.option == "finetune")
     data = load_data(config, files, tokenizer)
     model = MultitaskBERT(bert, config.pooling, config.hidden_dropout_prob).to(device)
+    if not config.resume:
+        prepare_folder(folder, config.overwrite_output_dir)
     trained = train(model, data, config, folder, tokenizer, source)
     best, _, _ = load_model(folder / "best")
     tests = [data[name, "test"] for name in config.eval_tasks]
@@ -440,15 +451,32 @@ def evaluate_checkpoint(config: TrainConfig) -> None:
 PROGRAMS = {"finetune": fit, "pretrain": fit, "evaluate": evaluate_checkpoint}
 
 
+def started_with(folder: str) -> dict:
+    """The settings of the run that `folder`/last can go on with. Raises UserError if there is none."""
+    last = Path(folder) / "last"
+    if not last.exists() and not last.with_name("last.old").exists():
+        raise UserError(f"--resume: {last} does not exist, so there is no run to go on with")
+    try:
+        return load_checkpoint(last).records["run"]["config"]
+    except KeyError:
+        raise UserError(f"{last}: not a checkpoint of a run") from None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit status: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C."""
+    """The command line. Returns the exit status: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C, 143 for SIGTERM."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
-        config = parse_arguments(arguments)
+        config, given = parse_arguments(arguments)
+        if config.resume:
+            config = config.resuming(given, started_with(config.output_dir))
         PROGRAMS[config.option](config)
     except UserError as error:
         print(f"multitask_classifier.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Interrupted as interruption:
+        where = f"python multitask_classifier.py --resume --output_dir {config.output_dir}"
+        print(f"multitask_classifier.py: interrupted, and saved; go on with: {where}", file=sys.stderr)
+        return 128 + interruption.args[0]
     except KeyboardInterrupt:
         print("multitask_classifier.py: interrupted", file=sys.stderr)
         return 130

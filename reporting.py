@@ -16,28 +16,37 @@ from errors import UserError
 class RunLog:
     """Appends one record an interval to `<folder>/metrics.jsonl` and to TensorBoard under `<folder>/tensorboard`.
 
+    A resumed run gives the length in bytes that the file had, and the step, at its checkpoint: what came after is forgotten.
     Raises UserError when the folder or a file in it cannot be written.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, size: int = 0, step: int = 0):
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = (self.folder / "metrics.jsonl").open("w", encoding="utf-8", buffering=1)
+            self._file = (self.folder / "metrics.jsonl").open("ab", buffering=0)
+            if self._file.tell() < size:
+                raise UserError(f"{self.folder / 'metrics.jsonl'}: shorter than when the checkpoint was saved; the run cannot be resumed")
+            self._file.truncate(size)
         except OSError as error:
             raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror or error})") from None
-        self._board = None
+        self._board, self._first_step = None, step
+
+    def size(self) -> int:
+        """Length of `metrics.jsonl` in bytes, all of them on disk."""
+        os.fsync(self._file.fileno())
+        return self._file.seek(0, os.SEEK_END)
 
     def write(self, prefix: str, step: int, record: dict) -> None:
         """`record` maps names to numbers; `prefix` is train/<task>, dev/<task> or teacher/<task>."""
         try:
-            self._file.write(json.dumps({"step": step, "kind": prefix, **record}) + "\n")
+            self._file.write((json.dumps({"step": step, "kind": prefix, **record}) + "\n").encode())
         except OSError as error:
             raise UserError(f"{self.folder / 'metrics.jsonl'}: cannot be written ({error.strerror or error})") from None
         if self._board is None:  # imported at the first record: it would hold up the first step by a second
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(self.folder / "tensorboard")
+            self._board = SummaryWriter(self.folder / "tensorboard", purge_step=self._first_step + 1 if self._first_step else None)
         for name, value in record.items():
             if isinstance(value, (int, float)):
                 self._board.add_scalar(f"{prefix}/{name}", value, step)
@@ -57,8 +66,22 @@ class Interval:
         self._steps = defaultdict(list)  # task -> [(values by name, tokens, seconds)]
 
     def add(self, task: str, values: dict, tokens: int, seconds: float) -> None:
-        """One step: its values (0-dim tensors or numbers), its real tokens, its wall-clock seconds."""
-        self._steps[task].append(({name: getattr(value, "detach", lambda v=value: v)() for name, value in values.items()}, tokens, seconds))
+        """One step: its values (detached 0-dim tensors or numbers), its real tokens, its wall-clock seconds."""
+        self._steps[task].append((values, tokens, seconds))
+
+    def to_dict(self) -> dict:
+        """As JSON can hold it; waits for a GPU."""
+        return {
+            task: [({name: float(value) for name, value in values.items()}, tokens, seconds) for values, tokens, seconds in steps]
+            for task, steps in self._steps.items()
+        }
+
+    @classmethod
+    def from_dict(cls, steps: dict) -> "Interval":
+        """Inverse of `to_dict`."""
+        interval = cls()
+        interval._steps.update({task: [tuple(step) for step in values] for task, values in steps.items()})
+        return interval
 
     def lacks(self, task: str) -> bool:
         """Whether no step of this task has been added since the last report."""
