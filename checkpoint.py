@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from errors import UserError
+from files import parse_json, read_bytes
 
 MANIFEST = "manifest.json"
 
@@ -73,17 +74,17 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     folder = Path(folder)
     if not folder.exists() and folder.with_name(folder.name + ".old").exists():
         folder = folder.with_name(folder.name + ".old")
-    digests = _read_json(folder / MANIFEST, _read(folder / MANIFEST, "not a checkpoint folder"))
+    digests = parse_json(folder / MANIFEST, read_bytes(folder / MANIFEST, "not a checkpoint folder"))
     checkpoint = Checkpoint({}, {})
     for file, digest in digests.items():
         stem, _, ending = file.rpartition(".")
         if Path(file).name != file or ending not in ("safetensors", "json"):
             raise UserError(f"{folder / MANIFEST}: lists {file!r}, which no checkpoint of this project holds")
-        data = _read(folder / file, "the checkpoint is incomplete")
+        data = read_bytes(folder / file, "the checkpoint is incomplete")
         if hashlib.sha256(data).hexdigest() != digest:
             raise UserError(f"{folder / file}: damaged, its checksum is not the one in {MANIFEST}; use another checkpoint")
         if ending == "json":
-            checkpoint.records[stem] = _read_json(folder / file, data)
+            checkpoint.records[stem] = parse_json(folder / file, data)
             continue
         try:
             checkpoint.tensors[stem] = safetensors.torch.load(data)
@@ -109,23 +110,6 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _read(path: Path, otherwise: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {otherwise} ({error.strerror or error})") from None
-
-
-def _read_json(path: Path, data: bytes) -> dict:
-    try:
-        record = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: holds a JSON {type(record).__name__}, not an object")
-    return record
 
 
 # ------------------------------------------------------------------------------------------------------------- training state

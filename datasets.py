@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from errors import UserError
+from files import read_bytes
 
 log = logging.getLogger("smart_bert")
 MAX_BAD_SHARE = 0.01  # of a labelled file's rows; above it the file is not what it claims to be
@@ -129,10 +130,7 @@ def read_examples(path: str | Path, task: Task, labelled: bool = True) -> list[E
 
 def _read_rows(path: str | Path):
     """Yields (line number of the row's start, fields), header first, blank lines left out."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    data = read_bytes(path)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -7,3 +7,8 @@ class UserError(ValueError):
     The message is one line: what is wrong, where (file:line or flag), and how to mend it.
     The command line prints it and exits with status 2; a traceback would only hide it.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, as part of a one-line message; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

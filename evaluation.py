@@ -4,7 +4,6 @@ Metrics take two equally long arrays, predictions and labels. Not handled: confi
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datasets import Batch, Task, TokenizedDataset, evaluation_batches
-from errors import UserError
+from files import write_text
 
 log = logging.getLogger("smart_bert")
 
@@ -75,12 +74,5 @@ def write_predictions(path: str | Path, column: str, ids: Iterable[str], predict
 
     Raises UserError if it cannot be written.
     """
-    path = Path(path)
-    lines = [f"id \t {column} \n", *(f"{id} , {value!s} \n" for id, value in zip(ids, predictions, strict=True))]
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text("".join(lines), encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write predictions ({error.strerror or error})") from None
+    rows = [f"{id} , {value!s} \n" for id, value in zip(ids, predictions, strict=True)]
+    write_text(path, "".join([f"id \t {column} \n", *rows]))

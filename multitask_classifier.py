@@ -33,9 +33,10 @@ from bert import BertModel
 from checkpoint import Checkpoint, StopSignal, load_checkpoint, restore_training_state, save_checkpoint, training_state
 from config import NORMS, TASKS, TrainConfig, parse_arguments
 from datasets import Batch, Loader, Task, TokenizedDataset, read_examples, sample_rows, tokenize
-from errors import UserError
+from errors import UserError, first_line
+from files import write_text
 from optimizer import AdamW, decay_groups, warmup_decay
-from reporting import RunLog, scores_table, write_results
+from reporting import RunLog, scores_table
 from training import Progress, describe, not_finite, out_of_memory_advice, plan_steps, warn_of_terms_without_effect
 
 log = logging.getLogger("smart_bert")
@@ -230,7 +231,7 @@ def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
         model.heads.load_state_dict(saved.tensors["heads"])
         return model, Tokenizer.from_str(json.dumps(saved.records["tokenizer"])), run
     except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{folder}: not a model saved by this program ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{folder}: not a model saved by this program ({first_line(error)})") from None
 
 
 def write_all_predictions(config: TrainConfig, folder: Path, split: str, datasets: list[TokenizedDataset], predictions: dict) -> None:
@@ -292,7 +293,7 @@ def load_last(folder: Path, models: dict[str, MultitaskBERT], optimizer: AdamW, 
         progress = Progress.from_dict(saved.records["progress"])
         restore_training_state(saved.tensors, saved.records["random"], models, optimizer, device)
     except (KeyError, TypeError, RuntimeError, AttributeError, IndexError) as error:
-        raise UserError(f"{folder / 'last'}: not a checkpoint of this run ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{folder / 'last'}: not a checkpoint of this run ({first_line(error)})") from None
     if saved.records["run"]["versions"] != run["versions"]:
         log.warning(
             "%s was saved with %s, now %s: results may differ in the last digits", folder, saved.records["run"]["versions"], run["versions"]
@@ -377,7 +378,7 @@ def train(model: MultitaskBERT, data: Data, config: TrainConfig, folder: Path, t
 def finish(config: TrainConfig, folder: Path, model: MultitaskBERT, tests: list[TokenizedDataset], results: dict) -> None:
     """Predict the test files, write `results.json`, print the table of dev scores."""
     write_all_predictions(config, folder, "test", tests, {test.task.name: predict(model, test, config) for test in tests})
-    write_results(folder / "results.json", results | {"config": config.to_dict()})
+    write_text(folder / "results.json", json.dumps(results | {"config": config.to_dict()}, indent=2) + "\n")
     print(f"\n{scores_table(results['dev'])}\nmean {results['dev_mean']:.3f}; everything is in {folder}")
     if results["data"] == "sample":
         print("data: sample (the project's own sentences, too few to learn much from), not the course's files")

@@ -78,7 +78,7 @@ class AdamW(torch.optim.Optimizer):
         seen = torch.full((), float(step) if group["correct_bias"] else torch.inf, device=params[0].device)
         torch._fused_adamw_(
             params,
-            [param.grad for param in params],
+            [_laid_out_like(param.grad, param) for param in params],
             [self.state[param]["exp_avg"] for param in params],
             [self.state[param]["exp_avg_sq"] for param in params],
             [],
@@ -91,6 +91,11 @@ class AdamW(torch.optim.Optimizer):
             amsgrad=False,
             maximize=False,
         )
+
+
+def _laid_out_like(grad: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
+    """The gradient with the parameter's strides: the fused primitive goes through memory in order and would not notice others."""
+    return grad if grad.stride() == param.stride() else torch.empty_like(param).copy_(grad)
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:

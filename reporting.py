@@ -99,18 +99,6 @@ class Interval:
         self._steps.clear()
 
 
-def write_results(path: str | Path, results: dict) -> None:
-    """`results` as JSON, replacing the file at once or not at all. Raises UserError if it cannot be written."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
-
-
 def table(rows: list[list[str]]) -> str:
     """Rows of cells as aligned text; the first row is the header, the first column left-aligned, the rest right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -15,6 +15,7 @@ from config import TASKS, TrainConfig, parse_arguments
 from datasets import Batch, Loader, read_examples, tokenize
 from errors import UserError
 from multitask_classifier import MultitaskBERT, main, plan_steps, training_loss
+from mysmartloss import BregmanProximal
 
 TINY = BertConfig(
     vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=20
@@ -35,6 +36,17 @@ def tiny_batch(task: str, device: str = "cpu") -> Batch:
     batch = Batch(np.arange(4), ids * mask, None, mask, labels, int(mask.sum()))
     tensors = {name: getattr(batch, name).to(device) for name in ("input_ids", "attention_mask", "labels")}
     return dataclasses.replace(batch, **tensors)
+
+
+def losses_of(model: MultitaskBERT, task: str, **settings) -> dict[str, torch.Tensor]:
+    """`training_loss` of the tiny batch, the generator seeded, and a teacher that has begun to lag behind."""
+    bregman = BregmanProximal(model)
+    with torch.no_grad():
+        for parameter in bregman.teacher.parameters():
+            parameter.mul_(0.9)
+    torch.manual_seed(5)
+    device = next(model.parameters()).device.type
+    return training_loss(model, TASKS[task], tiny_batch(task, device), TrainConfig(**settings), bregman)
 
 
 def run(*arguments: str) -> int:
@@ -74,15 +86,15 @@ def test_cls_pooling_is_the_pooler():
 # --------------------------------------------------------------------------------------------------------------- training loss
 
 
+@pytest.mark.parametrize("term", ["smart", "bregman", "rdrop"])
 @pytest.mark.parametrize("task", TASKS)
-def test_smart_term_reaches_every_encoder_parameter(task):
+def test_each_term_reaches_every_encoder_parameter(task, term):
     """Guards against a regulariser that never reaches backward (`.item()`, a dropped return value, the pooled vector attacked)."""
     gradients = []
     for weight in (0.0, 1.0):
         model = tiny_model(pooling="cls")
-        config = TrainConfig(use_smart=True, smart_weight=weight, smart_epsilon=0.1, smart_step_size=0.1)
-        torch.manual_seed(5)
-        training_loss(model, TASKS[task], tiny_batch(task), config)["total"].backward()
+        weights = {"smart_weight": 0.0, "bregman_weight": 0.0, f"{term}_weight": weight}
+        losses_of(model, task, use_smart=True, smart_epsilon=0.1, smart_step_size=0.1, **weights)["total"].backward()
         gradients.append({name: parameter.grad for name, parameter in model.bert.named_parameters()})
     key_bias = {name for name in gradients[0] if name.endswith("self_attention.key.bias")}  # softmax is invariant to it
     same = {name for name in gradients[0] if torch.equal(gradients[0][name], gradients[1][name])}
@@ -93,10 +105,9 @@ def test_smart_term_reaches_every_encoder_parameter(task):
 def test_weight_zero_is_bit_identical_to_no_flag(task):
     """Guards against a switched-off term that still draws random numbers or changes the gradient."""
     results = []
-    for settings in ({}, {"use_smart": True, "smart_weight": 0.0}):
+    for settings in ({}, {"use_smart": True, "smart_weight": 0.0, "bregman_weight": {}}):
         model = tiny_model()
-        torch.manual_seed(5)
-        training_loss(model, TASKS[task], tiny_batch(task), TrainConfig(**settings))["total"].backward()
+        losses_of(model, task, **settings)["total"].backward()
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         results.append((gradients, torch.get_rng_state()))
     (plain, plain_state), (off, off_state) = results
@@ -108,20 +119,14 @@ def test_smart_leaves_the_generator_where_it_was(task):
     """Guards against a run whose later dropout masks depend on whether SMART is on: the two could not be compared."""
     states = []
     for settings in ({}, {"use_smart": True}):
-        model = tiny_model()
-        torch.manual_seed(5)
-        training_loss(model, TASKS[task], tiny_batch(task), TrainConfig(**settings))
+        losses_of(tiny_model(), task, **settings)
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
 
 
 def test_the_task_loss_is_the_same_with_and_without_smart():
     """Guards against embeddings computed twice under different dropout."""
-    losses = []
-    for smart in (False, True):
-        model = tiny_model()
-        torch.manual_seed(5)
-        losses.append(training_loss(model, TASKS["sst"], tiny_batch("sst"), TrainConfig(use_smart=smart))["task"].item())
+    losses = [losses_of(tiny_model(), "sst", use_smart=smart)["task"].item() for smart in (False, True)]
     assert losses[0] == losses[1]
 
 
@@ -130,10 +135,10 @@ def test_a_step_on_the_meta_device(task):
     """Guards against tensors made on the wrong device, which only a GPU would show."""
     with torch.device("meta"):
         model = MultitaskBERT(BertModel(TINY)).train()
-    config = TrainConfig(use_smart=True)
-    losses = training_loss(model, TASKS[task], tiny_batch(task, "meta"), config)
+    losses = losses_of(model, task, use_smart=True, rdrop_weight=1.0)
     losses["total"].backward()
     multitask_classifier.AdamW(multitask_classifier.decay_groups(model, 0.01)).step()
+    BregmanProximal(model).update(model, 0.9)
     assert losses["total"].device.type == "meta" and model.bert.word_embedding.weight.grad.device.type == "meta"
 
 
@@ -192,6 +197,13 @@ def test_plan_in_sequence(tokenizer):
         ("--smart_epsilon 0", "--smart_epsilon"),
         ("--smart_norm 3", "--smart_norm"),
         ("--smart_steps -1", "--smart_steps"),
+        ("--smart_weight sst=1,foo=2", "--smart_weight"),
+        ("--smart_weight sst=x", "--smart_weight"),
+        ("--bregman_weight -1", "--bregman_weight"),
+        ("--bregman_beta 1", "--bregman_beta"),
+        ("--bregman_beta slow", "--bregman_beta"),
+        ("--keep teacher", "--keep"),
+        ("--resume", "--resume"),
         ("--seed -1", "--seed"),
         ("--max_length 600", "--max_length"),
         ("--steps_per_epoch 2", "--steps_per_epoch"),
@@ -233,10 +245,18 @@ def test_a_broken_row_is_named(capsys, tmp_path, monkeypatch):
 def test_every_setting_is_a_flag():
     """Guards against a setting that the command line ignores."""
     arguments = ["--option", "pretrain", "--tasks", "sts,cfimdb", "--eval_tasks", "sst", "--lr", "0.5", "--use_smart", "--smart_norm", "2"]
-    config = parse_arguments([*arguments, "--sst_dev", "a.csv", "--cfimdb_test_out", "b.csv"])
+    config, given = parse_arguments([*arguments, "--sst_dev", "a.csv", "--cfimdb_test_out", "b.csv"])
     assert (config.option, config.tasks, config.eval_tasks, config.lr) == ("pretrain", ("sts", "cfimdb"), ("sst",), 0.5)
     assert config.use_smart and config.smart_norm == "2"
     assert config.files == {"sst_dev": "a.csv", "cfimdb_test_out": "b.csv"}
+    assert given == {"option", "tasks", "eval_tasks", "lr", "use_smart", "smart_norm", "files"}
+
+
+def test_weights_by_task():
+    """Guards against a per-task weight applied to every task, and against a term that is off but paid for."""
+    config, _ = parse_arguments(["--use_smart", "--smart_weight", "sst=1,para=0.5", "--bregman_weight", "0", "--rdrop_weight", "sts=2"])
+    assert [config.weights(task) for task in ("sst", "para", "sts")] == [{"smart": 1.0}, {"smart": 0.5}, {"rdrop": 2.0}]
+    assert TrainConfig().weights("sst") == {} and TrainConfig(use_smart=True).weights("sst") == {"smart": 1.0, "bregman": 1.0}
 
 
 def test_defaults_that_depend_on_others():

@@ -1,0 +1,259 @@
+"""AdamW against torch.optim.AdamW, its own formula in float64 and a case worked by hand; parameter groups; the schedule."""
+
+import copy
+import io
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from base_bert import BertConfig
+from bert import BertModel
+from multitask_classifier import MultitaskBERT
+from optimizer import AdamW, decay_groups, warmup_decay
+
+SHAPES = ((3, 4), (5,), ())
+
+
+def parameters(dtype=torch.float64, device=None) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(shape, generator=generator, dtype=dtype).to(device)) for shape in SHAPES]
+
+
+def gradients(steps: int, dtype=torch.float64) -> list[list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [[torch.randn(shape, generator=generator, dtype=dtype) for shape in SHAPES] for _ in range(steps)]
+
+
+def run(optimizer, params, steps) -> None:
+    """A step for each list of gradients (None: the parameter sits out), at a learning rate that falls."""
+    for grads in steps:
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = None if grad is None else grad.clone()
+        optimizer.step()
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.97
+
+
+def by_formula(param, grads, lr, betas, eps, weight_decay, correct_bias):
+    """The docstring's formula, word for word, in float64."""
+    theta = param.detach().double().clone()
+    m, v = torch.zeros_like(theta), torch.zeros_like(theta)
+    for t, grad in enumerate(grads, start=1):
+        g = grad.double()
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g * g
+        rate = lr * (1 - betas[1] ** t) ** 0.5 / (1 - betas[0] ** t) if correct_bias else lr
+        theta = theta - rate * m / (v.sqrt() + eps)
+        theta = theta - lr * weight_decay * theta
+        lr *= 0.97
+    return theta
+
+
+# ---------------------------------------------------------------------------------------------------------------------- AdamW
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+@pytest.mark.parametrize("split", [False, True], ids=["one group", "two groups"])
+def test_fifty_steps_are_torchs(dtype, tolerance, split):
+    """Guards against moments, bias correction or a group's settings slightly off: training works, only slower."""
+    ours, theirs = parameters(dtype), parameters(dtype)
+
+    def groups(params):
+        return [{"params": params[:1], "lr": 3e-3, "betas": (0.8, 0.95)}, {"params": params[1:]}] if split else params
+
+    plain = {"foreach": False, "fused": False}  # torch's loop, not the primitive that ours is built on
+    run(AdamW(groups(ours), lr=1e-2, eps=1e-30), ours, gradients(50, dtype))
+    run(torch.optim.AdamW(groups(theirs), lr=1e-2, eps=1e-30, weight_decay=0, **plain), theirs, gradients(50, dtype))
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
+@pytest.mark.parametrize("correct_bias", [True, False])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.7), (0.0, 0.9), (0.9, 0.0)])
+@pytest.mark.parametrize(("eps", "weight_decay"), [(1e-6, 0.0), (0.3, 0.0), (1e-6, 0.5), (0.3, 0.5)])
+def test_fifty_steps_are_the_formulas(dtype, tolerance, correct_bias, betas, eps, weight_decay):
+    """Guards against ε beside the wrong root, decay before the update or through the moments, a correction that can't be switched off."""
+    settings = {"lr": 0.1, "betas": betas, "eps": eps, "weight_decay": weight_decay, "correct_bias": correct_bias}
+    params, grads = parameters(dtype), gradients(50, dtype)
+    expected = [by_formula(param, series, **settings).to(dtype) for param, series in zip(params, zip(*grads, strict=True), strict=True)]
+    run(AdamW(params, **settings), params, grads)
+    torch.testing.assert_close([param.detach() for param in params], expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("correct_bias", "expected"),
+    [
+        (True, 0.9025),  # α_t = .1 √.001 / .1 = .0316228; θ = 1 - .0316228 (.05 / .0316228) = .95; less .1 x .5 of itself
+        (False, 0.7997918),  # θ = 1 - .1 (.05 / .0316228) = .8418861; less .1 x .5 of itself
+    ],
+)
+def test_first_step_by_hand(correct_bias, expected):
+    """Guards against the formula and its test being wrong in the same way (g = .5, so m = .05, √v = √.00025 = .0158114; ε the same)."""
+    theta = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+    theta.grad = torch.tensor(0.5, dtype=torch.float64)
+    AdamW([theta], lr=0.1, betas=(0.9, 0.999), eps=0.00025**0.5, weight_decay=0.5, correct_bias=correct_bias).step()
+    assert theta.item() == pytest.approx(expected, abs=1e-7)
+
+
+def test_a_parameter_that_sits_out():
+    """Guards against a head that decays or ages (a smaller bias correction) in batches of other tasks."""
+    settings = {"lr": 0.1, "weight_decay": 0.5, "eps": 0.1}
+    params, alone, grads = parameters(), parameters(), gradients(6)
+    for step in (0, 2, 3, 5):
+        grads[step][0] = None
+    optimizer = AdamW(params, **settings)
+    before = params[0].detach().clone()
+    run(optimizer, params, grads[:1])
+    assert torch.equal(params[0], before) and params[0] not in optimizer.state
+    run(optimizer, params, grads[1:2])
+    before = params[0].detach().clone()
+    run(optimizer, params, grads[2:4])
+    assert torch.equal(params[0], before)
+    run(optimizer, params, grads[4:])
+    other = AdamW(alone[:1], **settings)  # only steps 1 and 4, at the learning rates of steps 1 and 4
+    for step in (1, 4):
+        other.param_groups[0]["lr"] = 0.1 * 0.97**step
+        run(other, alone[:1], [grads[step][:1]])
+    torch.testing.assert_close(params[0], alone[0], atol=1e-14, rtol=0)
+    assert [optimizer.state[param]["step"] for param in params] == [2, 6, 6]
+
+
+@pytest.mark.parametrize("through_file", [False, True])
+def test_state_dict_continues_identically(through_file):
+    """Guards against a resumed run whose moments or step counts start anew."""
+    params, grads = parameters(torch.float32), gradients(10, torch.float32)
+    grads[2][0] = None
+    optimizer = AdamW(params, lr=0.1, weight_decay=0.1)
+    run(optimizer, params, grads[:5])
+    again, state = copy.deepcopy(params), copy.deepcopy(optimizer.state_dict())
+    if through_file:
+        file = io.BytesIO()
+        torch.save(state, file)
+        state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    run(optimizer, params, grads[5:])
+    resumed = AdamW(again, lr=7.0)  # whose own settings the state replaces
+    resumed.load_state_dict(state)
+    run(resumed, again, grads[5:])
+    assert all(torch.equal(a, b) for a, b in zip(params, again, strict=True))
+
+
+LAYOUTS = {
+    "transposed": lambda grad: grad.t().contiguous().t(),
+    "expanded": lambda grad: grad[:, :1].expand_as(grad),
+    "every other": lambda grad: torch.stack([grad, grad], -1)[..., 0],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_in_any_memory_layout(layout):
+    """Guards against a gradient that is a view (set by hand, or by a hook) being applied to the wrong entries."""
+    params = parameters()[:1]
+    grads = [LAYOUTS[layout](step[0]) for step in gradients(3)]
+    settings = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.0, "correct_bias": True}
+    expected, optimizer = by_formula(params[0], grads, **settings), AdamW(params, **settings)
+    for grad in grads:
+        params[0].grad = grad
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] *= 0.97
+    torch.testing.assert_close(params[0].detach(), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_meta_device(dtype):
+    """Guards against step counts or moments made on the wrong device, which only a GPU would show."""
+    params = [nn.Parameter(torch.empty(shape, dtype=dtype, device="meta")) for shape in SHAPES]
+    optimizer = AdamW(params, weight_decay=0.1)
+    run(optimizer, params, [[torch.empty_like(param) for param in params]] * 2)
+    assert {optimizer.state[param][name].device.type for param in params for name in ("exp_avg", "exp_avg_sq")} == {"meta"}
+
+
+def test_closure():
+    """Guards against a closure run without gradients, or whose loss is lost."""
+    theta = nn.Parameter(torch.tensor(3.0))
+    optimizer = AdamW([theta], lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = theta.square()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 9.0
+    assert theta.item() == pytest.approx(2.9, abs=1e-4)
+    assert optimizer.step() is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr": -1e-3},
+        {"lr": float("nan")},
+        {"eps": -1e-8},
+        {"weight_decay": -0.1},
+        {"betas": (1.0, 0.999)},
+        {"betas": (0.9, 1.0)},
+        {"betas": (-0.1, 0.999)},
+        {"betas": (0.9, float("nan"))},
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_right(settings):
+    """Guards against ascent in place of descent, or a moment that never moves."""
+    with pytest.raises(ValueError, match=f"AdamW: .*{next(iter(settings))}"):
+        AdamW(parameters(), **settings)
+
+
+@pytest.mark.parametrize(("lr", "weight_decay"), [(1.0, 1.0), (0.1, 20.0)])
+def test_decay_of_everything_is_refused(lr, weight_decay):
+    """Guards against weights that decay to zero or change sign."""
+    params = parameters()
+    optimizer = AdamW(params, lr=lr, weight_decay=weight_decay)
+    with pytest.raises(ValueError, match="lr .* times weight_decay"):
+        run(optimizer, params, gradients(1))
+    assert all(torch.equal(a, b) for a, b in zip(params, parameters(), strict=True))
+
+
+def test_sparse_gradients_are_refused():
+    """Guards against a sparse gradient's values being read as if they were dense."""
+    embedding = nn.Embedding(5, 3, sparse=True)
+    embedding(torch.tensor([1, 3])).sum().backward()
+    with pytest.raises(RuntimeError, match="sparse"):
+        AdamW(embedding.parameters()).step()
+
+
+# ----------------------------------------------------------------------------------------------------------- groups and schedule
+
+
+@pytest.mark.parametrize("frozen", ["nothing", "bert.", "bert.word_embedding", "heads.sst.bias"])
+def test_decay_groups(frozen):
+    """Guards against a parameter in no group (never trained) or in two (trained twice), and against decay that pulls LayerNorm to 0."""
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    model = MultitaskBERT(BertModel(config))
+    for name, param in model.named_parameters():
+        param.requires_grad_(not name.startswith(frozen))
+    groups = decay_groups(model, 0.25)
+    assert [group["weight_decay"] for group in groups] == [0.25, 0.0]
+    ids = [[id(param) for param in group["params"]] for group in groups]
+    trainable = [(name, id(param)) for name, param in model.named_parameters() if not name.startswith(frozen)]
+    undecayed = {"bias", "layer_norm.weight"}
+    expected = [set(), set()]
+    for name, key in trainable:
+        expected[any(name.endswith(ending) for ending in undecayed)].add(key)
+    assert [set(keys) for keys in ids] == expected
+    assert sum(map(len, ids)) == len(trainable) == len(set().union(*ids))
+    if frozen == "nothing":
+        assert {id(param) for param in model.bert.word_embedding.parameters()} <= set(ids[0])
+        assert len(ids[1]) == 2 + 2 * (4 + 2 + 2 * 2) + 1 + 4  # LayerNorm; per layer 6 biases, 2 LayerNorms; pooler; heads
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0, 10), (3, 10), (9, 10), (10, 10), (1, 1), (0, 1), (100, 1000)])
+def test_warmup_decay_is_transformers(warmup, total):
+    """Guards against a schedule off by one: a first step at full rate, or a last one below zero."""
+    optimizer = torch.optim.SGD(parameters(), lr=1.0)
+    scheduler = transformers.get_linear_schedule_with_warmup(optimizer, warmup, total)
+    for step in range(total + 3):
+        assert warmup_decay(step, warmup, total) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-15), step
+        optimizer.step()
+        scheduler.step()

@@ -1,0 +1,193 @@
+"""Interrupted runs: resuming is bit-identical, whatever the moment; a folder with a run in it is not overwritten by accident."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+
+import checkpoint
+import multitask_classifier
+from base_bert import BertConfig, load_tokenizer
+from bert import BertModel
+
+RUN = ["--use_smart", "--rdrop_weight=0.1", "--max_train_samples=40", "--max_eval_samples=12", "--batch_size=4", "--epochs=2"]
+RUN += ["--steps_per_epoch=7", "--logging_steps=4", "--save_steps=2"]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the program catches it, so no code of the run is executed after it."""
+
+
+@pytest.fixture(scope="module")
+def tiny_encoder(tmp_path_factory):
+    """Folder of a small random BERT with MiniLM's tokenizer: whole runs in a second."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}
+    BertModel(BertConfig(**shape)).save_pretrained(folder)
+    load_tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture
+def main(tiny_encoder, monkeypatch):
+    """The command line on the sample data with the small encoder."""
+    monkeypatch.delenv("SMART_BERT_DATA_DIR", raising=False)
+    return lambda *arguments: multitask_classifier.main(["--model_name_or_path", str(tiny_encoder), *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_encoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SMART_BERT_DATA_DIR", raising=False)
+        assert multitask_classifier.main(["--model_name_or_path", str(tiny_encoder), *RUN, "--output_dir", str(folder)]) == 0
+    return folder
+
+
+def outcome(folder) -> dict:
+    """All that a run leaves and that does not depend on the clock."""
+    files = [*(folder / "predictions").iterdir(), *(folder / "best").glob("*.safetensors"), *(folder / "last").glob("*.safetensors")]
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    results = json.loads((folder / "results.json").read_text())
+    return {
+        "files": {str(file.relative_to(folder)): file.read_bytes() for file in files},
+        "log": [{name: value for name, value in line.items() if "per_" not in name} for line in lines],
+        "scores": {name: results[name] for name in results if name not in ("train_seconds", "examples_per_second", "config")},
+    }
+
+
+def raise_at(monkeypatch, owner, name: str, n: int, action) -> None:
+    """Makes the n-th call of a function perform `action` first."""
+    real, calls = getattr(owner, name), []
+
+    def wrapper(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == n:
+            action()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, wrapper)
+
+
+def kill():
+    raise Killed
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "n"),
+    [
+        (multitask_classifier, "training_loss", 6),  # between two checkpoints
+        (checkpoint, "_write", 12),  # while one is written
+        (checkpoint.os, "replace", 2),  # between its renames
+        (multitask_classifier, "write_all_predictions", 1),  # after `best`, before `last`
+        (multitask_classifier, "write_text", 1),  # at the very end
+    ],
+)
+def test_a_killed_run_resumes_bit_identically(main, uninterrupted, tmp_path, monkeypatch, owner, name, n):
+    """Guards against lost or doubled steps, dropout masks, log lines, or a teacher that starts anew after an interruption."""
+    with monkeypatch.context() as patch:
+        raise_at(patch, owner, name, n, kill)
+        with pytest.raises(Killed):
+            main(*RUN, "--output_dir", tmp_path / "run")
+    torch.manual_seed(99)  # the resumed process would start from another state
+    assert main("--resume", "--output_dir", tmp_path / "run") == 0
+    assert outcome(tmp_path / "run") == outcome(uninterrupted)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_and_say_how_to_go_on(main, uninterrupted, tmp_path, monkeypatch, capsys, number, status):
+    """Guards against Ctrl-C, or a machine that is being shut down, costing the work since the last checkpoint."""
+    with monkeypatch.context() as patch:
+        raise_at(patch, multitask_classifier, "training_loss", 4, lambda: os.kill(os.getpid(), number))
+        assert main(*RUN, "--save_steps", 1000, "--output_dir", tmp_path / "run") == status
+    assert f"--resume --output_dir {tmp_path / 'run'}" in capsys.readouterr().err
+    assert main("--resume", "--output_dir", tmp_path / "run") == 0
+    assert outcome(tmp_path / "run") == outcome(uninterrupted)
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+
+
+def test_resuming_with_another_setting(main, uninterrupted, tmp_path, capsys):
+    """Guards against a resumed run that mixes two settings, and against refusing what does not matter."""
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    for flag, value in [("--lr", "0.5"), ("--tasks", "sst"), ("--smart_epsilon", "1"), ("--epochs", "1"), ("--seed", "3")]:
+        assert main("--resume", flag, value, "--output_dir", tmp_path / "run") == 2
+        assert capsys.readouterr().err.startswith(f"multitask_classifier.py: error: {flag} ")
+    assert main("--resume", "--epochs", 3, "--logging_steps", 2, "--output_dir", tmp_path / "run") == 0
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps) and steps[-1] == 21
+
+
+def test_resuming_with_other_data_is_refused(main, uninterrupted, tmp_path, capsys):
+    """Guards against going on with a file that was changed in between."""
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    changed = tmp_path / "train.csv"
+    changed.write_text((multitask_classifier.HERE / "data" / "sample" / "ids-sst-train.csv").read_text().replace("film", "movie"))
+    given = ["--data_dir", multitask_classifier.HERE / "data" / "sample", "--sst_train", changed]
+    assert main("--resume", *given, "--output_dir", tmp_path / "run") == 2
+    assert "--sst_train: its content" in capsys.readouterr().err
+
+
+def test_a_folder_with_a_run_is_refused_and_overwritten_on_request(main, uninterrupted, tmp_path, capsys):
+    """Guards against a second start that silently destroys the first run."""
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("the user's own")
+    assert main(*RUN, "--output_dir", tmp_path / "run") == 2
+    assert "--overwrite_output_dir" in capsys.readouterr().err and outcome(tmp_path / "run") == outcome(uninterrupted)
+    assert main(*RUN, "--overwrite_output_dir", "--output_dir", tmp_path / "run") == 0
+    assert outcome(tmp_path / "run") == outcome(uninterrupted) and (tmp_path / "run" / "notes.txt").exists()
+
+
+def test_a_wrong_flag_does_not_delete_the_run(main, uninterrupted, tmp_path):
+    """Guards against `--overwrite_output_dir` deleting a run before it is known that another can start."""
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    assert main(*RUN, "--overwrite_output_dir", "--data_dir", tmp_path / "none", "--output_dir", tmp_path / "run") == 2
+    assert outcome(tmp_path / "run") == outcome(uninterrupted)
+
+
+def test_nonfinite_batches(main, tmp_path, monkeypatch, capsys):
+    """Guards against NaN weights: the update is left out, tolerated as often as asked for, and `last` stays as it was."""
+    real = multitask_classifier.training_loss
+
+    def poisoned(*args, **kwargs):
+        losses = real(*args, **kwargs)
+        poisoned.calls += 1
+        return losses | {"total": losses["total"] * float("nan")} if poisoned.calls in (5, 7) else losses
+
+    monkeypatch.setattr(multitask_classifier, "training_loss", poisoned)
+    poisoned.calls = 0
+    assert main(*RUN, "--skip_nonfinite", 1, "--output_dir", tmp_path / "a") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "not finite" in error and "step 6, task sst, rows " in error
+    assert checkpoint.load_checkpoint(tmp_path / "a" / "last").records["progress"]["step"] == 6
+    poisoned.calls = 0
+    assert main(*RUN, "--skip_nonfinite", 2, "--output_dir", tmp_path / "b") == 0
+
+
+def test_out_of_memory_says_what_to_try(main, tmp_path, monkeypatch, capsys):
+    """Guards against a traceback of the allocator where a smaller batch would do."""
+
+    def no_memory():
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."
+        )
+
+    raise_at(monkeypatch, multitask_classifier, "training_loss", 4, no_memory)
+    assert main(*RUN, "--output_dir", tmp_path / "run") == 2
+    assert "--batch_size 2" in capsys.readouterr().err
+    assert checkpoint.load_checkpoint(tmp_path / "run" / "last").records["progress"]["step"] == 2
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(main, tmp_path, monkeypatch, capsys):
+    """Guards against a checkpoint destroyed by the attempt to replace it."""
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    raise_at(monkeypatch, checkpoint, "_write", 12, full)
+    assert main(*RUN, "--output_dir", tmp_path / "run") == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert checkpoint.load_checkpoint(tmp_path / "run" / "last").records["progress"]["step"] == 2
