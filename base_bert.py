@@ -7,6 +7,7 @@ Not handled: decoders, relative positions, activations other than exact GELU, sh
 import functools
 import hashlib
 import json
+import os
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -132,7 +133,7 @@ def find_pretrained(name_or_path: str, filename: str, *others: str) -> Path:
         folder = Path(get_model_path())
     else:
         folder = Path(name_or_path)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         for file in wanted:
             if (folder / file).is_file():
                 return folder / file

@@ -4,6 +4,7 @@ A checkpoint folder holds `<name>.safetensors` and `<name>.json` files, and `man
 Knows tensors and dicts, no model class. Not handled: tensors sharded over files, remote file systems without rename.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -40,7 +41,9 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
     A crash at any moment leaves the old folder or the new one whole, under `folder` or (between two renames) `<folder>.old`.
     Raises UserError if it cannot be written; the older one is then untouched.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
+    if folder.is_file():
+        raise UserError(f"{folder}: a file stands where the checkpoint's folder should be")
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     try:
         if old.exists() and not folder.exists():
@@ -58,12 +61,23 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             os.replace(folder, old)
-        os.replace(new, folder)
-        _sync_folder(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            os.replace(new, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
     except OSError as error:
         shutil.rmtree(new, ignore_errors=True)
         raise UserError(f"{folder}: cannot write the checkpoint ({error.strerror or error}); an earlier one is untouched") from None
+    with contextlib.suppress(OSError):  # the new one is in place; this only makes sure of it against a power cut
+        _sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def has_checkpoint(folder: str | Path) -> bool:
+    """Whether `load_checkpoint` would find anything there."""
+    return os.path.isdir(folder) or os.path.isdir(f"{folder}.old")
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
@@ -71,10 +85,10 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
 
     Raises UserError naming the file that is missing, changed, truncated or not what it should be.
     """
-    folder = Path(folder)
-    if not folder.exists() and folder.with_name(folder.name + ".old").exists():
-        folder = folder.with_name(folder.name + ".old")
+    folder = Path(folder if os.path.isdir(folder) or not has_checkpoint(folder) else f"{folder}.old")
     digests = parse_json(folder / MANIFEST, read_bytes(folder / MANIFEST, "not a checkpoint folder"))
+    if not digests:
+        raise UserError(f"{folder / MANIFEST}: lists no files, so this is no checkpoint")
     checkpoint = Checkpoint({}, {})
     for file, digest in digests.items():
         stem, _, ending = file.rpartition(".")

@@ -184,6 +184,8 @@ class TrainConfig:
             raise UserError(f"--bregman_beta {self.bregman_beta}: must be {', '.join(BETAS)} or a number from 0 to below 1")
         if self.keep == "teacher" and not (self.use_smart and self.bregman_weight):
             raise UserError("--keep teacher: there is no teacher without --use_smart and a --bregman_weight")
+        if self.option == "evaluate" and (self.resume or self.overwrite_output_dir):
+            raise UserError(f"--{'resume' if self.resume else 'overwrite_output_dir'}: not for --option evaluate")
         if (self.checkpoint is None) == (self.option == "evaluate"):
             raise UserError(f"--checkpoint: {'needed by' if self.checkpoint is None else 'only for'} --option evaluate")
 

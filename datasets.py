@@ -106,17 +106,26 @@ def read_examples(path: str | Path, task: Task, labelled: bool = True) -> list[E
     wanted = ("id", *task.text_columns, *([task.label_column] if labelled else []))
     for name in wanted:
         if name not in names:
-            raise UserError(f"{path}:{header_line}: no column {name!r} in the header (it has {', '.join(filter(None, names))})")
+            raise UserError(f"{path}:{header_line}: no column {name!r} in the header (it has {', '.join(map(repr, names))[:200]})")
     columns = [names.index(name) for name in wanted]
     parse = _parse_labelled if labelled else _parse_unlabelled
-    examples, bad = [], []
+    examples, bad, shifted = [], [], []
     for line, row in rows:
         try:
             examples.append(parse(task, row, columns, len(names)))
         except ValueError as problem:
             bad.append((line, problem))
+        if not labelled and any(row[len(names) :]):
+            shifted.append(line)
     if bad and not labelled:
         raise UserError(f"{path}:{bad[0][0]}: {bad[0][1]}")
+    if shifted:
+        log.warning(
+            "%s: %d rows have more fields than the header (first: line %d); what follows a stray tab is not read",
+            path,
+            len(shifted),
+            shifted[0],
+        )
     if not examples and not bad:
         raise UserError(f"{path}:{header_line}: a header but no rows")
     if bad:
@@ -137,10 +146,12 @@ def _read_rows(path: str | Path):
         raise UserError(f"{path}:{data.count(10, 0, error.start) + 1}: not UTF-8 (byte 0x{data[error.start]:02x})") from None
     csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, is less than a long document
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t")
-    line = 1
+    line, width = 1, 0
     try:
         for row in reader:
-            if reader.line_num > line and any("\t" in field and "\n" in field for field in row):
+            width = width or len(row)
+            swallowed = reader.line_num > line and any(row[width:])  # lines joined, and more fields than the header has
+            if swallowed or any("\t" in field for field in row):
                 raise UserError(f"{path}:{line}: a field opens with a quote that is not closed before the next tab")
             if row:
                 yield line, row

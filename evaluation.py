@@ -19,8 +19,11 @@ log = logging.getLogger("smart_bert")
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Share of predictions that equal the label."""
-    return float(np.mean(np.asarray(predictions) == np.asarray(labels)))
+    """Share of predictions that equal the label. Raises ValueError if the shapes differ, which would be broadcast."""
+    predictions, labels = np.asarray(predictions), np.asarray(labels)
+    if predictions.shape != labels.shape:
+        raise ValueError(f"accuracy: shapes {predictions.shape} and {labels.shape}")
+    return float(np.mean(predictions == labels))
 
 
 def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -45,8 +48,8 @@ def _correlation(name: str, predictions: np.ndarray, labels: np.ndarray) -> floa
 
     predictions, labels = (np.asarray(values, dtype=np.float64) for values in (predictions, labels))
     for what, values in {"predictions": predictions, "labels": labels}.items():
-        if len(values) < 2 or np.ptp(values) == 0:
-            log.warning("correlation is undefined, the %s are constant; counted as 0", what)
+        if len(values) < 2 or np.ptp(values) == 0 or not np.isfinite(values).all():
+            log.warning("correlation is undefined, the %s are constant or not finite; counted as 0", what)
             return 0.0
     return float(getattr(stats, name)(predictions, labels).statistic)
 

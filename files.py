@@ -36,5 +36,5 @@ def read_bytes(path: str | Path, otherwise: str = "cannot be read") -> bytes:
     """The file's content, or UserError naming it and saying what it means that it can't be read."""
     try:
         return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {otherwise} ({error.strerror or error})") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"{path}: {otherwise} ({getattr(error, 'strerror', None) or error})") from None

@@ -30,7 +30,7 @@ import evaluation
 import mysmartloss
 from base_bert import BertConfig, load_tokenizer
 from bert import BertModel
-from checkpoint import Checkpoint, StopSignal, load_checkpoint, restore_training_state, save_checkpoint, training_state
+from checkpoint import Checkpoint, StopSignal, has_checkpoint, load_checkpoint, restore_training_state, save_checkpoint, training_state
 from config import NORMS, TASKS, TrainConfig, parse_arguments
 from datasets import Batch, Loader, Task, TokenizedDataset, read_examples, sample_rows, tokenize
 from errors import UserError, first_line
@@ -139,7 +139,7 @@ def find_files(config: TrainConfig, wanted: Sequence[Key]) -> tuple[dict[Key, Pa
     folder = Path(chosen or "data")
     given = {key: Path(config.files["_".join(key)]) for key in wanted if "_".join(key) in config.files}
     files = {(task, split): given.get((task, split), folder / TASKS[task].filename(split)) for task, split in wanted}
-    missing = [key for key, path in files.items() if not path.is_file()]
+    missing = [key for key, path in files.items() if not os.path.isfile(path)]
     if len(missing) == len(files) and not chosen and not given:
         sample = {(task, split): HERE / "data" / "sample" / TASKS[task].filename(split) for task, split in wanted}
         if all(path.is_file() for path in sample.values()):
@@ -220,8 +220,7 @@ def save_model(folder: Path, candidates: dict[str, MultitaskBERT], kept: str, to
 def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
     """Model, tokenizer and the run's record from a checkpoint folder, or a run folder that has one under `best`. Raises UserError."""
     folder = Path(folder)
-    if (folder / "best").is_dir():
-        folder = folder / "best"
+    folder = folder / "best" if has_checkpoint(folder / "best") else folder
     saved = load_checkpoint(folder)
     try:
         run, settings = saved.records["run"], saved.records["run"]["config"]
@@ -295,9 +294,8 @@ def load_last(folder: Path, models: dict[str, MultitaskBERT], optimizer: AdamW, 
     except (KeyError, TypeError, RuntimeError, AttributeError, IndexError) as error:
         raise UserError(f"{folder / 'last'}: not a checkpoint of this run ({first_line(error)})") from None
     if saved.records["run"]["versions"] != run["versions"]:
-        log.warning(
-            "%s was saved with %s, now %s: results may differ in the last digits", folder, saved.records["run"]["versions"], run["versions"]
-        )
+        before = saved.records["run"]["versions"]
+        log.warning("%s was saved with %s, now it is %s: results may differ in the last digits", folder, before, run["versions"])
     print(f"resuming {folder} at step {progress.step}")
     return progress
 
@@ -397,7 +395,7 @@ def load_pretrained(config: TrainConfig) -> tuple[Tokenizer, BertModel]:
 
 def prepare_folder(folder: Path, overwrite: bool) -> None:
     """Raises UserError if the folder holds a run; with `overwrite` deletes it."""
-    there = [folder / name for name in RUN_FILES if (folder / name).exists()]
+    there = [folder / name for name in RUN_FILES if os.path.lexists(folder / name)]
     if there and not overwrite:
         raise UserError(
             f"--output_dir {folder}: holds a run; go on with it by --resume, delete it by --overwrite_output_dir, or name another"
@@ -434,6 +432,8 @@ def fit(config: TrainConfig) -> None:
 def evaluate_checkpoint(config: TrainConfig) -> None:
     """--option evaluate: dev scores and dev and test predictions of a saved model."""
     device = pick_device(config.use_gpu)
+    if (Path(config.output_dir) / "metrics.jsonl").exists():
+        raise UserError(f"--output_dir {config.output_dir}: holds a training run, whose results would be replaced; name another folder")
     model, tokenizer, run = load_model(config.checkpoint)
     config = replace(config, max_length=run["config"]["max_length"], pooling=run["config"]["pooling"])
     names, folder = config.eval_tasks or tuple(run["trained_tasks"]), Path(config.output_dir)
@@ -455,7 +455,7 @@ PROGRAMS = {"finetune": fit, "pretrain": fit, "evaluate": evaluate_checkpoint}
 def started_with(folder: str) -> dict:
     """The settings of the run that `folder`/last can go on with. Raises UserError if there is none."""
     last = Path(folder) / "last"
-    if not last.exists() and not last.with_name("last.old").exists():
+    if not has_checkpoint(last):
         raise UserError(f"--resume: {last} does not exist, so there is no run to go on with")
     try:
         return load_checkpoint(last).records["run"]["config"]
@@ -473,6 +473,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         PROGRAMS[config.option](config)
     except UserError as error:
         print(f"multitask_classifier.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(
+            f"multitask_classifier.py: error: {error.filename or 'input or output'}: {error.strerror or first_line(error)}", file=sys.stderr
+        )
         return 2
     except Interrupted as interruption:
         where = f"python multitask_classifier.py --resume --output_dir {config.output_dir}"

@@ -319,3 +319,33 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path, data):
     folder = saved(tmp_path / "c")
     relist(folder, "model.safetensors", data)
     refuses(folder, "model.safetensors", "not a safetensors file")
+
+
+def test_a_failed_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
+    """Guards against a message that says the earlier checkpoint is untouched while it lies under another name."""
+    folder, real, calls = saved(tmp_path / "last"), os.replace, []
+
+    def second_fails(*paths):
+        calls.append(paths)
+        if len(calls) == 2:
+            raise OSError(5, "Input/output error")
+        return real(*paths)
+
+    monkeypatch.setattr(os, "replace", second_fails)
+    with pytest.raises(UserError, match="Input/output error"):
+        save_checkpoint(folder, OLD)
+    assert same(load_checkpoint(folder), OLD) and sorted(path.name for path in tmp_path.iterdir()) == ["last"]
+
+
+def test_odd_places(tmp_path):
+    """Guards against tracebacks for names that no file can have, and against a file replaced by a folder."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="a file stands"):
+        save_checkpoint(tmp_path / "file", OLD)
+    for name in ("x" * 300, "nul\0byte"):
+        with pytest.raises(UserError):
+            load_checkpoint(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="lists no files"):
+        load_checkpoint(tmp_path / "empty")

@@ -292,7 +292,24 @@ def test_unlabelled_rows_are_all_kept_in_order(tmp_path, caplog):
     examples = read_examples(write(tmp_path, lines("\tid\tsentence1\tsentence2", *rows)), STS, labelled=False)
     texts = [("one", "two"), ("", ""), ("", ""), ("one", ""), ("", "two"), ("one", "two")]
     assert examples == [Example(id, pair, None) for id, pair in zip("badcef", texts, strict=True)]
-    assert warnings_of(caplog) == []
+    (warning,) = warnings_of(caplog)
+    assert "line 7" in warning and "stray tab" in warning
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('\tid\tsentence1\tsentence2\n0\ta\tb\tc\n1\ta\t"x\ty" z\n', 3),  # on one line
+        ('\tid\tsentence1\tsentence2\r0\ta\t"x\r1\tb\ty\tz\r', 2),  # bare carriage returns
+        ('"0"\t"id"\t"sentence1"\t"sentence2"\n"0"\t"a"\t"x"\t"y\n"1"\t"b"\t"y"\t"z"\n', 2),  # everything quoted
+        ('\tid\tsentence1\tsentence2\n0\ta\tb\t"c\n1\tb\tx\ty\n2\tc\tx\ty\n', 2),
+    ],
+)
+def test_an_open_quote_does_not_swallow_rows(tmp_path, content, line):
+    """Guards against rows of a test file that vanish into the field before them, ids and all."""
+    path = write(tmp_path, content)
+    with pytest.raises(UserError, match=f"{re.escape(str(path))}:{line}: .*quote"):
+        read_examples(path, TASKS["para"], labelled=False)
 
 
 def test_similarity_labels_stay_floats(tmp_path, tokenizer):

@@ -73,6 +73,20 @@ def test_metrics_are_those_of_scipy_and_sklearn(metric, reference, seed):
 
 
 @pytest.mark.parametrize("metric", [pearson, spearman])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_correlation_with_a_number_that_is_none(caplog, metric, bad):
+    """Guards against NaN in the results, which no epoch can beat or be beaten by."""
+    assert metric(np.array([bad, 1.0, 2.0]), np.array([1.0, 2.0, 3.0])) == 0.0
+    assert "not finite" in warnings_of(caplog)[0]
+
+
+def test_accuracy_does_not_broadcast():
+    """Guards against (B,) compared with (B,1), which is a (B,B) table."""
+    with pytest.raises(ValueError, match="shapes"):
+        accuracy(np.zeros(3), np.zeros((3, 1)))
+
+
+@pytest.mark.parametrize("metric", [pearson, spearman])
 @pytest.mark.parametrize(
     ("predictions", "labels", "constant"),
     [

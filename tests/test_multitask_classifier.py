@@ -209,6 +209,7 @@ def test_plan_in_sequence(tokenizer):
         ("--steps_per_epoch 2", "--steps_per_epoch"),
         ("--option evaluate", "--checkpoint"),
         ("--checkpoint x", "--checkpoint"),
+        ("--option evaluate --checkpoint x --resume", "--resume"),
         ("--option evaluate --checkpoint no/such/folder", "no/such/folder"),
         ("--data_dir no/such/folder", "no/such/folder"),
         ("--sst_train no-such-file.csv", "--sst_train"),

@@ -1,0 +1,91 @@
+"""Choose SMART's defaults by measurement: many short runs of the main program, resumable run by run, and a table of the results.
+
+    python experiments/sweep.py --data_dir path/to/data --work_dir runs/sweep            # what is not there yet is run
+    python experiments/sweep.py --table                                                  # the table of what has been measured
+
+1,000 training rows a task and 5 epochs, single-task, whole dev set: a setting where regularisation shows, which the full data hides.
+Each finished run adds one line to `experiments/sweep.jsonl`; an interrupted one goes on from its own checkpoint.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "sweep.jsonl"
+TASKS = {"sst": "accuracy", "sts": "pearson"}
+COMMON = ["--max_train_samples", "1000", "--epochs", "5", "--keep", "student"]
+
+
+def smart(epsilon: float, weight: float = 1.0, mu: float = 0.0, step: float = 1.0) -> list[str]:
+    """Flags of a SMART run: ε, λ_s, μ, and η in units of ε."""
+    settings = {"smart_epsilon": epsilon, "smart_step_size": step * epsilon, "smart_weight": weight, "bregman_weight": mu}
+    return ["--use_smart", *(f"--{name}={value:g}" for name, value in settings.items())]
+
+
+SETTINGS = {
+    "plain": [],
+    "R-Drop 1": ["--rdrop_weight=1"],
+    **{f"ε={epsilon:g}": smart(epsilon) for epsilon in (0.003, 0.01, 0.03, 0.1)},
+    "ε=0.03 η=3ε": smart(0.03, step=3.0),
+    "ε=0.1 η=3ε": smart(0.1, step=3.0),
+    "ε=0.03 λ=5": smart(0.03, weight=5.0),
+    "μ=1 alone": smart(0.03, weight=0.0, mu=1.0),
+    "ε=0.03 μ=1": smart(0.03, mu=1.0),
+    "ε=0.1 μ=1": smart(0.1, mu=1.0),
+    "ε=0.03 μ=1 paper's β": [*smart(0.03, mu=1.0), "--bregman_beta=paper"],
+}
+
+
+def measured() -> dict[tuple[str, str, int], dict]:
+    """What `sweep.jsonl` holds, by setting, task and seed."""
+    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
+    return {(line["setting"], line["task"], line["seed"]): line for line in map(json.loads, lines)}
+
+
+def run(setting: str, task: str, seed: int, data_dir: str, work_dir: Path) -> None:
+    """One run of the main program, or the rest of it; appends its line to `sweep.jsonl`."""
+    folder = work_dir / f"{list(SETTINGS).index(setting):02d}-{task}-{seed}"
+    start = ["--resume"] if (folder / "last").exists() else [*COMMON, *SETTINGS[setting], "--tasks", task, "--seed", str(seed)]
+    command = [sys.executable, str(HERE.parent / "multitask_classifier.py"), *start, "--data_dir", data_dir, "--output_dir", str(folder)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    results = json.loads((folder / "results.json").read_text())
+    line = {"setting": setting, "task": task, "seed": seed, "score": results["dev"][task][TASKS[task]], "seconds": results["train_seconds"]}
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def table() -> str:
+    """Mean dev scores over seeds as a Markdown table, with the number of seeds."""
+    by_setting = defaultdict(list)
+    for (setting, task, _), line in measured().items():
+        by_setting[setting, task].append(line["score"])
+    rows = ["| setting | SST accuracy | STS Pearson | seeds |", "|---|---|---|---|"]
+    for setting in SETTINGS:
+        scores = [by_setting[setting, task] for task in TASKS]
+        if any(scores):
+            means = [f"{statistics.fmean(values):.3f}" if values else "" for values in scores]
+            rows.append(f"| {setting} | {' | '.join(means)} | {', '.join(str(len(values)) for values in scores)} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", help="folder of the course's files")
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/sweep"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--table", action="store_true", help="print the table of what has been measured, run nothing")
+    arguments = parser.parse_args()
+    if not arguments.table and not arguments.data_dir:
+        parser.error("--data_dir is needed to run")
+    for seed in [] if arguments.table else arguments.seeds:
+        for setting in arguments.settings:
+            for task in TASKS:
+                if (setting, task, seed) not in measured():
+                    run(setting, task, seed, arguments.data_dir, arguments.work_dir)
+    print(table())
