@@ -375,13 +375,16 @@ def test_a_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.parametrize(
-    ("task", "metric", "rows", "floor"), [("sst", "accuracy", 640, 0.34), ("para", "accuracy", 640, 0.65), ("sts", "pearson", 640, 0.55)]
+    ("task", "metric", "floor", "extra"),
+    [("sst", "accuracy", 0.34, []), ("para", "accuracy", 0.65, []), ("sts", "pearson", 0.5, ["--use_smart"])],
 )
-def test_real_data_is_learned(course_data, tmp_path, task, metric, rows, floor):
-    """Guards against a pipeline that runs to the end and learns nothing (constant prediction: .25, .63, 0)."""
-    arguments = ["--data_dir", course_data, "--tasks", task, "--max_train_samples", rows, "--max_eval_samples", 400, "--epochs", 2]
-    assert run(*arguments, "--use_smart", "--output_dir", tmp_path / "out") == 0
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["dev"][task][metric] > floor
+def test_real_data_is_learned(course_data, tmp_path, task, metric, floor, extra):
+    """Guards against a pipeline that runs to the end and learns nothing (a constant prediction scores .26, .63 and 0)."""
+    few = multitask_classifier.HERE / "data" / "sample" / TASKS[task].filename("test")
+    arguments = ["--data_dir", course_data, "--tasks", task, f"--{task}_test", few, "--epochs", 2, "--output_dir", tmp_path / "out"]
+    assert run(*arguments, "--max_train_samples", 640, "--max_eval_samples", 300, *extra) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["dev"][task][metric] > floor and results["data"] == str(course_data)
 
 
 def test_unusable_checkpoint_settings_are_refused(sample_run, tmp_path):
