@@ -353,9 +353,8 @@ def train(model: MultitaskBERT, data: Data, config: TrainConfig, folder: Path, t
                 now.add(name, losses, batch, time.perf_counter() - begin)
             optimizer.zero_grad()
             now.step += 1
-            if now.step == 10 and len(plan.steps) > 100:
-                tqdm.write(f"about {now.seconds / 10 * len(plan.steps) / 60:.0f} minutes of training at the pace of the first 10 steps")
             if now.step == 20:
+                tqdm.write(f"about {now.seconds / 20 * len(plan.steps) / 60:.1f} minutes of training at the pace of the first 20 steps")
                 warn_of_terms_without_effect(now.first_losses, config)
             if now.step % config.logging_steps == 0 or now.step % plan.per_epoch == 0:
                 now.interval.report(diary, now.step, lr)
