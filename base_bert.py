@@ -70,6 +70,8 @@ class BertConfig:
                 raise UserError(f"BertConfig: {field.name} must be a number of type {field.type.__name__}, not {value!r}")
             if field.name.endswith(("_size", "_layers", "_heads", "max_position_embeddings")) and value < 1:
                 raise UserError(f"BertConfig: {field.name} must be at least 1, not {value}")
+            if field.name in ("layer_norm_eps", "initializer_range", "pad_token_id") and not 0 <= value < float("inf"):
+                raise UserError(f"BertConfig: {field.name} must be at least 0 and finite, not {value}")
             if field.name.endswith("_prob") and not 0 <= value < 1:
                 raise UserError(f"BertConfig: {field.name} must lie in [0, 1), not {value}")
         if self.hidden_size % self.num_attention_heads:
@@ -178,7 +180,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can make the unpickler raise anything; all of it means the same
         raise UserError(f"{path}: cannot be read as weights, truncated or not such a file ({first_line(error)})") from None
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
         raise UserError(f"{path}: holds something other than a table of named tensors")
     return weights
 
@@ -188,7 +190,10 @@ def load_tokenizer(name_or_path: str = EMBEDDED) -> Tokenizer:
     path = find_pretrained(name_or_path, "tokenizer.json", "vocab.txt")
     try:
         if path.suffix == ".json":
-            return Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer.no_padding()  # what the file says of these is how its model was trained, not how it is used here
+            tokenizer.no_truncation()
+            return tokenizer
         settings = path.with_name("tokenizer_config.json")
         lowercase = parse_json(settings, read_bytes(settings)).get("do_lower_case", True) if settings.is_file() else True
         return Tokenizer.from_str(BertWordPieceTokenizer(str(path), lowercase=bool(lowercase)).to_str())
@@ -244,7 +249,8 @@ class BertPreTrainedModel(nn.Module):
         if wrong:
             raise UserError(f"{where}: {len(wrong)} weights do not fit the configuration: {'; '.join(wrong)}")
         # copies: the file stays mapped into memory otherwise, and must not change under a run
-        self.load_state_dict({name: tensor.to(torch.float32, copy=True) for name, (_, tensor) in ours.items()}, assign=True)
+        loaded = {name: tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format) for name, (_, tensor) in ours.items()}
+        self.load_state_dict(loaded, assign=True)
         self.requires_grad_(True)
 
     def published_weights(self) -> dict[str, Tensor]:

@@ -150,7 +150,8 @@ def restore_training_state(
     params = [param for group in optimizer.param_groups for param in group["params"]]
     for name, value in tensors["optimizer"].items():
         i, _, key = name.partition(".")
-        optimizer.state[params[int(i)]][key] = int(value) if value.ndim == 0 else value.to(device)
+        param = params[int(i)]
+        optimizer.state[param][key] = int(value) if key == "step" else torch.empty_like(param).copy_(value)
     torch.set_rng_state(tensors["random"]["cpu"])
     if device.type in tensors["random"] and device.type != "cpu":
         torch.get_device_module(device).set_rng_state(tensors["random"][device.type])

@@ -249,6 +249,13 @@ def test_published_layouts(tmp_path, filename, layout):
     assert_same(ours, reference, *inputs())
 
 
+def test_loaded_weights_are_row_major(tmp_path):
+    """Guards against column-major weights, whose moments a resumed run (row-major from safetensors) would apply to the wrong entries."""
+    weights = {name: tensor.t().contiguous().t() if tensor.ndim == 2 else tensor for name, tensor in reference_bert().state_dict().items()}
+    ours = BertModel.from_pretrained(str(write_model(tmp_path, weights)))
+    assert all(parameter.is_contiguous() for parameter in ours.parameters())
+
+
 def test_pretraining_model_saved_by_transformers(tmp_path):
     """Guards against a name table that fits our own idea of a full checkpoint (bert., cls.) and not transformers'."""
     reference = reference_bert()
@@ -290,7 +297,7 @@ def test_transformers_reads_what_we_save(tmp_path):
 
 
 def test_hub_id_from_the_cache(tmp_path):
-    """Guards against a cached model that is asked for over the network, and an unknown one that ends in a traceback."""
+    """Guards against a cached model that needs the network, and an unknown one that ends in a traceback."""
     cached = tmp_path / "hub" / "models--someone--tiny"
     both_berts(cached / "snapshots" / ("0" * 40))
     (cached / "refs").mkdir()
@@ -465,3 +472,17 @@ def test_imports(tmp_path):
     file, ids, modules = json.loads(run_python(script, cwd=tmp_path))
     assert Path(file) == ROOT / "datasets.py" and modules == ["datasets"]
     assert ids[:5] == [101, 1037, 102, 1038, 102]  # [CLS] a [SEP] b [SEP]
+
+
+def test_a_weight_file_with_names_that_are_none(tmp_path):
+    """Guards against a traceback for a list of weights saved as a dict."""
+    assert "other than a table" in refusal(write_model(tmp_path, {1: torch.zeros(2)}))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"layer_norm_eps": float("nan")}, {"layer_norm_eps": -1.0}, {"initializer_range": -1.0}, {"pad_token_id": -1}]
+)
+def test_impossible_numbers_in_a_configuration(wrong):
+    """Guards against a model that is NaN from the first step on."""
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        BertConfig(**wrong)
