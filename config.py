@@ -154,6 +154,8 @@ class TrainConfig:
                 object.__setattr__(self, name, value)
         if self.option != "evaluate" and self.steps_per_epoch and self.steps_per_epoch < len(self.tasks):
             raise UserError(f"--steps_per_epoch {self.steps_per_epoch}: fewer than the {len(self.tasks)} tasks")
+        if self.keep == "teacher" and not any("bregman" in self.weights(task) for task in self.tasks or ()):
+            raise UserError("--keep teacher: there is no teacher without --use_smart and a --bregman_weight for a task that is trained")
 
     def _check_values(self) -> None:
         for name in ("epochs", "batch_size", "steps_per_epoch", "max_train_samples", "max_eval_samples", "logging_steps", "save_steps"):
@@ -182,8 +184,6 @@ class TrainConfig:
             beta_is_right = False
         if not beta_is_right:
             raise UserError(f"--bregman_beta {self.bregman_beta}: must be {', '.join(BETAS)} or a number from 0 to below 1")
-        if self.keep == "teacher" and not (self.use_smart and self.bregman_weight):
-            raise UserError("--keep teacher: there is no teacher without --use_smart and a --bregman_weight")
         if self.option == "evaluate" and (self.resume or self.overwrite_output_dir):
             raise UserError(f"--{'resume' if self.resume else 'overwrite_output_dir'}: not for --option evaluate")
         if (self.checkpoint is None) == (self.option == "evaluate"):

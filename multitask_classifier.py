@@ -366,7 +366,7 @@ def train(model: MultitaskBERT, data: Data, config: TrainConfig, folder: Path, t
                 saved_at = time.monotonic()
             if stop.received:
                 raise Interrupted(stop.received)
-    return {**now.best, "train_seconds": round(now.seconds, 3), "examples_per_second": round(now.examples / now.seconds, 2)}
+    return {**now.best, "train_seconds": round(now.seconds, 3), "examples_per_second": round(now.examples / max(now.seconds, 1e-9), 2)}
 
 
 # -------------------------------------------------------------------------------------------------------------------- program

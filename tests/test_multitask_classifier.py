@@ -203,6 +203,7 @@ def test_plan_in_sequence(tokenizer):
         ("--bregman_beta 1", "--bregman_beta"),
         ("--bregman_beta slow", "--bregman_beta"),
         ("--keep teacher", "--keep"),
+        ("--use_smart --keep teacher --bregman_weight cfimdb=1", "--keep"),
         ("--resume", "--resume"),
         ("--seed -1", "--seed"),
         ("--max_length 600", "--max_length"),
