@@ -84,7 +84,8 @@ TASKS = {
 }
 BETAS = {"fitted": mysmartloss.fitted_beta, "paper": mysmartloss.paper_beta}
 Weight = float | dict[str, float]  # of a term of the loss: one for all tasks, or by task (0 where a task is not named)
-OPTIONS = ("finetune", "pretrain", "evaluate")
+OPTIONS = ("finetune", "pretrain", "evaluate", "predict")
+TRAINING = ("finetune", "pretrain")
 # What a resumed run may be given anew; files because their content is compared, epochs only upwards
 FREE_TO_CHANGE = ("epochs", "logging_steps", "save_steps", "output_dir", "data_dir", "files", "use_gpu", "resume", "skip_nonfinite")
 NORMS = {"inf": mysmartloss.inf_norm, "2": mysmartloss.l2_norm}
@@ -101,9 +102,13 @@ def flag(default, help: str, choices=None):
 class TrainConfig:
     """Everything that decides a run. Each field but `files` is a flag of the same name; UserError names the flag that is wrong."""
 
-    option: str = flag("finetune", "finetune: all weights; pretrain: the heads on a frozen encoder; evaluate: score --checkpoint", OPTIONS)
+    option: str = flag(
+        "finetune", "finetune all weights, pretrain the heads on a frozen encoder, evaluate or predict with --checkpoint", OPTIONS
+    )
     tasks: tuple[str, ...] | None = flag(None, "tasks to train, in order: any of sst,para,sts,cfimdb (default: the first three)")
-    eval_tasks: tuple[str, ...] | None = flag(None, "tasks to evaluate (default: those of --tasks, else those of --checkpoint)")
+    eval_tasks: tuple[str, ...] | None = flag(
+        None, "tasks to evaluate (default: those of --tasks, else of --checkpoint; for predict those whose --<task>_test is given)"
+    )
     schedule: str = flag("interleaved", "interleaved: a batch of each task in turn; sequential: task after task", tuple(SCHEDULES))
     epochs: int = flag(3, "epochs; dev scores are taken after each")
     steps_per_epoch: int | None = flag(None, "optimizer steps an epoch (default: as many batches of every task as the median task has)")
@@ -120,7 +125,7 @@ class TrainConfig:
     model_name_or_path: str = flag(EMBEDDED, "minilm (comes with the requirements), a folder, or a hub id such as bert-base-uncased")
     data_dir: str | None = flag(None, "folder of the course's files (default: $SMART_BERT_DATA_DIR, else data, else data/sample)")
     output_dir: str | None = flag(None, "where everything is written (default: runs/<option>)")
-    checkpoint: str | None = flag(None, "folder of a saved model, for evaluate")
+    checkpoint: str | None = flag(None, "folder of a saved model, for evaluate and predict")
     seed: int = flag(11711, "seed of everything random")
     use_gpu: bool = flag(False, "insist on CUDA (without the flag the best device there is)")
     logging_steps: int = flag(50, "steps between log lines")
@@ -146,18 +151,25 @@ class TrainConfig:
     def __post_init__(self):
         self._check_values()
         defaults = {"output_dir": f"runs/{self.option}"}  # those that depend on other settings
-        if self.option != "evaluate":
+        if self.option in TRAINING:
             defaults |= {"tasks": ("sst", "para", "sts"), "lr": 1e-3 if self.option == "pretrain" else 1e-4}
-        defaults["eval_tasks"] = self.tasks or defaults.get("tasks")
+        named = tuple(name for name in TASKS if f"{name}_test" in self.files) if self.option == "predict" else None
+        defaults["eval_tasks"] = self.tasks or defaults.get("tasks") or named
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        if self.option != "evaluate" and self.steps_per_epoch and self.steps_per_epoch < len(self.tasks):
+        if self.option in TRAINING and self.steps_per_epoch and self.steps_per_epoch < len(self.tasks):
             raise UserError(f"--steps_per_epoch {self.steps_per_epoch}: fewer than the {len(self.tasks)} tasks")
+        if self.option in TRAINING and self.lr * self.weight_decay >= 1:
+            raise UserError(f"--weight_decay {self.weight_decay}: times --lr {self.lr} it must stay below 1, or weights change sign")
         if self.keep == "teacher" and not any("bregman" in self.weights(task) for task in self.tasks or ()):
             raise UserError("--keep teacher: there is no teacher without --use_smart and a --bregman_weight for a task that is trained")
 
     def _check_values(self) -> None:
+        texts = {setting.name: getattr(self, setting.name) for setting in fields(self)} | self.files
+        for name, value in texts.items():
+            if isinstance(value, str) and (not value.strip() or "\0" in value):
+                raise UserError(f"--{name}: must not be empty or hold a NUL")  # an unset variable of the shell, more often than not
         for name in ("epochs", "batch_size", "steps_per_epoch", "max_train_samples", "max_eval_samples", "logging_steps", "save_steps"):
             self._check(name, lambda value: value >= 1, "must be at least 1")
         for name in ("smart_weight", "bregman_weight", "rdrop_weight"):
@@ -168,6 +180,7 @@ class TrainConfig:
             self._check(name, lambda value: value > 0, "must be above 0")
         self._check("hidden_dropout_prob", lambda value: value < 1, "must be below 1")
         self._check("hidden_dropout_prob", lambda value: value >= 0, "must be at least 0")
+        self._check("smart_steps", lambda value: value <= 1000, "must be at most 1000")  # each costs a forward and a backward pass
         self._check("max_length", lambda value: value >= 8, "must be at least 8")
         self._check("seed", lambda value: 0 <= value < 2**63, "must be a whole number from 0 to 2**63 - 1")
         for setting in fields(self):
@@ -184,15 +197,21 @@ class TrainConfig:
             beta_is_right = False
         if not beta_is_right:
             raise UserError(f"--bregman_beta {self.bregman_beta}: must be {', '.join(BETAS)} or a number from 0 to below 1")
-        if self.option == "evaluate" and (self.resume or self.overwrite_output_dir):
-            raise UserError(f"--{'resume' if self.resume else 'overwrite_output_dir'}: not for --option evaluate")
-        if (self.checkpoint is None) == (self.option == "evaluate"):
-            raise UserError(f"--checkpoint: {'needed by' if self.checkpoint is None else 'only for'} --option evaluate")
+        if self.option in TRAINING:
+            if self.checkpoint is not None:
+                raise UserError("--checkpoint: only for --option evaluate and predict")
+        elif self.checkpoint is None:
+            raise UserError(f"--option {self.option}: needs --checkpoint, the folder of a saved model")
+        elif self.resume or self.overwrite_output_dir:
+            raise UserError(f"--{'resume' if self.resume else 'overwrite_output_dir'}: not for --option {self.option}")
 
     def _check(self, name: str, is_right, rule: str) -> None:
         value = getattr(self, name)
-        if value is not None and not (is_right(value) and (isinstance(value, str) or math.isfinite(value))):
-            raise UserError(f"--{name} {value}: {rule}")
+        if isinstance(value, float) and not math.isfinite(value):
+            rule = "must be a finite number"
+        elif value is None or is_right(value):
+            return
+        raise UserError(f"--{name} {value}: {rule}")
 
     def _check_weight(self, name: str) -> None:
         value = getattr(self, name)
@@ -200,7 +219,7 @@ class TrainConfig:
             if task is not None and task not in TASKS:
                 raise UserError(f"--{name}: unknown task {task!r}, it must be one of {', '.join(TASKS)}")
             if not (weight >= 0 and math.isfinite(weight)):
-                raise UserError(f"--{name} {weight}: must be at least 0")
+                raise UserError(f"--{name} {weight}: must be at least 0 and finite")
 
     def weights(self, task: str) -> dict[str, float]:
         """Weight of each term that is switched on for this task: `smart`, `bregman`, `rdrop`."""
@@ -219,14 +238,25 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "TrainConfig":
-        """Inverse of `to_dict`. Raises UserError or TypeError if they are not such settings."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        """Inverse of `to_dict`. Raises UserError if they are not such settings."""
+        if not isinstance(values, dict):
+            raise UserError(f"settings must be a JSON object, not {type(values).__name__}")
+        hints, settings = typing.get_type_hints(cls), {}
+        for name, value in values.items():
+            settings[name] = tuple(value) if isinstance(value, list) else value
+            if name not in hints or not _is_of(settings[name], hints[name]):
+                raise UserError(f"{name!r} is not a setting that can be {str(value)[:40]!r}")
+        return cls(**settings)
 
     def resuming(self, given: Iterable[str], started: dict) -> "TrainConfig":
         """The settings to go on with a run: those it was `started` with, but for the `given` flags that don't change its result.
 
         Raises UserError naming a given flag that would.
         """
+        try:
+            started = TrainConfig.from_dict(started).to_dict()
+        except UserError as error:
+            raise UserError(f"{self.output_dir}: the settings of its run cannot be read ({error})") from None
         for name in given:
             now, before = self.to_dict()[name], started[name]
             if name not in FREE_TO_CHANGE and now != before:
@@ -234,6 +264,18 @@ class TrainConfig:
         if "epochs" in given and self.epochs < started["epochs"]:
             raise UserError(f"--epochs {self.epochs}: the run was started with {started['epochs']}; it can only be given more")
         return TrainConfig.from_dict(started | {name: getattr(self, name) for name in given if name in FREE_TO_CHANGE})
+
+
+def _is_of(value, hint) -> bool:
+    """Whether the value is of the type of a field of TrainConfig, where an int is a float but no bool is a number."""
+    if isinstance(hint, types.UnionType):
+        return any(_is_of(value, part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(isinstance(part, str) for part in value)
+    if typing.get_origin(hint) is dict:
+        key_hint, value_hint = typing.get_args(hint)
+        return isinstance(value, dict) and all(_is_of(key, key_hint) and _is_of(part, value_hint) for key, part in value.items())
+    return isinstance(value, (int, float) if hint is float else hint) and (hint is bool or not isinstance(value, bool))
 
 
 # --------------------------------------------------------------------------------------------------------------- command line
@@ -287,7 +329,10 @@ def _weight(text: str) -> Weight:
     if "=" not in text:
         return float(text)
     pairs = [part.partition("=") for part in text.split(",")]
-    return {name.strip(): float(value) for name, _, value in pairs}
+    weights = {name.strip(): float(value) for name, _, value in pairs}
+    if len(weights) < len(pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} names a task twice")
+    return weights
 
 
 _weight.__name__ = "weight"  # argparse says "invalid weight value: ..."

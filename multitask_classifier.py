@@ -134,7 +134,7 @@ def training_loss(
 
 
 def find_files(config: TrainConfig, wanted: Sequence[Key]) -> tuple[dict[Key, Path], str]:
-    """Path of each (task, split), and where they are from in a word or two. Raises UserError for a file that is not there."""
+    """Path of each (task, split), and where they are from in a word or two; says so if that is the sample. Raises UserError."""
     chosen = config.data_dir or os.environ.get("SMART_BERT_DATA_DIR")
     folder = Path(chosen or "data")
     given = {key: Path(config.files["_".join(key)]) for key in wanted if "_".join(key) in config.files}
@@ -143,6 +143,7 @@ def find_files(config: TrainConfig, wanted: Sequence[Key]) -> tuple[dict[Key, Pa
     if len(missing) == len(files) and not chosen and not given:
         sample = {(task, split): HERE / "data" / "sample" / TASKS[task].filename(split) for task, split in wanted}
         if all(path.is_file() for path in sample.values()):
+            print("No course files found, so this run uses data/sample; data/README.md says where to get the real ones.")
             return sample, "sample"
     if missing:
         flag = "--" + "_".join(missing[0])
@@ -233,12 +234,14 @@ def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
         raise UserError(f"{folder}: not a model saved by this program ({first_line(error)})") from None
 
 
-def write_all_predictions(config: TrainConfig, folder: Path, split: str, datasets: list[TokenizedDataset], predictions: dict) -> None:
-    """The course's files under `folder`/predictions, or where --<task>_<split>_out points."""
+def write_all_predictions(config: TrainConfig, folder: Path, split: str, datasets: list[TokenizedDataset], predictions: dict) -> list[Path]:
+    """The course's files under `folder`/predictions, or where --<task>_<split>_out points. Returns their paths."""
+    paths = []
     for dataset in datasets:
         name = dataset.task.name
-        path = config.files.get(f"{name}_{split}_out", folder / "predictions" / f"{name}-{split}-output.csv")
-        evaluation.write_predictions(path, dataset.task.prediction_column, dataset.ids, predictions[name])
+        paths.append(Path(config.files.get(f"{name}_{split}_out", folder / "predictions" / f"{name}-{split}-output.csv")))
+        evaluation.write_predictions(paths[-1], dataset.task.prediction_column, dataset.ids, predictions[name])
+    return paths
 
 
 def score_epoch(
@@ -411,8 +414,6 @@ def fit(config: TrainConfig) -> None:
         prepare_folder(folder, overwrite=False)  # now, before minutes are spent on reading
     evaluated = [(name, split) for name in config.eval_tasks for split in ("dev", "test")]
     files, source = find_files(config, [*((name, "train") for name in config.tasks), *evaluated])
-    if source == "sample":
-        print("No course files found, so this run uses data/sample; data/README.md says where to get the real ones.")
     torch.manual_seed(config.seed)
     tokenizer, bert = load_pretrained(config)
     config = replace(config, max_length=config.max_length or min(256, bert.config.max_position_embeddings))
@@ -428,19 +429,28 @@ def fit(config: TrainConfig) -> None:
     finish(config, folder, best.to(device), tests, {**trained, "trained_tasks": list(config.tasks), "data": source})
 
 
-def evaluate_checkpoint(config: TrainConfig) -> None:
-    """--option evaluate: dev scores and dev and test predictions of a saved model."""
+def open_checkpoint(config: TrainConfig) -> tuple[TrainConfig, MultitaskBERT, Tokenizer, dict]:
+    """The model of --checkpoint on the best device, and the settings with those that it was trained with. Raises UserError."""
     device = pick_device(config.use_gpu)
-    if (Path(config.output_dir) / "metrics.jsonl").exists():
+    if os.path.lexists(Path(config.output_dir) / "metrics.jsonl"):
         raise UserError(f"--output_dir {config.output_dir}: holds a training run, whose results would be replaced; name another folder")
     model, tokenizer, run = load_model(config.checkpoint)
-    config = replace(config, max_length=run["config"]["max_length"], pooling=run["config"]["pooling"])
-    names, folder = config.eval_tasks or tuple(run["trained_tasks"]), Path(config.output_dir)
+    names = config.eval_tasks or tuple(run["trained_tasks"])
+    if untrained := set(names) - set(run["trained_tasks"]):
+        log.warning("%s was not trained on %s: what it predicts there is chance", config.checkpoint, ", ".join(sorted(untrained)))
+    config = replace(config, eval_tasks=names, max_length=run["config"]["max_length"], pooling=run["config"]["pooling"])
+    return config, model.to(device), tokenizer, run
+
+
+def evaluate_checkpoint(config: TrainConfig) -> None:
+    """--option evaluate: dev scores and dev and test predictions of a saved model."""
+    config, model, tokenizer, run = open_checkpoint(config)
+    names, folder = config.eval_tasks, Path(config.output_dir)
     files, source = find_files(config, [(name, split) for name in names for split in ("dev", "test")])
     data = load_data(config, files, tokenizer)
     dev = [data[name, "dev"] for name in names]
     begin = time.perf_counter()
-    result = evaluate(model.to(device), dev, config, run["trained_tasks"])
+    result = evaluate(model, dev, config, run["trained_tasks"])
     speed = sum(map(len, dev)) / (time.perf_counter() - begin)
     write_all_predictions(config, folder, "dev", dev, result.predictions)
     results = {"dev": result.scores, "dev_mean": result.mean, "train_seconds": 0.0, "examples_per_second": round(speed, 2)}
@@ -448,7 +458,17 @@ def evaluate_checkpoint(config: TrainConfig) -> None:
     finish(config, folder, model, [data[name, "test"] for name in names], results)
 
 
-PROGRAMS = {"finetune": fit, "pretrain": fit, "evaluate": evaluate_checkpoint}
+def predict_with_checkpoint(config: TrainConfig) -> None:
+    """--option predict: a saved model's predictions for unlabelled files."""
+    config, model, tokenizer, _ = open_checkpoint(config)
+    files, _ = find_files(config, [(name, "test") for name in config.eval_tasks])
+    tests = list(load_data(config, files, tokenizer).values())
+    paths = write_all_predictions(config, Path(config.output_dir), "test", tests, {t.task.name: predict(model, t, config) for t in tests})
+    for test, path in zip(tests, paths, strict=True):
+        print(f"{test.task.name}: {len(test):,} predictions in {path}")
+
+
+PROGRAMS = {"finetune": fit, "pretrain": fit, "evaluate": evaluate_checkpoint, "predict": predict_with_checkpoint}
 
 
 def started_with(folder: str) -> dict:

@@ -212,6 +212,9 @@ def test_plan_in_sequence(tokenizer):
         ("--checkpoint x", "--checkpoint"),
         ("--option evaluate --checkpoint x --resume", "--resume"),
         ("--option evaluate --checkpoint no/such/folder", "no/such/folder"),
+        ("--option predict", "--checkpoint"),
+        ("--option predict --checkpoint x --overwrite_output_dir", "--overwrite_output_dir"),
+        ("--option predict --checkpoint no/such/folder", "no/such/folder"),
         ("--data_dir no/such/folder", "no/such/folder"),
         ("--sst_train no-such-file.csv", "--sst_train"),
         ("--model_name_or_path no-such-org/no-such-model", "no-such-org/no-such-model"),
@@ -328,6 +331,53 @@ def test_evaluate_repeats_the_scores_from_a_moved_folder(sample_run, tmp_path, m
     assert again["dev"] == first["dev"] and again["dev_mean"] == first["dev_mean"]
     for file in (sample_run / "predictions").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / "predictions" / file.name).read_bytes()
+
+
+def test_predict_needs_the_checkpoint_alone(sample_run, tmp_path, monkeypatch):
+    """Guards against predictions of a moved model that are not those of the run it was made in."""
+    moved, tests = tmp_path / "moved", multitask_classifier.HERE / "data" / "sample"
+    shutil.copytree(sample_run / "best", moved)
+    monkeypatch.chdir(tmp_path)
+    assert run("--option", "predict", "--checkpoint", "moved", "--sts_test", tests / TASKS["sts"].filename("test"), "--batch_size", 8) == 0
+    assert [file.name for file in (tmp_path / "runs" / "predict" / "predictions").iterdir()] == ["sts-test-output.csv"]  # as asked
+    monkeypatch.setenv("SMART_BERT_DATA_DIR", str(tests))
+    assert run("--option", "predict", "--checkpoint", "moved", "--output_dir", "all", "--sst_test_out", "mine.csv", "--batch_size", 8) == 0
+    for task, path in {"sst": "mine.csv", **{task: f"all/predictions/{task}-test-output.csv" for task in ("para", "sts")}}.items():
+        assert (tmp_path / path).read_bytes() == (sample_run / "predictions" / f"{task}-test-output.csv").read_bytes()
+
+
+ODD_TEXTS = {
+    "empty": "",
+    "blank": "   ",
+    "long": "word " * 10_000,
+    "one long word": "w" * 20_000,
+    "nul": "a\0b",
+    "emoji": "so good \N{GRINNING FACE}\N{ZERO WIDTH JOINER}",
+    "quoted": '"two\nlines and ""quotes"""',
+    "no vocabulary": "\ue000\U0010ffff",
+}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("task", ["sst", "sts"])
+def test_predict_gives_every_id_a_value_whatever_its_text(sample_run, tmp_path, task, end):
+    """Guards against rows that are dropped, joined or end a prediction: the file would no longer match the ids."""
+    columns = TASKS[task].text_columns
+    header = "\t".join(["", "id", *columns])
+    rows = [f"{i}\t{name}\t" + "\t".join([text] * len(columns)) for i, (name, text) in enumerate(ODD_TEXTS.items())]
+    (tmp_path / "odd.csv").write_bytes(("\ufeff" + end.join([header, "", *rows, "", ""])).encode())
+    arguments = ["--checkpoint", sample_run / "best", f"--{task}_test", tmp_path / "odd.csv", "--output_dir", tmp_path / "out"]
+    assert run("--option", "predict", *arguments) == 0
+    lines = (tmp_path / "out" / "predictions" / f"{task}-test-output.csv").read_text().splitlines()
+    assert [line.split(" , ")[0] for line in lines[1:]] == list(ODD_TEXTS)
+    assert all(np.isfinite(float(line.split(" , ")[1])) for line in lines[1:])
+
+
+def test_a_lone_surrogate_is_one_line_naming_file_and_line(sample_run, tmp_path, capsys):
+    """Guards against a traceback from bytes that only look like UTF-8, and against an output folder left by a run that did nothing."""
+    (tmp_path / "odd.csv").write_bytes(b"\tid\tsentence\n0\ta\tfine\n1\tb\t\xed\xa0\x80\n")
+    status = run("--option", "predict", "--checkpoint", sample_run, "--sst_test", tmp_path / "odd.csv", "--output_dir", tmp_path / "out")
+    assert status == 2 and f"{tmp_path / 'odd.csv'}:3: not UTF-8" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_the_best_folder_is_a_model_to_start_from(sample_run):
