@@ -12,6 +12,27 @@ from torch import Tensor, nn
 from base_bert import BertConfig, BertPreTrainedModel
 
 
+def dropout(x: Tensor, p: float) -> Tensor:
+    """x with elements set to 0 with probability p, the others scaled by 1 / (1 - p), as `F.dropout`.
+
+    On the CPU one 64-bit random number decides over four elements: a draw for each, as torch does it, takes a twelfth of a training
+    step. There p is rounded to a multiple of 1/65536.
+    """
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    dropped = min(round(p * 65536), 65535)  # of the values that 16 bits can have
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    kept = draws[: x.numel()].view(x.shape) >= dropped - 32768
+    return x * kept.to(x.dtype).mul_(65536 / (65536 - dropped))
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout` by the function above."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p) if self.training and self.p else x
+
+
 class BertSelfAttention(nn.Module):
     """Multi-head scaled dot-product attention, dropout on its probabilities included."""
 
@@ -30,7 +51,13 @@ class BertSelfAttention(nn.Module):
         joint = F.linear(hidden, torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
         batch, tokens, width = hidden.shape
         q, k, v = joint.view(batch, tokens, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)  # each (B,N,T,D)
-        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout_prob if self.training else 0.0)
+        dropout_prob = self.dropout_prob if self.training else 0.0
+        if dropout_prob and hidden.device.type == "cpu":  # there torch's primitive has no kernel with dropout and takes the same steps
+            scores = (q * (width // self.num_heads) ** -0.5) @ k.transpose(-2, -1)  # (B,N,T,T)
+            probabilities = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
+            context = dropout(probabilities, dropout_prob) @ v
+        else:
+            context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_prob)
         return context.transpose(1, 2).reshape(batch, tokens, width)
 
 
@@ -45,7 +72,7 @@ class BertLayer(nn.Module):
         self.interm_dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.out_dense = nn.Linear(config.intermediate_size, config.hidden_size)
         self.out_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """(B,T,H) -> (B,T,H)."""
@@ -64,7 +91,7 @@ class BertModel(BertPreTrainedModel):
         self.pos_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.tk_type_embedding = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.embed_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.embed_dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.embed_dropout = Dropout(config.hidden_dropout_prob)
         self.bert_layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
         self.pooler_dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.init_weights()

