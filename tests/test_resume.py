@@ -7,11 +7,10 @@ import signal
 
 import pytest
 import torch
+from kill_and_resume import compare, outcome, tiny_encoder
 
 import checkpoint
 import multitask_classifier
-from base_bert import BertConfig, load_tokenizer
-from bert import BertModel
 
 RUN = ["--use_smart", "--rdrop_weight=0.1", "--max_train_samples=40", "--max_eval_samples=12", "--batch_size=4", "--epochs=2"]
 RUN += ["--steps_per_epoch=7", "--logging_steps=4", "--save_steps=2"]
@@ -22,42 +21,24 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def tiny_encoder(tmp_path_factory):
-    """Folder of a small random BERT with MiniLM's tokenizer: whole runs in a second."""
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}
-    BertModel(BertConfig(**shape)).save_pretrained(folder)
-    load_tokenizer().save(str(folder / "tokenizer.json"))
-    return folder
+def encoder(tmp_path_factory) -> str:
+    return tiny_encoder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
-def main(tiny_encoder, monkeypatch):
+def main(encoder, monkeypatch):
     """The command line on the sample data with the small encoder."""
     monkeypatch.delenv("SMART_BERT_DATA_DIR", raising=False)
-    return lambda *arguments: multitask_classifier.main(["--model_name_or_path", str(tiny_encoder), *map(str, arguments)])
+    return lambda *arguments: multitask_classifier.main(["--model_name_or_path", encoder, *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tiny_encoder, tmp_path_factory):
+def uninterrupted(encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("SMART_BERT_DATA_DIR", raising=False)
-        assert multitask_classifier.main(["--model_name_or_path", str(tiny_encoder), *RUN, "--output_dir", str(folder)]) == 0
+        assert multitask_classifier.main(["--model_name_or_path", encoder, *RUN, "--output_dir", str(folder)]) == 0
     return folder
-
-
-def outcome(folder) -> dict:
-    """All that a run leaves and that does not depend on the clock."""
-    files = [*(folder / "predictions").iterdir(), *(folder / "best").glob("*.safetensors"), *(folder / "last").glob("*.safetensors")]
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    results = json.loads((folder / "results.json").read_text())
-    return {
-        "files": {str(file.relative_to(folder)): file.read_bytes() for file in files},
-        "log": [{name: value for name, value in line.items() if "per_" not in name} for line in lines],
-        "scores": {name: results[name] for name in results if name not in ("train_seconds", "examples_per_second", "config")},
-    }
 
 
 def raise_at(monkeypatch, owner, name: str, n: int, action) -> None:
@@ -96,6 +77,13 @@ def test_a_killed_run_resumes_bit_identically(main, uninterrupted, tmp_path, mon
     torch.manual_seed(99)  # the resumed process would start from another state
     assert main("--resume", "--output_dir", tmp_path / "run") == 0
     assert outcome(tmp_path / "run") == outcome(uninterrupted)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_processes_killed_at_random_moments_resume_bit_identically(encoder, tmp_path, monkeypatch, kills):
+    """Guards against what only a real SIGKILL leaves behind: files half written, a log beyond the checkpoint, no `last` for a moment."""
+    monkeypatch.delenv("SMART_BERT_DATA_DIR", raising=False)
+    assert compare(kills, tmp_path, encoder) == kills
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
