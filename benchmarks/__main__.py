@@ -1,0 +1,60 @@
+"""Speed beside what a user would pick instead, as ratios; prints a table and writes JSON.
+
+    python -m benchmarks --data_dir path/to/data
+    python -m benchmarks --data_dir path/to/data --only dense adamw
+
+Everything takes a few minutes on two cores. What each row measures is in `benchmarks/README.md` and in the docstrings of `rows.py`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import transformers
+
+from benchmarks.measure import Measurement
+from benchmarks.rows import HERE, ROWS, Setting
+from files import write_text
+from reporting import table
+
+
+def as_table(measured: list[Measurement]) -> str:
+    """A line a measurement, the extremes of its ratio in brackets."""
+    rows = [["what", "unit", "ours", "peer", "ratio", "", "must reach", ""]]
+    for m in measured:
+        spread, verdict = f"({m.low:.2f} to {m.high:.2f})", "met" if m.goal.met(m.ratio) else "missed"
+        rows.append([m.what, m.unit, f"{m.ours:.4g}", f"{m.peer:.4g}", f"{m.ratio:.2f}", spread, str(m.goal), verdict])
+    return table(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    environment = os.environ.get("SMART_BERT_DATA_DIR")
+    parser.add_argument("--data_dir", type=Path, default=environment, required=not environment, help="default: $SMART_BERT_DATA_DIR")
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"rows to measure: {', '.join(ROWS)}")
+    parser.add_argument("--output", type=Path, default=HERE / "results.json", help="where the JSON goes (default: %(default)s)")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the steps; below 1 the ratios mean little (default: 1)")
+    options = parser.parse_args(arguments)
+    setting, measured, spent = Setting(options.data_dir, options.scale), [], {}
+    for name in options.only:
+        print(f"{name}: {ROWS[name].__doc__.splitlines()[0]}", file=sys.stderr, flush=True)
+        begin = time.perf_counter()
+        measured += ROWS[name](setting)
+        spent[name] = round(time.perf_counter() - begin, 1)
+    machine = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    machine |= {"processor": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
+    lines = [asdict(m) | {"met": m.goal.met(m.ratio)} for m in measured]
+    write_text(options.output, json.dumps({"machine": machine, "scale": options.scale, "seconds": spent, "rows": lines}, indent=2) + "\n")
+    print(f"{as_table(measured)}\n{sum(spent.values()):.0f} s; written to {options.output}")
+
+
+if __name__ == "__main__":
+    main()

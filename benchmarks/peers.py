@@ -1,0 +1,124 @@
+"""What a user would pick instead, on the same weights: `transformers`, `torch.optim`, `csv`, `smart-pytorch`.
+
+Written as a careful user of these would, and where there is a choice, the faster one: fused AdamW, no pooler, lists read by `csv.reader`.
+B batch, T tokens, H hidden, C outputs.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import smart_pytorch
+import torch
+import transformers
+from torch import Tensor, nn
+
+from base_bert import find_pretrained
+from datasets import Batch, Example, Task
+from multitask_classifier import MultitaskBERT
+
+transformers.logging.set_verbosity_error()  # its report that the file has a pooler, which is left out on purpose
+transformers.logging.disable_progress_bar()
+
+
+class Peer(nn.Module):
+    """`transformers.BertModel`, the mean of the real tokens, dropout, a linear head a task: what `MultitaskBERT` is, with its weights."""
+
+    def __init__(self, ours: MultitaskBERT):
+        super().__init__()
+        folder = find_pretrained("minilm", "config.json").parent
+        self.bert = transformers.BertModel.from_pretrained(
+            folder, attn_implementation="sdpa", add_pooling_layer=False, dtype=torch.float32, local_files_only=True
+        )
+        self.dropout = nn.Dropout(ours.dropout.p)
+        self.heads = nn.ModuleDict({name: nn.Linear(head.in_features, head.out_features) for name, head in ours.heads.items()})
+        self.heads.load_state_dict(ours.heads.state_dict())
+
+    def forward(self, task: str, attention_mask: Tensor | None = None, **inputs: Tensor | None) -> Tensor:
+        """Mask (B,T) or None, and input_ids or inputs_embeds and token_type_ids as `transformers.BertModel` takes them -> (B,C)."""
+        hidden = self.bert(attention_mask=attention_mask, **inputs).last_hidden_state  # (B,T,H)
+        if attention_mask is None:
+            return self.heads[task](self.dropout(hidden.mean(1)))
+        real = attention_mask[:, :, None].to(hidden.dtype)  # (B,T,1)
+        return self.heads[task](self.dropout((hidden * real).sum(1) / real.sum(1)))
+
+
+def plain_loss(model: Peer, task: Task, batch: Batch) -> Tensor:
+    """The task's loss, a scalar."""
+    logits = model(task.name, batch.attention_mask, input_ids=batch.input_ids, token_type_ids=batch.token_type_ids)
+    return task.loss(logits, batch.labels)
+
+
+def smart_loss(model: Peer, task: Task, batch: Batch) -> Tensor:
+    """The task's loss and smart-pytorch's term with one ascent step, a scalar.
+
+    The divergence is ours, since the package's is 0 for heads of one output; it takes no time beside the encoder.
+    """
+    embeddings = model.bert.embeddings.word_embeddings(batch.input_ids)  # (B,T,H)
+
+    def logits_of(perturbed: Tensor) -> Tensor:
+        return model(task.name, batch.attention_mask, inputs_embeds=perturbed, token_type_ids=batch.token_type_ids)
+
+    logits = logits_of(embeddings)
+    return task.loss(logits, batch.labels) + smart_pytorch.SMARTLoss(logits_of, task.divergence, num_steps=1)(embeddings, logits)
+
+
+def step(model: Peer, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Backward, clip, update."""
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def fused_adamw(groups: list[dict]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=1e-5, fused=True)
+
+
+def random_batches(rows: int, batch_size: int, seed: int) -> list[np.ndarray]:
+    """Row numbers of an epoch's full batches, shuffled."""
+    order = np.random.default_rng(seed).permutation(rows)
+    return [order[begin : begin + batch_size] for begin in range(0, rows - batch_size + 1, batch_size)]
+
+
+def load_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    return transformers.AutoTokenizer.from_pretrained(find_pretrained("minilm", "tokenizer.json").parent, local_files_only=True)
+
+
+def tokenize(tokenizer: transformers.PreTrainedTokenizerFast, texts: Sequence[tuple[str, ...]], max_length: int) -> dict[str, list]:
+    """Token ids, segment ids and masks of every row, as lists."""
+    encoded = {name: [] for name in tokenizer.model_input_names}
+    for begin in range(0, len(texts), 1024):
+        columns = map(list, zip(*texts[begin : begin + 1024], strict=True))
+        for name, rows in tokenizer(*columns, truncation=True, max_length=max_length).items():
+            encoded[name] += rows
+    return encoded
+
+
+def read_and_tokenize(path: Path, task: Task, tokenizer: transformers.PreTrainedTokenizerFast, max_length: int) -> tuple[dict, list[float]]:
+    """A labelled file's inputs and labels; rows that lack a text or a label are left out."""
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = csv.reader(file, delimiter="\t")
+        header = [name.strip() for name in next(rows)]
+        columns = [header.index(name) for name in (*task.text_columns, task.label_column)]
+        fields = [values for row in rows if len(row) == len(header) and all(values := [row[column] for column in columns])]
+    return tokenize(tokenizer, [tuple(row[:-1]) for row in fields], max_length), [float(row[-1]) for row in fields]
+
+
+def predict(
+    model: Peer, tokenizer: transformers.PreTrainedTokenizerFast, task: Task, examples: list[Example], batch_size: int, max_length: int
+) -> np.ndarray:
+    """Predictions (rows,) in file order, computed in the order of length."""
+    encoded = tokenize(tokenizer, [example.texts for example in examples], max_length)
+    order = np.argsort([-len(row) for row in encoded["input_ids"]], kind="stable")
+    outputs = []
+    with torch.inference_mode():
+        for begin in range(0, len(order), batch_size):
+            rows = order[begin : begin + batch_size]
+            batch = tokenizer.pad({name: [column[i] for i in rows] for name, column in encoded.items()}, return_tensors="pt")
+            outputs.append(task.predict(model(task.name, **batch)))
+    sorted_predictions = torch.cat(outputs).numpy()
+    predictions = np.empty_like(sorted_predictions)
+    predictions[order] = sorted_predictions
+    return predictions

@@ -1,0 +1,268 @@
+"""The comparisons, one function a row of the table. Each takes a `Setting` and returns its measurements.
+
+Models start from the same weights and train on the same files; where batches differ, that is the point of the comparison. Batches of both
+sides are made inside the timed step, by the same function. B batch.
+"""
+
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import multitask_classifier as program
+from base_bert import load_tokenizer
+from benchmarks import peers
+from benchmarks.measure import GROUPS, Goal, Measurement, compare, evenly, take_turns
+from bert import BertModel
+from config import TASKS, TrainConfig
+from datasets import Loader, TokenizedDataset, collate, read_examples, sample_rows, tokenize
+from mysmartloss import BregmanProximal
+from optimizer import AdamW, decay_groups
+from training import not_finite
+
+HERE = Path(__file__).resolve().parent
+MAX_LENGTH = 256  # tokens
+MIXED = ("sst", "para", "sts")
+PLAIN = TrainConfig()
+SMART = TrainConfig(use_smart=True, bregman_weight=0.0)
+BREGMAN = TrainConfig(use_smart=True)
+# The program, stopped after its first optimizer step. _exit: the clock is not to run through the interpreter's clearing up.
+FIRST_STEP = """
+import os, sys, multitask_classifier as program
+whole = program.AdamW.step
+def step(*arguments):
+    whole(*arguments)
+    os._exit(0)
+program.AdamW.step = step
+sys.exit(program.main(sys.argv[1:]) or "the program ended without a step")
+"""
+IMPORTS = "import os, torch, transformers; transformers.BertModel; os._exit(0)"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where the data is, and how much is measured."""
+
+    data_dir: Path
+    scale: float = 1.0  # of the number of steps, rounds and predicted rows
+
+    def count(self, full: int) -> int:
+        return max(1, round(self.scale * full))
+
+    def path(self, task: str, split: str) -> Path:
+        return self.data_dir / TASKS[task].filename(split)
+
+
+@functools.cache
+def training_data(path: Path, task: str) -> TokenizedDataset:
+    """Read once, however many rows use it."""
+    return tokenize(read_examples(path, TASKS[task]), TASKS[task], load_tokenizer(), MAX_LENGTH)
+
+
+def new_models() -> tuple[program.MultitaskBERT, peers.Peer]:
+    """Ours and the peer's with the same weights, in train mode."""
+    torch.manual_seed(0)
+    ours = program.MultitaskBERT(BertModel.from_pretrained())
+    return ours.train(), peers.Peer(ours).train()
+
+
+def new_optimizer(model: nn.Module) -> AdamW:
+    return AdamW(decay_groups(model, PLAIN.weight_decay), lr=1e-5)
+
+
+def our_step(
+    model: program.MultitaskBERT,
+    optimizer: AdamW,
+    dataset: TokenizedDataset,
+    rows: np.ndarray,
+    config: TrainConfig = PLAIN,
+    bregman: BregmanProximal | None = None,
+) -> None:
+    """A step of `multitask_classifier.train`, without its log and its schedule. rows: (B,), the batch."""
+    batch = collate(dataset, rows)
+    losses = program.training_loss(model, dataset.task, batch, config, bregman)
+    losses["total"].backward()
+    losses["grad_norm"] = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    if problem := not_finite(losses, 0, dataset, batch):
+        raise problem
+    optimizer.step()
+    if bregman:
+        bregman.update(model, 0.99)
+    optimizer.zero_grad()
+
+
+def bucket_batches(dataset: TokenizedDataset, count: int) -> list[np.ndarray]:
+    """A sample of an epoch of our batches; full ones only, so that the peer's have as many rows."""
+    epoch = Loader(dataset, PLAIN.batch_size, (0,)).epoch_batches(0)
+    return evenly([rows for rows in epoch if len(rows) == PLAIN.batch_size], dataset.lengths, count)
+
+
+def mixed_batches(setting: Setting, count: int) -> list[tuple[TokenizedDataset, np.ndarray]]:
+    """`count` batches of each task, taking turns as in training."""
+    datasets = [training_data(setting.path(name, "train"), name) for name in MIXED]
+    epochs = [bucket_batches(dataset, count) for dataset in datasets]
+    return [(dataset, epoch[k]) for k in range(count) for dataset, epoch in zip(datasets, epochs, strict=True)]
+
+
+# ------------------------------------------------------------------------------------------------------------------- training
+
+
+def training(setting: Setting, what: str, goal: Goal, steps: int, config: TrainConfig, peer_loss: Callable) -> list[Measurement]:
+    """Examples/s of each task: ours on length buckets, the peer on random batches padded to their longest row."""
+    measured = []
+    for name in MIXED:
+        (ours, peer), dataset = new_models(), training_data(setting.path(name, "train"), name)
+        optimizer, peer_optimizer = new_optimizer(ours), peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
+        buckets = bucket_batches(dataset, setting.count(steps))
+        shuffled = evenly(peers.random_batches(len(dataset), PLAIN.batch_size, 0), dataset.lengths, setting.count(steps))
+        seconds = take_turns(
+            len(buckets),
+            lambda k, ours=ours, optimizer=optimizer, dataset=dataset, rows=buckets: our_step(ours, optimizer, dataset, rows[k], config),
+            lambda k, peer=peer, optimizer=peer_optimizer, dataset=dataset, rows=shuffled: peers.step(
+                peer, optimizer, peer_loss(peer, dataset.task, collate(dataset, rows[k]))
+            ),
+        )
+        measured.append(compare(f"{what}: {name}", "examples/s", goal, seconds, PLAIN.batch_size))
+    return measured
+
+
+def plain(setting: Setting) -> list[Measurement]:
+    """Training without SMART."""
+    return training(setting, "plain training", Goal("speed", 2.5), 15, PLAIN, peers.plain_loss)
+
+
+def smart(setting: Setting) -> list[Measurement]:
+    """Training with SMART's smoothness term, one ascent step."""
+    return training(setting, "SMART training, T = 1", Goal("speed", 3.0), 6, SMART, peers.smart_loss)
+
+
+def dense(setting: Setting) -> list[Measurement]:
+    """A plain step on one and the same batch of SST, its rows all of about 25 tokens, so that neither side pads or masks."""
+    (ours, peer), dataset = new_models(), training_data(setting.path("sst", "train"), "sst")
+    optimizer, peer_optimizer = new_optimizer(ours), peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
+    length = dataset.lengths[np.abs(dataset.lengths - 25).argmin()]
+    rows = np.resize(np.flatnonzero(dataset.lengths == length), PLAIN.batch_size)
+    seconds = take_turns(
+        setting.count(18),
+        lambda k: our_step(ours, optimizer, dataset, rows),
+        lambda k: peers.step(peer, peer_optimizer, peers.plain_loss(peer, dataset.task, collate(dataset, rows))),
+    )
+    return [compare("plain step, dense batch", "examples/s", Goal("speed", 1.05), seconds, PLAIN.batch_size)]
+
+
+def terms(setting: Setting) -> list[Measurement]:
+    """What SMART's terms cost: our own steps with and without them on the same batches of the three tasks."""
+    ours, _ = new_models()
+    optimizer, bregman, batches = new_optimizer(ours), BregmanProximal(ours), mixed_batches(setting, setting.count(3))
+    seconds = take_turns(
+        len(batches),
+        lambda k: our_step(ours, optimizer, *batches[k], PLAIN),
+        lambda k: our_step(ours, optimizer, *batches[k], SMART),
+        lambda k: our_step(ours, optimizer, *batches[k], BREGMAN, bregman),
+    )
+    return [
+        compare("SMART / plain step", "s/step", Goal("time", 2.75), seconds[:, [1, 0]]),
+        compare("SMART + Bregman / plain step", "s/step", Goal("time", 3.1), seconds[:, [2, 0]]),
+    ]
+
+
+def products(hidden: int, intermediate: int, tokens: int) -> Callable[[], None]:
+    """All matrix products that training does in one layer, forward and both backward, as one function without arguments."""
+    shapes = ((hidden, 3 * hidden), (hidden, hidden), (hidden, intermediate), (intermediate, hidden))
+    operands = [(torch.randn(tokens, wide), torch.randn(out, wide), torch.randn(tokens, out)) for wide, out in shapes]
+
+    def multiply() -> None:
+        for x, weight, gradient in operands:
+            x @ weight.T
+            gradient @ weight
+            gradient.T @ x
+
+    return multiply
+
+
+def rate(setting: Setting) -> list[Measurement]:
+    """Useful arithmetic of training, 6 x parameters of the layers x real tokens, beside what the bare matrix products reach."""
+    ours, _ = new_models()
+    optimizer, batches, shape = new_optimizer(ours), mixed_batches(setting, setting.count(6)), ours.bert.config
+    tokens = 800  # of a batch, about
+    multiply = products(shape.hidden_size, shape.intermediate_size, tokens)
+    encoder = sum(parameter.numel() for parameter in ours.bert.bert_layers.parameters())
+    matrices = 4 * shape.hidden_size**2 + 2 * shape.hidden_size * shape.intermediate_size  # parameters of one layer's products
+    seconds = take_turns(
+        len(batches),
+        lambda k: our_step(ours, optimizer, *batches[k]),
+        lambda k: [multiply() for _ in range(shape.num_hidden_layers)],
+    )
+    real = np.array([dataset.lengths[rows].sum() for dataset, rows in batches])
+    bare = np.full_like(real, tokens * matrices * shape.num_hidden_layers)
+    work = 6e-9 * np.stack([real * encoder, bare], axis=1)  # (steps, 2) GFLOP: a product's flops are 2 forward, 4 backward per parameter
+    return [compare("useful arithmetic / bare products", "GFLOP/s", Goal("speed", 0.60), seconds, work)]
+
+
+# -------------------------------------------------------------------------------------------------------------------- the rest
+
+
+def prediction(setting: Setting) -> list[Measurement]:
+    """Rows/s of the test files of SST (sentences) and Quora (pairs), from text to predictions; sorted by length, 64 rows a batch."""
+    ours, peer = (model.eval() for model in new_models())
+    tokenizer, peer_tokenizer, batch_size, measured = load_tokenizer(), peers.load_tokenizer(), 2 * PLAIN.batch_size, []
+    for name in ("sst", "para"):
+        task = TASKS[name]
+        examples = read_examples(setting.path(name, "test"), task, labelled=False)
+        examples = sample_rows(examples, max(GROUPS, setting.count(len(examples))))
+        parts = [examples[k::GROUPS] for k in range(GROUPS)]
+        seconds = take_turns(
+            len(parts),
+            lambda k, task=task, parts=parts: program.predict(ours, tokenize(parts[k], task, tokenizer, MAX_LENGTH), PLAIN),
+            lambda k, task=task, parts=parts: peers.predict(peer, peer_tokenizer, task, parts[k], batch_size, MAX_LENGTH),
+        )
+        rows = np.array([[len(part)] for part in parts])
+        measured.append(compare(f"prediction: {name}", "rows/s", Goal("speed", 1.2), seconds, rows))
+    return measured
+
+
+def adamw(setting: Setting) -> list[Measurement]:
+    """One optimizer step on the encoder's 22.7 M parameters, every one with a gradient."""
+    ours, peer = BertModel.from_pretrained(), BertModel.from_pretrained()
+    for mine, theirs in zip(ours.parameters(), peer.parameters(), strict=True):
+        mine.grad = torch.randn_like(mine)
+        theirs.grad = mine.grad.clone()
+    optimizer, peer_optimizer = new_optimizer(ours), peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
+    seconds = take_turns(setting.count(100), lambda k: optimizer.step(), lambda k: peer_optimizer.step())
+    return [compare("AdamW step, 22.7 M parameters", "s/step", Goal("time", 1.2), seconds)]
+
+
+def reading(setting: Setting) -> list[Measurement]:
+    """Reading and tokenising Quora's training file."""
+    path, task, tokenizer, peer_tokenizer = setting.path("para", "train"), TASKS["para"], load_tokenizer(), peers.load_tokenizer()
+    seconds = take_turns(
+        setting.count(3),
+        lambda k: tokenize(read_examples(path, task), task, tokenizer, MAX_LENGTH),
+        lambda k: peers.read_and_tokenize(path, task, peer_tokenizer, MAX_LENGTH),
+    )
+    return [compare("reading and tokenising Quora", "s", Goal("time", 1.1), seconds)]
+
+
+def start(setting: Setting) -> list[Measurement]:
+    """From the command line to the end of the first step on SST, the whole files read, beside importing the libraries."""
+
+    def run(code: str, *arguments: str) -> None:
+        output = subprocess.run([sys.executable, "-c", code, *arguments], cwd=HERE.parent, capture_output=True, text=True)
+        if output.returncode:
+            raise RuntimeError(f"{code}\n{output.stderr}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        flags = ("--tasks", "sst", "--data_dir", os.path.abspath(setting.data_dir), "--output_dir", folder, "--overwrite_output_dir")
+        seconds = take_turns(setting.count(3), lambda k: run(FIRST_STEP, *flags), lambda k: run(IMPORTS))
+    return [compare("start to first step, SST", "s", Goal("time", 2.0), seconds)]
+
+
+ROWS = {row.__name__: row for row in (plain, smart, dense, terms, rate, prediction, adamw, reading, start)}
