@@ -12,6 +12,7 @@ import random
 import shutil
 import signal
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +22,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from errors import UserError
+from errors import UserError, first_line
 from files import parse_json, read_bytes
 
 MANIFEST = "manifest.json"
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of each weight
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ def has_checkpoint(folder: str | Path) -> bool:
     return os.path.isdir(folder) or os.path.isdir(f"{folder}.old")
 
 
-def load_checkpoint(folder: str | Path) -> Checkpoint:
-    """Read a folder back, verifying every checksum before anything is parsed.
+def load_checkpoint(folder: str | Path, endings: Sequence[str] = ("json", "safetensors")) -> Checkpoint:
+    """Read a folder back, or only its files with these endings, verifying every checksum before anything is parsed.
 
     Raises UserError naming the file that is missing, changed, truncated or not what it should be.
     """
@@ -94,6 +96,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         stem, _, ending = file.rpartition(".")
         if Path(file).name != file or ending not in ("safetensors", "json"):
             raise UserError(f"{folder / MANIFEST}: lists {file!r}, which no checkpoint of this project holds")
+        if ending not in endings:
+            continue
         data = read_bytes(folder / file, "the checkpoint is incomplete")
         if hashlib.sha256(data).hexdigest() != digest:
             raise UserError(f"{folder / file}: damaged, its checksum is not the one in {MANIFEST}; use another checkpoint")
@@ -103,7 +107,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         try:
             checkpoint.tensors[stem] = safetensors.torch.load(data)
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
-            raise UserError(f"{folder / file}: not a safetensors file ({error})") from None
+            raise UserError(f"{folder / file}: not a safetensors file ({first_line(error)})") from None
     return checkpoint
 
 
@@ -144,21 +148,30 @@ def training_state(modules: dict[str, nn.Module], optimizer: torch.optim.Optimiz
 def restore_training_state(
     tensors: dict, record: dict, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, device: torch.device
 ) -> None:
-    """Inverse of `training_state`, in place. Raises KeyError, RuntimeError, TypeError or ValueError if it is another model's."""
+    """Inverse of `training_state`, in place.
+
+    Raises LookupError, RuntimeError, TypeError, ValueError, AttributeError or OverflowError if it is another model's or none.
+    """
     for role, module in modules.items():
         module.load_state_dict(tensors[role])
     params = [param for group in optimizer.param_groups for param in group["params"]]
     for name, value in tensors["optimizer"].items():
         i, _, key = name.partition(".")
         param = params[int(i)]
+        if value.shape != (() if key == "step" else param.shape) or (key == "step" and value < 1):
+            raise ValueError(f"optimizer state {name} does not fit")
         optimizer.state[param][key] = int(value) if key == "step" else torch.empty_like(param).copy_(value)
+    if any(state.keys() != MOMENTS for state in optimizer.state.values()):
+        raise ValueError("the optimizer state is incomplete")
     torch.set_rng_state(tensors["random"]["cpu"])
     if device.type in tensors["random"] and device.type != "cpu":
         torch.get_device_module(device).set_rng_state(tensors["random"][device.type])
     version, internal, gauss = record["python"]
     random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = record["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    name, keys, place, *rest = record["numpy"]
+    if not 0 <= place <= len(keys):  # numpy would take it and read beyond its array
+        raise ValueError(f"{place} is no place in a random generator's state")
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), place, *rest))
 
 
 class StopSignal:

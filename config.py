@@ -180,6 +180,7 @@ class TrainConfig:
             self._check(name, lambda value: value > 0, "must be above 0")
         self._check("hidden_dropout_prob", lambda value: value < 1, "must be below 1")
         self._check("hidden_dropout_prob", lambda value: value >= 0, "must be at least 0")
+        self._check("output_dir", lambda value: value.encode(errors="ignore").decode() == value, "must be a name in UTF-8, for TensorBoard")
         self._check("smart_steps", lambda value: value <= 1000, "must be at most 1000")  # each costs a forward and a backward pass
         self._check("max_length", lambda value: value >= 8, "must be at least 8")
         self._check("seed", lambda value: 0 <= value < 2**63, "must be a whole number from 0 to 2**63 - 1")
@@ -207,8 +208,8 @@ class TrainConfig:
 
     def _check(self, name: str, is_right, rule: str) -> None:
         value = getattr(self, name)
-        if isinstance(value, float) and not math.isfinite(value):
-            rule = "must be a finite number"
+        if isinstance(value, float) and not abs(value) < 1e38:  # beyond, it is no 32-bit number
+            rule = "must be a finite number below 1e38"
         elif value is None or is_right(value):
             return
         raise UserError(f"--{name} {value}: {rule}")

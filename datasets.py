@@ -55,11 +55,18 @@ class Task:
         return f"{self.file_stem}-{'test-student' if split == 'test' else split}.csv"
 
 
+def _number(text: str) -> float:
+    """A number as the course writes it. Raises ValueError for what only Python takes for one, such as `0_1` or digits of other scripts."""
+    if "_" in text or not text.isascii():
+        raise ValueError
+    return float(text)
+
+
 def class_label(count: int) -> Callable[[str], float]:
     """Parser of a class index in [0, count), written as an integer or as a float such as `1.0`."""
 
     def parse(text: str) -> float:
-        value = float(text)
+        value = _number(text)
         if value not in range(count):
             raise ValueError
         return value
@@ -71,7 +78,7 @@ def score_label(low: float, high: float) -> Callable[[str], float]:
     """Parser of a number in [low, high]."""
 
     def parse(text: str) -> float:
-        value = float(text)
+        value = _number(text)
         if not low <= value <= high:
             raise ValueError
         return value
@@ -94,9 +101,10 @@ def read_examples(path: str | Path, task: Task, labelled: bool = True) -> list[E
     """The rows of a course file.
 
     Labelled: rows without a usable label, text or id are skipped and reported once, with the first line numbers.
-    Unlabelled: every row that has an id is kept, whatever its text.
-    Raises UserError, with file and line, for a file that is missing, empty, not UTF-8 or without a needed column, for a quote
-    that is never closed, and for more than 1 % of unusable rows.
+    Unlabelled: every row is kept, whatever its text, and must have an id that a prediction can be filed under.
+    An id that two rows share is reported.
+    Raises UserError, with file and line, for a file that is missing, empty, not UTF-8, without a needed column or with two of it, for
+    a quote that is never closed, and for more than 1 % of unusable rows.
     """
     rows = _read_rows(path)
     header_line, header = next(rows, (1, None))
@@ -107,14 +115,19 @@ def read_examples(path: str | Path, task: Task, labelled: bool = True) -> list[E
     for name in wanted:
         if name not in names:
             raise UserError(f"{path}:{header_line}: no column {name!r} in the header (it has {', '.join(map(repr, names))[:200]})")
+        if names.count(name) > 1:
+            raise UserError(f"{path}:{header_line}: {names.count(name)} columns named {name!r} in the header")
     columns = [names.index(name) for name in wanted]
     parse = _parse_labelled if labelled else _parse_unlabelled
-    examples, bad, shifted = [], [], []
+    examples, bad, shifted, doubled, first_lines = [], [], [], [], {}  # the last: by id
     for line, row in rows:
         try:
             examples.append(parse(task, row, columns, len(names)))
         except ValueError as problem:
             bad.append((line, problem))
+        else:
+            if first_lines.setdefault(examples[-1].id, line) != line:
+                doubled.append((line, examples[-1].id))
         if not labelled and any(row[len(names) :]):
             shifted.append(line)
     if bad and not labelled:
@@ -125,6 +138,16 @@ def read_examples(path: str | Path, task: Task, labelled: bool = True) -> list[E
             path,
             len(shifted),
             shifted[0],
+        )
+    if doubled:
+        line, id = doubled[0]
+        log.warning(
+            "%s: %d rows have the id of an earlier row (first: line %d, %.40r as in line %d); their predictions cannot be told apart",
+            path,
+            len(doubled),
+            line,
+            id,
+            first_lines[id],
         )
     if not examples and not bad:
         raise UserError(f"{path}:{header_line}: a header but no rows")
@@ -143,7 +166,9 @@ def _read_rows(path: str | Path):
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}:{data.count(10, 0, error.start) + 1}: not UTF-8 (byte 0x{data[error.start]:02x})") from None
+        before, byte = error.object[: error.start], error.object[error.start]  # without the BOM
+        line = 1 + before.count(b"\n") + before.count(b"\r") - before.count(b"\r\n")
+        raise UserError(f"{path}:{line}: not UTF-8 (byte 0x{byte:02x})") from None
     csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, is less than a long document
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t")
     line, width = 1, 0
@@ -160,13 +185,20 @@ def _read_rows(path: str | Path):
         raise UserError(f"{path}:{line}: {error}") from None
 
 
+def _check_id(id: str) -> None:
+    """Raises ValueError for what would break the lines of a prediction file, `ID , VALUE `."""
+    if not id:
+        raise ValueError("a row without an id, so its prediction could not be told from others")
+    if id.splitlines() != [id] or " ," in id:
+        raise ValueError(f"the id {id[:20]!r} holds a line break or ' ,', so its prediction could not be read back")
+
+
 def _parse_labelled(task: Task, row: list[str], columns: list[int], width: int) -> Example:
     """Raises ValueError saying why the row cannot be used."""
     if len(row) < width or any(row[width:]):  # too many: an unquoted tab has shifted the columns
         raise ValueError(f"{len(row)} fields, not {width}")
     id, *texts, label = (row[column].strip() for column in columns)
-    if not id:
-        raise ValueError("no id")
+    _check_id(id)
     if not all(texts):
         raise ValueError("empty text")
     if not label:
@@ -178,10 +210,9 @@ def _parse_labelled(task: Task, row: list[str], columns: list[int], width: int) 
 
 
 def _parse_unlabelled(task: Task, row: list[str], columns: list[int], width: int) -> Example:
-    """Raises ValueError only where there is no id to file a prediction under."""
+    """Raises ValueError only where there is no id that a prediction can be filed under."""
     id, *texts = (row[column].strip() if column < len(row) else "" for column in columns)
-    if not id:
-        raise ValueError("a row without an id, so its prediction could not be told from others")
+    _check_id(id)
     return Example(id, tuple(texts), None)
 
 

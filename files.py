@@ -10,15 +10,15 @@ from errors import UserError, first_line
 def write_text(path: str | Path, text: str) -> None:
     """Replace the file's content, making its folder if need be. Raises UserError if it can't; the old content is then untouched."""
     path = Path(path)
-    part = path.with_name(path.name + ".part")
+    part = Path(f"{path}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name, a lone surrogate in the text
         if part.is_file():
             part.unlink()
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
 
 
 def parse_json(path: str | Path, data: bytes) -> dict:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 import evaluation
 import mysmartloss
 from base_bert import BertConfig, load_tokenizer
-from bert import BertModel
+from bert import BertModel, Dropout
 from checkpoint import Checkpoint, StopSignal, has_checkpoint, load_checkpoint, restore_training_state, save_checkpoint, training_state
 from config import NORMS, TASKS, TrainConfig, parse_arguments
 from datasets import Batch, Loader, Task, TokenizedDataset, read_examples, sample_rows, tokenize
@@ -56,7 +56,7 @@ class MultitaskBERT(nn.Module):
         super().__init__()
         self.bert = bert
         self.pooling = pooling
-        self.dropout = nn.Dropout(hidden_dropout_prob)
+        self.dropout = Dropout(hidden_dropout_prob)
         self.heads = nn.ModuleDict({task.name: nn.Linear(bert.config.hidden_size, task.num_outputs) for task in TASKS.values()})
         for name, head in self.heads.items():
             nn.init.normal_(head.weight, std=bert.config.initializer_range)
@@ -131,6 +131,15 @@ def training_loss(
 
 
 # ----------------------------------------------------------------------------------------------------------------------- data
+
+
+def check_outputs(config: TrainConfig) -> None:
+    """Raises UserError if a place given for predictions can't be written, before the hours of work that lead there."""
+    for name, path in config.files.items():
+        if name.endswith("_out"):
+            folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
+            if os.path.isdir(path) or not (folder.is_dir() and os.access(folder, os.W_OK)):
+                raise UserError(f"--{name} {path}: cannot be written there; name a file in a folder that can")
 
 
 def find_files(config: TrainConfig, wanted: Sequence[Key]) -> tuple[dict[Key, Path], str]:
@@ -224,13 +233,21 @@ def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
     folder = folder / "best" if has_checkpoint(folder / "best") else folder
     saved = load_checkpoint(folder)
     try:
-        run, settings = saved.records["run"], saved.records["run"]["config"]
-        bert = BertModel(BertConfig.from_dict(saved.records["config"], f"{folder}/config.json"))
+        run, settings = saved.records["run"], TrainConfig.from_dict(saved.records["run"]["config"])
+        if run["trained_tasks"] != list(settings.tasks):
+            raise ValueError("its trained_tasks are not its --tasks")
+        with torch.device("meta"):  # no memory is taken for what the file claims before its weights are seen to fit
+            bert = BertModel(BertConfig.from_dict(saved.records["config"], f"{folder}/config.json"))
         bert.load_published(saved.tensors["model"], f"{folder}/model.safetensors")
-        model = MultitaskBERT(bert, settings["pooling"], settings["hidden_dropout_prob"])
+        model = MultitaskBERT(bert, settings.pooling, settings.hidden_dropout_prob)
         model.heads.load_state_dict(saved.tensors["heads"])
-        return model, Tokenizer.from_str(json.dumps(saved.records["tokenizer"])), run
-    except (KeyError, TypeError, RuntimeError) as error:
+        tokenizer = Tokenizer.from_str(json.dumps(saved.records["tokenizer"]))
+        check_fit(tokenizer, bert, settings.max_length or 0, str(folder))
+        tokenizer.enable_truncation(settings.max_length)  # fails where that leaves no room for a word
+        return model, tokenizer, run
+    except UserError as error:
+        raise UserError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None
+    except Exception as error:  # a stranger's file can make the libraries raise anything, tokenizers a bare Exception
         raise UserError(f"{folder}: not a model saved by this program ({first_line(error)})") from None
 
 
@@ -266,7 +283,8 @@ def score_epoch(
         now.best = {"best_step": now.step, "dev": evaluations[kept].scores, "dev_mean": evaluations[kept].mean}
         if len(models) > 1:
             now.best |= {"kept": kept} | {f"dev_{role}": result.scores for role, result in evaluations.items()}
-        save_model(folder / "best", models, kept, tokenizer, run | now.best)
+        with now.saving():
+            save_model(folder / "best", models, kept, tokenizer, run | now.best)
         write_all_predictions(config, folder, "dev", dev, evaluations[kept].predictions)
 
 
@@ -289,15 +307,17 @@ def load_last(folder: Path, models: dict[str, MultitaskBERT], optimizer: AdamW, 
     """Put models, optimizer and generators where `folder`/last left them. Raises UserError if that is not this run's."""
     saved = load_checkpoint(folder / "last")
     try:
+        before = saved.records["run"]["versions"]
         for name, digest in run["content"].items():
             if saved.records["run"]["content"].get(name) != digest:
                 raise UserError(f"--{name}: its content is not what the run in {folder} was started with")
         progress = Progress.from_dict(saved.records["progress"])
         restore_training_state(saved.tensors, saved.records["random"], models, optimizer, device)
-    except (KeyError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+    except UserError:
+        raise
+    except (LookupError, TypeError, RuntimeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"{folder / 'last'}: not a checkpoint of this run ({first_line(error)})") from None
-    if saved.records["run"]["versions"] != run["versions"]:
-        before = saved.records["run"]["versions"]
+    if before != run["versions"]:
         log.warning("%s was saved with %s, now it is %s: results may differ in the last digits", folder, before, run["versions"])
     print(f"resuming {folder} at step {progress.step}")
     return progress
@@ -332,9 +352,10 @@ def train(model: MultitaskBERT, data: Data, config: TrainConfig, folder: Path, t
     diary, saved_at = RunLog(folder, now.log_bytes, now.step), time.monotonic()
 
     def save_last() -> None:
-        tensors, generators = training_state(models, optimizer, device)
-        now.log_bytes = diary.size()
-        save_checkpoint(folder / "last", Checkpoint(tensors, {"run": run, "progress": now.to_dict(), "random": generators}))
+        with now.saving():
+            tensors, generators = training_state(models, optimizer, device)
+            now.log_bytes = diary.size()
+            save_checkpoint(folder / "last", Checkpoint(tensors, {"run": run, "progress": now.to_dict(), "random": generators}))
 
     with contextlib.closing(diary), StopSignal() as stop:
         for name, k in tqdm(plan.steps[now.step :], desc="training", unit="step", initial=now.step, total=len(plan.steps), disable=None):
@@ -369,7 +390,10 @@ def train(model: MultitaskBERT, data: Data, config: TrainConfig, folder: Path, t
                 saved_at = time.monotonic()
             if stop.received:
                 raise Interrupted(stop.received)
-    return {**now.best, "train_seconds": round(now.seconds, 3), "examples_per_second": round(now.examples / max(now.seconds, 1e-9), 2)}
+    speed = {"examples_per_second": round(now.examples / max(now.seconds, 1e-9), 2), "save_seconds": round(now.save_seconds, 3)}
+    if now.best is None:
+        raise UserError(f"{folder / 'last'}: at the end of its run, but it has no best epoch")
+    return {**now.best, "train_seconds": round(now.seconds, 3), **speed}
 
 
 # -------------------------------------------------------------------------------------------------------------------- program
@@ -384,14 +408,19 @@ def finish(config: TrainConfig, folder: Path, model: MultitaskBERT, tests: list[
         print("data: sample (the project's own sentences, too few to learn much from), not the course's files")
 
 
+def check_fit(tokenizer: Tokenizer, bert: BertModel, max_length: int, where: str) -> None:
+    """Raises UserError, naming `where`, if the encoder has no embedding for a word piece or a position."""
+    largest = max([*tokenizer.get_vocab().values(), *tokenizer.encode("a", "b").ids])  # a template may add what is in no vocabulary
+    if largest >= bert.config.vocab_size:
+        raise UserError(f"{where}: its tokenizer has word piece {largest}, the encoder embeddings for {bert.config.vocab_size}")
+    if max_length > bert.config.max_position_embeddings:
+        raise UserError(f"--max_length {max_length}: the encoder has positions for {bert.config.max_position_embeddings} tokens")
+
+
 def load_pretrained(config: TrainConfig) -> tuple[Tokenizer, BertModel]:
     """Tokenizer and encoder of --model_name_or_path. Raises UserError if they don't fit each other or --max_length."""
     tokenizer, bert = load_tokenizer(config.model_name_or_path), BertModel.from_pretrained(config.model_name_or_path)
-    if tokenizer.get_vocab_size() > bert.config.vocab_size:
-        sizes = f"{tokenizer.get_vocab_size()} word pieces, the encoder has embeddings for {bert.config.vocab_size}"
-        raise UserError(f"--model_name_or_path {config.model_name_or_path}: its tokenizer knows {sizes}")
-    if (config.max_length or 0) > bert.config.max_position_embeddings:
-        raise UserError(f"--max_length {config.max_length}: the encoder has positions for {bert.config.max_position_embeddings} tokens")
+    check_fit(tokenizer, bert, config.max_length or 0, f"--model_name_or_path {config.model_name_or_path}")
     return tokenizer, bert
 
 
@@ -410,6 +439,7 @@ def fit(config: TrainConfig) -> None:
     """--option finetune and pretrain: train, keep the best epoch, test it."""
     device = pick_device(config.use_gpu)
     folder = Path(config.output_dir)
+    check_outputs(config)
     if not config.resume and not config.overwrite_output_dir:
         prepare_folder(folder, overwrite=False)  # now, before minutes are spent on reading
     evaluated = [(name, split) for name in config.eval_tasks for split in ("dev", "test")]
@@ -432,6 +462,7 @@ def fit(config: TrainConfig) -> None:
 def open_checkpoint(config: TrainConfig) -> tuple[TrainConfig, MultitaskBERT, Tokenizer, dict]:
     """The model of --checkpoint on the best device, and the settings with those that it was trained with. Raises UserError."""
     device = pick_device(config.use_gpu)
+    check_outputs(config)
     if os.path.lexists(Path(config.output_dir) / "metrics.jsonl"):
         raise UserError(f"--output_dir {config.output_dir}: holds a training run, whose results would be replaced; name another folder")
     model, tokenizer, run = load_model(config.checkpoint)
@@ -477,14 +508,16 @@ def started_with(folder: str) -> dict:
     if not has_checkpoint(last):
         raise UserError(f"--resume: {last} does not exist, so there is no run to go on with")
     try:
-        return load_checkpoint(last).records["run"]["config"]
-    except KeyError:
+        return load_checkpoint(last, endings=("json",)).records["run"]["config"]
+    except (KeyError, TypeError):
         raise UserError(f"{last}: not a checkpoint of a run") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C, 143 for SIGTERM."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    if hasattr(sys.stdout, "reconfigure"):  # a path or a text that the terminal's encoding lacks must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         config, given = parse_arguments(arguments)
         if config.resume:
@@ -494,9 +527,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"multitask_classifier.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(
-            f"multitask_classifier.py: error: {error.filename or 'input or output'}: {error.strerror or first_line(error)}", file=sys.stderr
-        )
+        what = f"{error.filename or 'input or output'}: {error.strerror or first_line(error)}"
+        print(f"multitask_classifier.py: error: {' '.join(what.split())}", file=sys.stderr)
         return 2
     except Interrupted as interruption:
         where = f"python multitask_classifier.py --resume --output_dir {config.output_dir}"

@@ -2,6 +2,7 @@
 
 import logging
 import statistics
+import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from optimizer import decay_groups
 from reporting import Interval
 
 log = logging.getLogger("smart_bert")
+MAX_STEPS = 10**7  # months; the plan of more would not fit into memory
 
 
 class Plan(NamedTuple):
@@ -32,6 +34,8 @@ def plan_steps(config: TrainConfig, loaders: dict[str, Loader]) -> Plan:
     """Every task gets the same number of steps; an epoch has as many as the median task needs for one pass over its rows."""
     median = round(statistics.median(loader.batches_per_epoch for loader in loaders.values()))
     per_epoch = config.steps_per_epoch or median * len(loaders)
+    if config.epochs * per_epoch > MAX_STEPS:
+        raise UserError(f"--epochs {config.epochs}: with {per_epoch} steps each, more than {MAX_STEPS:,} steps")
     taken, steps = Counter(), []
     for step in range(config.epochs * per_epoch):
         name = config.tasks[SCHEDULES[config.schedule](step, per_epoch, len(config.tasks))]
@@ -47,6 +51,7 @@ class Progress:
     step: int = 0  # the next one
     best: dict | None = None  # what `results.json` will say of the best epoch so far
     seconds: float = 0.0  # spent in steps
+    save_seconds: float = 0.0  # spent on writing checkpoints
     examples: int = 0  # rows trained on
     skipped: int = 0  # batches left out as not finite
     interval: Interval = field(default_factory=Interval)
@@ -66,6 +71,13 @@ class Progress:
         if self.step < 20:
             self.first_losses.append((task, values))
 
+    @contextmanager
+    def saving(self):
+        """Count the time spent within as spent on checkpoints."""
+        begin = time.perf_counter()
+        yield
+        self.save_seconds += time.perf_counter() - begin
+
     def skip(self, problem: UserError, allowed: int) -> None:
         """Count a batch that was left out. Raises the problem if there have been more than `allowed`."""
         self.skipped += 1
@@ -75,8 +87,21 @@ class Progress:
 
     @classmethod
     def from_dict(cls, values: dict) -> "Progress":
-        """Inverse of `to_dict`. Raises TypeError or KeyError if it is not such a record."""
-        return cls(**values | {"interval": Interval.from_dict(values["interval"])})
+        """Inverse of `to_dict`. Raises TypeError, KeyError, ValueError or AttributeError if it is not such a record."""
+        progress = cls(**values | {"interval": Interval.from_dict(values["interval"])})
+        progress.to_dict()  # fails where a loss is no number
+        counts = (progress.step, progress.examples, progress.skipped, progress.log_bytes)
+        best = progress.best or {"dev": {}, "dev_mean": 0}
+        measured = [
+            progress.seconds,
+            progress.save_seconds,
+            best["dev_mean"],
+            *(value for scores in best["dev"].values() for value in scores.values()),
+            *(value for steps in values["interval"].values() for _, *rest in steps for value in rest),
+        ]
+        if not all(type(count) is int and count >= 0 for count in counts) or not all(isinstance(value, (int, float)) for value in measured):
+            raise ValueError("not a place in a run")
+        return progress
 
 
 def not_finite(losses: dict[str, Tensor], step: int, dataset: TokenizedDataset, batch: Batch) -> UserError | None:

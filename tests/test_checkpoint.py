@@ -200,6 +200,36 @@ def test_files_are_synced_before_the_rename(tmp_path, monkeypatch):
     assert events[-1] == ("fsync" if os.name == "posix" else "rename")
 
 
+# --------------------------------------------------------------------------------------------------------------- training state
+
+NOT_THIS_STATE = {
+    "a moment is missing": lambda tensors, record: tensors["optimizer"].pop("0.exp_avg"),
+    "a moment of one number": lambda tensors, record: tensors["optimizer"].update({"0.exp_avg": torch.ones(1)}),
+    "before the first step": lambda tensors, record: tensors["optimizer"].update({"0.step": torch.tensor(0)}),
+    "another parameter": lambda tensors, record: tensors["optimizer"].update({"9.step": torch.tensor(1)}),
+    "another weight": lambda tensors, record: tensors["model"].update({"weight": torch.ones(1, 1)}),
+    "beyond the generator's numbers": lambda tensors, record: record["numpy"].__setitem__(2, 10_000),
+    "too few of the generator's numbers": lambda tensors, record: record["numpy"].__setitem__(1, [1, 2]),
+}
+
+
+@pytest.mark.parametrize("change", NOT_THIS_STATE.values(), ids=NOT_THIS_STATE)
+def test_a_state_that_does_not_fit_is_not_taken(change):
+    """Guards against moments spread over a weight, a step that divides by zero, and numpy reading memory beyond its generator."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    cpu = torch.device("cpu")
+    tensors, record = checkpoint.training_state({"model": model}, optimizer, cpu)
+    record = json.loads(json.dumps(record))
+    checkpoint.restore_training_state(tensors, record, {"model": model}, torch.optim.AdamW(model.parameters()), cpu)
+    tensors["model"] = dict(tensors["model"])
+    change(tensors, record)
+    with pytest.raises((LookupError, RuntimeError, ValueError)):
+        checkpoint.restore_training_state(tensors, record, {"model": model}, torch.optim.AdamW(model.parameters()), cpu)
+
+
 # ---------------------------------------------------------------------------------------------------------------------- damage
 
 

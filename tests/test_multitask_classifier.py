@@ -213,6 +213,8 @@ def test_plan_in_sequence(tokenizer):
         ("--option evaluate --checkpoint x --resume", "--resume"),
         ("--option evaluate --checkpoint no/such/folder", "no/such/folder"),
         ("--option predict", "--checkpoint"),
+        ("--sst_dev_out .", "--sst_dev_out"),
+        ("--sts_test_out /dev/null/below/it.csv", "--sts_test_out"),
         ("--option predict --checkpoint x --overwrite_output_dir", "--overwrite_output_dir"),
         ("--option predict --checkpoint no/such/folder", "no/such/folder"),
         ("--data_dir no/such/folder", "no/such/folder"),
