@@ -55,7 +55,7 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         digests = {}
         for name, tensors in checkpoint.tensors.items():
             file = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-            digests[f"{name}.safetensors"] = _write(new / f"{name}.safetensors", safetensors.torch.save(file, metadata={"format": "pt"}))
+            digests[f"{name}.safetensors"] = _write(new / f"{name}.safetensors", file)
         for name, record in checkpoint.records.items():
             digests[f"{name}.json"] = _write(new / f"{name}.json", json.dumps(record, indent=1).encode())
         _write(new / MANIFEST, json.dumps(digests, indent=1).encode())
@@ -69,9 +69,10 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
             if old.exists():
                 os.replace(old, folder)
             raise
-    except OSError as error:
+    except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(new, ignore_errors=True)
-        raise UserError(f"{folder}: cannot write the checkpoint ({error.strerror or error}); an earlier one is untouched") from None
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{folder}: cannot write the checkpoint ({reason}); an earlier one is untouched") from None
     with contextlib.suppress(OSError):  # the new one is in place; this only makes sure of it against a power cut
         _sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
@@ -111,13 +112,16 @@ def load_checkpoint(folder: str | Path, endings: Sequence[str] = ("json", "safet
     return checkpoint
 
 
-def _write(path: Path, data: bytes) -> str:
-    """Write and fsync; returns the SHA-256 of the data."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
+def _write(path: Path, content: bytes | dict[str, Tensor]) -> str:
+    """Write and fsync bytes, or tensors as safetensors; returns the file's SHA-256."""
+    if isinstance(content, dict):
+        safetensors.torch.save_file(content, path, metadata={"format": "pt"})  # to the file at once: half the time of making bytes first
+    else:
+        path.write_bytes(content)
+    with open(path, "rb+") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
-    return hashlib.sha256(data).hexdigest()
+    return digest
 
 
 def _sync_folder(folder: Path) -> None:
