@@ -43,6 +43,7 @@ SETTINGS = {  # λ = 1, η = ε and μ = 0 where nothing else is said
     "ε=0.03 λ=5": smart(0.03, weight=5.0),
     "R-Drop 1": ["--rdrop_weight=1"],
     "ε=0.03 μ=1 paper's β": [*smart(0.03, mu=1.0), "--bregman_beta=paper"],
+    "ε=0.01 μ=1": smart(0.01, mu=1.0),
 }
 
 
