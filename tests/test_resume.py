@@ -1,5 +1,6 @@
 """Interrupted runs: resuming is bit-identical, whatever the moment; a folder with a run in it is not overwritten by accident."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -180,3 +181,44 @@ def test_a_full_disk_leaves_the_last_checkpoint(main, tmp_path, monkeypatch, cap
     assert main(*RUN, "--output_dir", tmp_path / "run") == 2
     assert "No space left on device" in capsys.readouterr().err
     assert checkpoint.load_checkpoint(tmp_path / "run" / "last").records["progress"]["step"] == 2
+
+
+def truncated(folder, file, marker):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def flipped(folder, file, marker):
+    data = bytearray(file.read_bytes())
+    data[-7] ^= 1
+    file.write_bytes(data)
+
+
+def missing(folder, file, marker):
+    file.unlink()
+
+
+def of_another_architecture(folder, file, marker):
+    saved = checkpoint.load_checkpoint(folder)
+    tensors = {name: tensor[:-1] if tensor.ndim else tensor for name, tensor in saved.tensors[file.stem].items()}
+    checkpoint.save_checkpoint(folder, checkpoint.Checkpoint(saved.tensors | {file.stem: tensors}, saved.records))
+
+
+def a_pickle_that_runs_code(folder, file, marker):
+    file.write_bytes(f"cos\nmkdir\n(V{marker}\ntR.".encode())
+    digests = json.loads((folder / "manifest.json").read_text())
+    digests[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()  # even where the checksum is right
+    (folder / "manifest.json").write_text(json.dumps(digests))
+
+
+@pytest.mark.parametrize("harm", [truncated, flipped, missing, of_another_architecture, a_pickle_that_runs_code])
+@pytest.mark.parametrize("option", ["evaluate", "predict", "resume"])
+def test_a_harmed_checkpoint_is_refused_in_one_line(main, uninterrupted, tmp_path, capsys, option, harm):
+    """Guards against trusting a file from the internet: a traceback, scores of damaged weights, or code that is executed."""
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    part, stem = ("last", "student") if option == "resume" else ("best", "model")
+    harm(tmp_path / "run" / part, tmp_path / "run" / part / f"{stem}.safetensors", tmp_path / "executed")
+    given = ["--resume", "--epochs", 3] if option == "resume" else ["--option", option, "--checkpoint", tmp_path / "run"]
+    assert main(*given, "--output_dir", tmp_path / ("run" if option == "resume" else "out")) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith(f"multitask_classifier.py: error: {tmp_path / 'run' / part}")
+    assert not (tmp_path / "executed").exists() and not (tmp_path / "out").exists()
