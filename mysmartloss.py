@@ -194,8 +194,8 @@ class SMARTLoss:
         loss_last_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
         norm_fn: Callable[[Tensor], Tensor] = inf_norm,
         num_steps: int = 1,
-        step_size: float = 0.03,
-        epsilon: float = 0.03,
+        step_size: float = 0.01,
+        epsilon: float = 0.01,
         noise_var: float = 1e-5,
     ):
         if num_steps < 0 or not min(step_size, noise_var) >= 0 or not epsilon > 0:

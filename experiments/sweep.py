@@ -13,7 +13,6 @@ import json
 import statistics
 import subprocess
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -67,16 +66,15 @@ def run(setting: str, task: str, seed: int, data_dir: str, work_dir: Path) -> No
 
 
 def table() -> str:
-    """Mean dev scores over seeds as a Markdown table, with the number of seeds."""
-    by_setting = defaultdict(list)
-    for (setting, task, _), line in measured().items():
-        by_setting[setting, task].append(line["score"])
-    rows = ["| setting | SST accuracy | STS Pearson | seeds |", "|---|---|---|---|"]
+    """Dev scores as a Markdown table, one for each seed that was run and their mean: seeds differ by more than settings do."""
+    results = measured()
+    seeds = sorted({seed for _, _, seed in results})
+    rows = [f"| setting | SST accuracy, seed {', '.join(map(str, seeds))} | mean | STS Pearson | mean |", "|---|---|---|---|---|"]
     for setting in SETTINGS:
-        scores = [by_setting[setting, task] for task in TASKS]
-        if any(scores):
-            means = [f"{statistics.fmean(values):.3f}" if values else "" for values in scores]
-            rows.append(f"| {setting} | {' | '.join(means)} | {', '.join(str(len(values)) for values in scores)} |")
+        scores = {task: [results[setting, task, seed]["score"] for seed in seeds if (setting, task, seed) in results] for task in TASKS}
+        cells = [f"{', '.join(f'{v:.3f}' for v in values)} | {statistics.fmean(values):.4f}" for values in scores.values() if values]
+        if cells:
+            rows.append(f"| {setting} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
