@@ -6,11 +6,9 @@ B batch, T tokens, H hidden, C outputs. Source: the SMARTBert report (Stanford C
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
-import shutil
 import statistics
 import sys
 import time
@@ -32,19 +30,16 @@ from base_bert import BertConfig, load_tokenizer
 from bert import BertModel, Dropout
 from checkpoint import Checkpoint, StopSignal, has_checkpoint, load_checkpoint, restore_training_state, save_checkpoint, training_state
 from config import NORMS, TASKS, TrainConfig, parse_arguments
-from datasets import Batch, Loader, Task, TokenizedDataset, read_examples, sample_rows, tokenize
+from datasets import Batch, Loader, Task, TokenizedDataset
 from errors import UserError, first_line
 from files import write_text
 from optimizer import AdamW, decay_groups, warmup_decay
 from reporting import RunLog, scores_table
+from run_files import Data, check_outputs, find_files, fingerprint, load_data, prepare_folder
 from training import Progress, describe, not_finite, out_of_memory_advice, plan_steps, warn_of_terms_without_effect
 
 log = logging.getLogger("smart_bert")
 SAVE_SECONDS = 120.0  # between checkpoints, unless --save_steps
-RUN_FILES = ("last", "best", "metrics.jsonl", "results.json", "predictions", "tensorboard")  # what a run leaves in its folder
-HERE = Path(__file__).resolve().parent
-Key = tuple[str, str]  # (task, split)
-Data = dict[Key, TokenizedDataset]
 
 # ---------------------------------------------------------------------------------------------------------------------- model
 
@@ -128,49 +123,6 @@ def training_loss(
         losses["rdrop"] = task.divergence(model(task.name, *batch.inputs), logits)
     losses["total"] = losses["task"] + sum(weight * losses[term] for term, weight in weights.items())
     return losses
-
-
-# ----------------------------------------------------------------------------------------------------------------------- data
-
-
-def check_outputs(config: TrainConfig) -> None:
-    """Raises UserError if a place given for predictions can't be written, before the hours of work that lead there."""
-    for name, path in config.files.items():
-        if name.endswith("_out"):
-            folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
-            if os.path.isdir(path) or not (folder.is_dir() and os.access(folder, os.W_OK)):
-                raise UserError(f"--{name} {path}: cannot be written there; name a file in a folder that can")
-
-
-def find_files(config: TrainConfig, wanted: Sequence[Key]) -> tuple[dict[Key, Path], str]:
-    """Path of each (task, split), and where they are from in a word or two; says so if that is the sample. Raises UserError."""
-    chosen = config.data_dir or os.environ.get("SMART_BERT_DATA_DIR")
-    folder = Path(chosen or "data")
-    given = {key: Path(config.files["_".join(key)]) for key in wanted if "_".join(key) in config.files}
-    files = {(task, split): given.get((task, split), folder / TASKS[task].filename(split)) for task, split in wanted}
-    missing = [key for key, path in files.items() if not os.path.isfile(path)]
-    if len(missing) == len(files) and not chosen and not given:
-        sample = {(task, split): HERE / "data" / "sample" / TASKS[task].filename(split) for task, split in wanted}
-        if all(path.is_file() for path in sample.values()):
-            print("No course files found, so this run uses data/sample; data/README.md says where to get the real ones.")
-            return sample, "sample"
-    if missing:
-        flag = "--" + "_".join(missing[0])
-        raise UserError(f"{files[missing[0]]}: no such file; give it with {flag}, or its folder with --data_dir (see data/README.md)")
-    return files, str(folder) if len(given) < len(files) else "files given by flag"
-
-
-def load_data(config: TrainConfig, files: dict[Key, Path], tokenizer: Tokenizer) -> Data:
-    """Read and tokenise every file; says how many rows each has and how many were cut."""
-    limits = {"train": config.max_train_samples, "dev": config.max_eval_samples, "test": None}
-    data = {}
-    for (task, split), path in tqdm(files.items(), desc="reading", leave=False, disable=None):
-        examples = sample_rows(read_examples(path, TASKS[task], labelled=split != "test"), limits[split])
-        data[task, split] = tokenize(examples, TASKS[task], tokenizer, config.max_length)
-        cut = data[task, split].num_truncated
-        if cut:
-            log.warning("%s: %d of %d rows cut to --max_length %d tokens", path, cut, len(examples), config.max_length)
-    return data
 
 
 # ------------------------------------------------------------------------------------------------------------------- training
@@ -293,16 +245,6 @@ def versions() -> dict[str, str]:
     return {package.__name__: package.__version__ for package in (torch, np, tokenizers)}
 
 
-def fingerprint(data: Data) -> dict[str, str]:
-    """SHA-256 of the content of each data set, so that a resumed run can tell whether it goes on with the same data."""
-    digests = {}
-    for (task, split), dataset in data.items():
-        labels = b"" if dataset.labels is None else dataset.labels.numpy().tobytes()
-        content = (dataset.tokens.tobytes(), dataset.starts.tobytes(), dataset.seconds.tobytes(), labels, "\n".join(dataset.ids).encode())
-        digests[f"{task}_{split}"] = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in content)).hexdigest()
-    return digests
-
-
 def load_last(folder: Path, models: dict[str, MultitaskBERT], optimizer: AdamW, run: dict, device: torch.device) -> Progress:
     """Put models, optimizer and generators where `folder`/last left them. Raises UserError if that is not this run's."""
     saved = load_checkpoint(folder / "last")
@@ -422,17 +364,6 @@ def load_pretrained(config: TrainConfig) -> tuple[Tokenizer, BertModel]:
     tokenizer, bert = load_tokenizer(config.model_name_or_path), BertModel.from_pretrained(config.model_name_or_path)
     check_fit(tokenizer, bert, config.max_length or 0, f"--model_name_or_path {config.model_name_or_path}")
     return tokenizer, bert
-
-
-def prepare_folder(folder: Path, overwrite: bool) -> None:
-    """Raises UserError if the folder holds a run; with `overwrite` deletes it."""
-    there = [folder / name for name in RUN_FILES if os.path.lexists(folder / name)]
-    if there and not overwrite:
-        raise UserError(
-            f"--output_dir {folder}: holds a run; go on with it by --resume, delete it by --overwrite_output_dir, or name another"
-        )
-    for path in there:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def fit(config: TrainConfig) -> None:

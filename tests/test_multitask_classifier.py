@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import multitask_classifier
+import run_files
 from base_bert import BertConfig
 from bert import BertModel
 from config import TASKS, TrainConfig, parse_arguments
@@ -149,7 +150,7 @@ def loaders_of(tokenizer, sizes: dict[str, int]) -> dict[str, Loader]:
     loaders = {}
     for name, size in sizes.items():
         task = TASKS[name]
-        examples = read_examples(multitask_classifier.HERE / "data" / "sample" / task.filename("train"), task)[:size]
+        examples = read_examples(run_files.HERE / "data" / "sample" / task.filename("train"), task)[:size]
         loaders[name] = Loader(tokenize(examples, task, tokenizer, 64), 8, (0,))
     return loaders
 
@@ -244,7 +245,7 @@ def test_a_broken_row_is_named(capsys, tmp_path, monkeypatch):
     monkeypatch.delenv("SMART_BERT_DATA_DIR", raising=False)
     broken = tmp_path / "train.csv"
     broken.write_text("\tid\tsentence\tsentiment\n0\ta\tgood\t4\n1\tb\tbad\t9\n")
-    data = multitask_classifier.HERE / "data" / "sample"
+    data = run_files.HERE / "data" / "sample"
     assert run("--tasks", "sst", "--data_dir", data, "--sst_train", broken, "--output_dir", tmp_path / "out") == 2
     assert f"{broken}:3:" in capsys.readouterr().err
 
@@ -313,7 +314,7 @@ def test_prediction_files_hold_every_id_in_order(sample_run, task, column):
         ids, values = zip(*(line.removesuffix(" \n").split(" , ") for line in lines[1:]), strict=True)
         assert len(ids) == rows
         if split == "test":
-            file = multitask_classifier.HERE / "data" / "sample" / TASKS[task].filename(split)
+            file = run_files.HERE / "data" / "sample" / TASKS[task].filename(split)
             assert list(ids) == [example.id for example in read_examples(file, TASKS[task], labelled=False)]
         allowed = {"sst": {"0", "1", "2", "3", "4"}, "para": {"0.0", "1.0"}}.get(task)
         assert set(values) <= allowed if allowed else all(np.isfinite(float(value)) for value in values)
@@ -337,7 +338,7 @@ def test_evaluate_repeats_the_scores_from_a_moved_folder(sample_run, tmp_path, m
 
 def test_predict_needs_the_checkpoint_alone(sample_run, tmp_path, monkeypatch):
     """Guards against predictions of a moved model that are not those of the run it was made in."""
-    moved, tests = tmp_path / "moved", multitask_classifier.HERE / "data" / "sample"
+    moved, tests = tmp_path / "moved", run_files.HERE / "data" / "sample"
     shutil.copytree(sample_run / "best", moved)
     monkeypatch.chdir(tmp_path)
     assert run("--option", "predict", "--checkpoint", "moved", "--sts_test", tests / TASKS["sts"].filename("test"), "--batch_size", 8) == 0
@@ -433,7 +434,7 @@ def test_a_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch, capsys
 )
 def test_real_data_is_learned(course_data, tmp_path, task, metric, floor, extra):
     """Guards against a pipeline that runs to the end and learns nothing (a constant prediction scores .26, .63 and 0)."""
-    few = multitask_classifier.HERE / "data" / "sample" / TASKS[task].filename("test")
+    few = run_files.HERE / "data" / "sample" / TASKS[task].filename("test")
     arguments = ["--data_dir", course_data, "--tasks", task, f"--{task}_test", few, "--epochs", 2, "--output_dir", tmp_path / "out"]
     assert run(*arguments, "--max_train_samples", 640, "--max_eval_samples", 300, *extra) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -12,7 +12,7 @@ from torch import nn
 import mysmartloss
 from config import TASKS, TrainConfig
 from datasets import collate, read_examples, tokenize
-from multitask_classifier import HERE, MultitaskBERT, training_loss
+from multitask_classifier import MultitaskBERT, training_loss
 from mysmartloss import (
     BregmanProximal,
     DropoutReplay,
@@ -29,6 +29,7 @@ from mysmartloss import (
     squared_error,
     sym_kl_loss,
 )
+from run_files import HERE
 
 SOFTMAX = {"kl_loss": kl_loss, "sym_kl_loss": sym_kl_loss, "js_loss": js_loss}
 BERNOULLI = {"bernoulli_kl_loss": bernoulli_kl_loss, "bernoulli_sym_kl_loss": bernoulli_sym_kl_loss, "bernoulli_js_loss": bernoulli_js_loss}

@@ -6,15 +6,16 @@ import os
 import shutil
 import signal
 
+import kill_and_resume
 import pytest
 import torch
 from kill_and_resume import compare, outcome, tiny_encoder
 
 import checkpoint
 import multitask_classifier
+import run_files
 
-RUN = ["--use_smart", "--rdrop_weight=0.1", "--max_train_samples=40", "--max_eval_samples=12", "--batch_size=4", "--epochs=2"]
-RUN += ["--steps_per_epoch=7", "--logging_steps=4", "--save_steps=2"]
+RUN = [*kill_and_resume.RUN, "--steps_per_epoch=7", "--save_steps=2"]  # the later of two values counts
 
 
 class Killed(BaseException):
@@ -115,8 +116,8 @@ def test_resuming_with_other_data_is_refused(main, uninterrupted, tmp_path, caps
     """Guards against going on with a file that was changed in between."""
     shutil.copytree(uninterrupted, tmp_path / "run")
     changed = tmp_path / "train.csv"
-    changed.write_text((multitask_classifier.HERE / "data" / "sample" / "ids-sst-train.csv").read_text().replace("film", "movie"))
-    given = ["--data_dir", multitask_classifier.HERE / "data" / "sample", "--sst_train", changed]
+    changed.write_text((run_files.HERE / "data" / "sample" / "ids-sst-train.csv").read_text().replace("film", "movie"))
+    given = ["--data_dir", run_files.HERE / "data" / "sample", "--sst_train", changed]
     assert main("--resume", *given, "--output_dir", tmp_path / "run") == 2
     assert "--sst_train: its content" in capsys.readouterr().err
 
