@@ -115,7 +115,7 @@ def load_checkpoint(folder: str | Path, endings: Sequence[str] = ("json", "safet
 def _write(path: Path, content: bytes | dict[str, Tensor]) -> str:
     """Write and fsync bytes, or tensors as safetensors; returns the file's SHA-256."""
     if isinstance(content, dict):
-        safetensors.torch.save_file(content, path, metadata={"format": "pt"})  # to the file at once: half the time of making bytes first
+        safetensors.torch.save_file(content, path, metadata={"format": "pt"})  # making the bytes first took most of the time
     else:
         path.write_bytes(content)
     with open(path, "rb+") as file:
