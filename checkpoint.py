@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+import parallel
 from errors import UserError, first_line
 from files import parse_json, read_bytes
 
@@ -138,13 +139,15 @@ def _sync_folder(folder: Path) -> None:
 
 
 def training_state(modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, device: torch.device) -> tuple[dict, dict]:
-    """(tensors, record) of everything that decides how training goes on: weights, optimizer, every random generator."""
+    """(tensors, record) of everything that decides how training goes on: weights, optimizer, every random generator of every process."""
     tensors = {role: module.state_dict() for role, module in modules.items()}
     moments = optimizer.state_dict()["state"]
     tensors["optimizer"] = {f"{i}.{key}": torch.as_tensor(value) for i, state in moments.items() for key, value in state.items()}
-    tensors["random"] = {"cpu": torch.get_rng_state()}
+    generators = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
-        tensors["random"][device.type] = torch.get_device_module(device).get_rng_state()
+        generators[device.type] = torch.get_device_module(device).get_rng_state()
+    everyones = enumerate(parallel.gather(generators))
+    tensors["random"] = {f"{name}.{rank}": state for rank, states in everyones for name, state in states.items()}
     name, keys, *rest = np.random.get_state()
     return tensors, {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest]}
 
@@ -167,9 +170,10 @@ def restore_training_state(
         optimizer.state[param][key] = int(value) if key == "step" else torch.empty_like(param).copy_(value)
     if any(state.keys() != MOMENTS for state in optimizer.state.values()):
         raise ValueError("the optimizer state is incomplete")
-    torch.set_rng_state(tensors["random"]["cpu"])
-    if device.type in tensors["random"] and device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(tensors["random"][device.type])
+    rank, generators = parallel.rank(), tensors["random"]
+    torch.set_rng_state(generators[f"cpu.{rank}"])
+    if f"{device.type}.{rank}" in generators and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(generators[f"{device.type}.{rank}"])
     version, internal, gauss = record["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, place, *rest = record["numpy"]

@@ -88,6 +88,7 @@ OPTIONS = ("finetune", "pretrain", "evaluate", "predict")
 TRAINING = ("finetune", "pretrain")
 # What a resumed run may be given anew; files because their content is compared, epochs only upwards
 FREE_TO_CHANGE = ("epochs", "logging_steps", "save_steps", "output_dir", "data_dir", "files", "use_gpu", "resume", "skip_nonfinite")
+PRECISIONS = ("fp32", "bf16", "fp16")
 NORMS = {"inf": mysmartloss.inf_norm, "2": mysmartloss.l2_norm}
 
 # -------------------------------------------------------------------------------------------------------------- configuration
@@ -112,7 +113,7 @@ class TrainConfig:
     schedule: str = flag("interleaved", "interleaved: a batch of each task in turn; sequential: task after task", tuple(SCHEDULES))
     epochs: int = flag(3, "epochs; dev scores are taken after each")
     steps_per_epoch: int | None = flag(None, "optimizer steps an epoch (default: as many batches of every task as the median task has)")
-    batch_size: int = flag(32, "rows a batch")
+    batch_size: int = flag(32, "rows a batch, of each process where torchrun starts several")
     lr: float | None = flag(None, "peak learning rate (default: 1e-4 for finetune, 1e-3 for pretrain)")
     warmup_steps: int | None = flag(None, "steps of linear warm-up (default: 10 %% of all)")
     weight_decay: float = flag(0.01, "decoupled weight decay of matrices")
@@ -128,6 +129,9 @@ class TrainConfig:
     checkpoint: str | None = flag(None, "folder of a saved model, for evaluate and predict")
     seed: int = flag(11711, "seed of everything random")
     use_gpu: bool = flag(False, "insist on CUDA (without the flag the best device there is)")
+    precision: str | None = flag(
+        None, "compute type of the encoder's layers, by autocast (default: bf16 on a CUDA device that has it, else fp32)", PRECISIONS
+    )
     logging_steps: int = flag(50, "steps between log lines")
     save_steps: int | None = flag(None, "steps between checkpoints in <output_dir>/last (default: about every two minutes)")
     resume: bool = flag(False, "go on with the run in --output_dir; flags not given are those it was started with")
@@ -186,7 +190,7 @@ class TrainConfig:
         self._check("seed", lambda value: 0 <= value < 2**63, "must be a whole number from 0 to 2**63 - 1")
         for setting in fields(self):
             choices = setting.metadata.get("choices")
-            if choices:
+            if choices and getattr(self, setting.name) is not None:
                 self._check(setting.name, lambda value, choices=choices: value in choices, f"must be one of {', '.join(choices)}")
         for name in ("tasks", "eval_tasks"):
             chosen = getattr(self, name)

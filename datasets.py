@@ -10,7 +10,7 @@ import csv
 import io
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -283,34 +283,51 @@ def tokenize(examples: Sequence[Example], task: Task, tokenizer: Tokenizer, max_
 class Batch:
     """Rows of similar length. attention_mask is None when no row is padded, labels when the file has none."""
 
-    rows: np.ndarray  # (B,), the rows' places in the dataset
+    rows: np.ndarray  # (B,), the rows' places in the dataset; those of all processes
     input_ids: Tensor  # (B,T) int64
     token_type_ids: Tensor | None  # (B,T) int64, None where all are 0
     attention_mask: Tensor | None  # (B,T) bool
     labels: Tensor | None  # (B,)
     num_tokens: int  # real ones, without padding
+    seed: int = 0  # of `noise`
+    part: slice = field(default_factory=lambda: slice(None))  # which of `rows` the tensors hold
+    weight: float = 1.0  # of a mean over this part, so that the parts' mean is that of all rows
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Ids, mask and segment ids, as a model's forward takes them."""
         return self.input_ids, self.attention_mask, self.token_type_ids
 
+    def share(self, rank: int, size: int) -> "Batch":
+        """What process `rank` of `size` computes of it: every size-th row, or where there are too few a row that weighs nothing."""
+        if size == 1:
+            return self
+        part = slice(rank, None, size) if rank < len(self.rows) else slice(0, 1)
+        count = len(self.rows[part]) if rank < len(self.rows) else 0
+        return replace(self._each(lambda tensor: tensor[part]), part=part, weight=size * count / len(self.rows))
+
+    def noise(self, embeddings: Tensor) -> Tensor:
+        """Standard normal numbers, at least fp32, for embeddings (B,T,H): the same for a row whichever process holds it."""
+        generator = None if embeddings.is_meta else torch.Generator(embeddings.device).manual_seed(self.seed)
+        shape, dtype = (len(self.rows), *embeddings.shape[1:]), torch.promote_types(embeddings.dtype, torch.float32)
+        return torch.randn(shape, generator=generator, dtype=dtype, device=embeddings.device)[self.part]
+
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device, copied without waiting for it where the device is CUDA."""
         if device.type == "cpu":
             return self
 
-        def move(tensor: Tensor | None) -> Tensor | None:
-            if tensor is None:
-                return None
-            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+        pinned = device.type == "cuda"
+        return self._each(lambda tensor: (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True))
 
-        tensors = {name: move(getattr(self, name)) for name in ("input_ids", "token_type_ids", "attention_mask", "labels")}
-        return replace(self, **tensors)
+    def _each(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with each of its tensors replaced by the function of it."""
+        tensors = {name: getattr(self, name) for name in ("input_ids", "token_type_ids", "attention_mask", "labels")}
+        return replace(self, **{name: function(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 
-def collate(dataset: TokenizedDataset, rows: np.ndarray) -> Batch:
-    """The given rows, padded on the right to the longest of them."""
+def collate(dataset: TokenizedDataset, rows: np.ndarray, seed: int = 0) -> Batch:
+    """The given rows, padded on the right to the longest of them; `seed` is for `Batch.noise`."""
     lengths = dataset.starts[rows + 1] - dataset.starts[rows]
     positions = np.arange(lengths.max())  # (T,)
     real = positions < lengths[:, None]  # (B,T)
@@ -324,6 +341,7 @@ def collate(dataset: TokenizedDataset, rows: np.ndarray) -> Batch:
         attention_mask=None if real.all() else torch.from_numpy(real),
         labels=None if dataset.labels is None else dataset.labels[torch.from_numpy(rows)],
         num_tokens=int(lengths.sum()),
+        seed=seed,
     )
 
 
@@ -361,7 +379,8 @@ class Loader:
 
     def __getitem__(self, k: int) -> Batch:
         epoch, place = divmod(k, self.batches_per_epoch)
-        return collate(self.dataset, self.epoch_batches(epoch)[place])
+        noise_seed = int(np.random.default_rng((*self.seed, epoch, place)).integers(2**63))
+        return collate(self.dataset, self.epoch_batches(epoch)[place], noise_seed)
 
 
 def evaluation_batches(dataset: TokenizedDataset, batch_size: int) -> list[Batch]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import parallel
 from datasets import Batch, Task, TokenizedDataset, evaluation_batches
 from files import write_text
 
@@ -55,15 +56,19 @@ def _correlation(name: str, predictions: np.ndarray, labels: np.ndarray) -> floa
 
 
 def predict(logits_fn: Callable[[Batch], Tensor], dataset: TokenizedDataset, batch_size: int, device: torch.device) -> np.ndarray:
-    """`dataset.task.predict` of the logits of every row, in file order: (rows,). The caller puts the model in eval mode."""
-    batches = evaluation_batches(dataset, batch_size)
-    outputs = []
+    """`dataset.task.predict` of the logits of every row, in file order: (rows,). The caller puts the model in eval mode.
+
+    Several processes take turns at the batches, and each returns the predictions for all.
+    """
+    batches, outputs = evaluation_batches(dataset, batch_size)[parallel.rank() :: parallel.size()], []
     with torch.inference_mode():
-        for batch in tqdm(batches, desc=f"predicting {dataset.task.name}", leave=False, disable=None):
+        for batch in tqdm(batches, desc=f"predicting {dataset.task.name}", leave=False, disable=parallel.bar_disabled()):
             outputs.append(dataset.task.predict(logits_fn(batch.to(device))))
-        in_batch_order = torch.cat(outputs).cpu().numpy()  # one copy from the device, at the end
-    predictions = np.empty_like(in_batch_order)
-    predictions[np.concatenate([batch.rows for batch in batches])] = in_batch_order
+        mine = torch.cat(outputs).cpu().numpy() if outputs else np.zeros(0)  # one copy from the device, at the end
+    everyones = parallel.gather((np.concatenate([batch.rows for batch in batches]) if batches else np.zeros(0, int), mine))
+    predictions = np.empty(len(dataset), max((values for _, values in everyones), key=len).dtype)
+    for rows, values in everyones:
+        predictions[rows] = values
     return predictions
 
 

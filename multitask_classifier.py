@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import evaluation
 import mysmartloss
+import parallel
 from base_bert import BertConfig, load_tokenizer
 from bert import BertModel, Dropout
 from checkpoint import Checkpoint, StopSignal, has_checkpoint, load_checkpoint, restore_training_state, save_checkpoint, training_state
@@ -33,24 +34,30 @@ from config import NORMS, TASKS, TrainConfig, parse_arguments
 from datasets import Batch, Loader, Task, TokenizedDataset
 from errors import UserError, first_line
 from files import write_text
-from optimizer import AdamW, decay_groups, warmup_decay
+from optimizer import warmup_decay
 from reporting import RunLog, scores_table
 from run_files import Data, check_outputs, find_files, fingerprint, load_data, prepare_folder
-from training import Progress, describe, not_finite, out_of_memory_advice, plan_steps, warn_of_terms_without_effect
+from training import Learner, Progress, describe, plan_steps, warn_of_terms_without_effect
 
 log = logging.getLogger("smart_bert")
 SAVE_SECONDS = 120.0  # between checkpoints, unless --save_steps
+COMPUTE_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # for autocast
 
 # ---------------------------------------------------------------------------------------------------------------------- model
 
 
 class MultitaskBERT(nn.Module):
-    """A BERT encoder, a sentence vector, dropout, and one linear head per task of TASKS."""
+    """A BERT encoder, a sentence vector, dropout, and one linear head per task of TASKS.
 
-    def __init__(self, bert: BertModel, pooling: str = "mean", hidden_dropout_prob: float = 0.1):
+    precision: compute type of the encoder's layers, `fp32`, `bf16` or `fp16` by autocast. Weights, embeddings, the sentence vector and
+    the heads are fp32 in any case: a score of 4 in bf16 has steps of 1/32.
+    """
+
+    def __init__(self, bert: BertModel, pooling: str = "mean", hidden_dropout_prob: float = 0.1, precision: str = "fp32"):
         super().__init__()
         self.bert = bert
         self.pooling = pooling
+        self.compute_type = COMPUTE_TYPES[precision]
         self.dropout = Dropout(hidden_dropout_prob)
         self.heads = nn.ModuleDict({task.name: nn.Linear(bert.config.hidden_size, task.num_outputs) for task in TASKS.values()})
         for name, head in self.heads.items():
@@ -59,7 +66,9 @@ class MultitaskBERT(nn.Module):
 
     def logits(self, task: str, embeddings: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Embeddings (B,T,H), mask (B,T) or None if no token is padding -> the task's outputs (B,C)."""
-        hidden = self.bert.encode(embeddings, attention_mask)  # (B,T,H)
+        with torch.autocast(embeddings.device.type, self.compute_type) if self.compute_type else contextlib.nullcontext():
+            hidden = self.bert.encode(embeddings, attention_mask)  # (B,T,H)
+        hidden = hidden.to(embeddings.dtype)
         if self.pooling == "cls":
             pooled = self.bert.pool(hidden)  # (B,H)
         elif attention_mask is None:
@@ -112,6 +121,7 @@ def training_loss(
             step_size=config.smart_step_size,
             epsilon=config.smart_epsilon,
             noise_var=config.smart_noise_var,
+            noise_fn=batch.noise,
         )
         delta = smart.perturbation(embeddings, logits, batch.attention_mask)
         losses["smart"] = smart.at(delta, embeddings, logits)
@@ -125,16 +135,37 @@ def training_loss(
     return losses
 
 
+class TrainingLoss(nn.Module):
+    """`training_loss` as a module: what `DistributedDataParallel` has to wrap, so that gradients within (SMART's ascent) don't reach it."""
+
+    def __init__(self, model: MultitaskBERT, config: TrainConfig, bregman: mysmartloss.BregmanProximal | None = None):
+        super().__init__()
+        self.model, self.config, self.bregman = model, config, bregman
+
+    def forward(self, task: Task, batch: Batch, measure: bool = False) -> dict[str, Tensor]:
+        return training_loss(self.model, task, batch, self.config, self.bregman, measure)
+
+
 # ------------------------------------------------------------------------------------------------------------------- training
 
 
 def pick_device(use_gpu: bool) -> torch.device:
-    """CUDA, else Apple's MPS, else the CPU; with `use_gpu` CUDA or a UserError."""
+    """CUDA (of several processes on a machine each its own device), else Apple's MPS, else the CPU; with `use_gpu` CUDA or a UserError."""
+    place = int(os.environ.get("LOCAL_RANK", 0))
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        if place >= torch.cuda.device_count():
+            raise UserError(f"--nproc_per_node: more processes than this machine's {torch.cuda.device_count()} CUDA devices")
+        torch.cuda.set_device(place)
+        return torch.device("cuda", place)
     if use_gpu:
         raise UserError("--use_gpu: this PyTorch finds no CUDA device; leave the flag out to use the best device there is")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device("mps" if torch.backends.mps.is_available() and parallel.size() == 1 else "cpu")
+
+
+def default_precision(device: torch.device) -> str:
+    """bf16 on a CUDA device that computes in it, else fp32: on CPUs bf16 is mostly slower."""
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "fp32"
 
 
 class Evaluation(NamedTuple):
@@ -209,7 +240,8 @@ def write_all_predictions(config: TrainConfig, folder: Path, split: str, dataset
     for dataset in datasets:
         name = dataset.task.name
         paths.append(Path(config.files.get(f"{name}_{split}_out", folder / "predictions" / f"{name}-{split}-output.csv")))
-        evaluation.write_predictions(paths[-1], dataset.task.prediction_column, dataset.ids, predictions[name])
+        if parallel.rank() == 0:
+            evaluation.write_predictions(paths[-1], dataset.task.prediction_column, dataset.ids, predictions[name])
     return paths
 
 
@@ -235,8 +267,9 @@ def score_epoch(
         now.best = {"best_step": now.step, "dev": evaluations[kept].scores, "dev_mean": evaluations[kept].mean}
         if len(models) > 1:
             now.best |= {"kept": kept} | {f"dev_{role}": result.scores for role, result in evaluations.items()}
-        with now.saving():
-            save_model(folder / "best", models, kept, tokenizer, run | now.best)
+        if parallel.rank() == 0:
+            with now.saving():
+                save_model(folder / "best", models, kept, tokenizer, run | now.best)
         write_all_predictions(config, folder, "dev", dev, evaluations[kept].predictions)
 
 
@@ -245,7 +278,7 @@ def versions() -> dict[str, str]:
     return {package.__name__: package.__version__ for package in (torch, np, tokenizers)}
 
 
-def load_last(folder: Path, models: dict[str, MultitaskBERT], optimizer: AdamW, run: dict, device: torch.device) -> Progress:
+def load_last(folder: Path, models: dict[str, MultitaskBERT], learner: Learner, run: dict) -> Progress:
     """Put models, optimizer and generators where `folder`/last left them. Raises UserError if that is not this run's."""
     saved = load_checkpoint(folder / "last")
     try:
@@ -253,8 +286,11 @@ def load_last(folder: Path, models: dict[str, MultitaskBERT], optimizer: AdamW, 
         for name, digest in run["content"].items():
             if saved.records["run"]["content"].get(name) != digest:
                 raise UserError(f"--{name}: its content is not what the run in {folder} was started with")
+        if (processes := saved.records["run"]["processes"]) != run["processes"]:
+            raise UserError(f"{folder}: a run of {processes} process(es), not {run['processes']}; start torchrun with as many as then")
         progress = Progress.from_dict(saved.records["progress"])
-        restore_training_state(saved.tensors, saved.records["random"], models, optimizer, device)
+        restore_training_state(saved.tensors, saved.records["random"], models, learner.optimizer, learner.device)
+        learner.scaler.load_state_dict(saved.records["scaler"])
     except UserError:
         raise
     except (LookupError, TypeError, RuntimeError, AttributeError, ValueError, OverflowError) as error:
@@ -274,64 +310,63 @@ def train(model: MultitaskBERT, data: Data, config: TrainConfig, folder: Path, t
 
     `folder`/last holds everything to go on from (with `config.resume` it is gone on from). Raises Interrupted after a signal.
     """
-    device = next(model.parameters()).device
-    loaders = {name: Loader(data[name, "train"], config.batch_size, (config.seed, place)) for place, name in enumerate(config.tasks)}
+    datasets, rows = {name: data[name, "train"] for name in config.tasks}, config.batch_size * parallel.size()
+    loaders = {name: Loader(dataset, rows, (config.seed, place)) for place, (name, dataset) in enumerate(datasets.items())}
     plan = plan_steps(config, loaders)
-    optimizer = AdamW(decay_groups(model, config.weight_decay), lr=config.lr)
     models, bregman = {"student": model.train()}, None
     if any("bregman" in config.weights(name) for name in config.tasks):
         bregman = mysmartloss.BregmanProximal(model)
         models["teacher"] = bregman.teacher
+    learner = Learner(TrainingLoss(model, config, bregman), config)
     run = {
         "config": config.to_dict(),
         "trained_tasks": list(config.tasks),
         "data": source,
+        "processes": parallel.size(),
         "versions": versions(),
         "content": fingerprint(data),
     }
     describe(model, tokenizer, loaders, plan, config)
-    now = load_last(folder, models, optimizer, run, device) if config.resume else Progress()
-    diary, saved_at = RunLog(folder, now.log_bytes, now.step), time.monotonic()
+    now = load_last(folder, models, learner, run) if config.resume else Progress()
+    diary, saved_at = RunLog(None if parallel.rank() else folder, now.log_bytes, now.step), time.monotonic()
 
     def save_last() -> None:
         with now.saving():
-            tensors, generators = training_state(models, optimizer, device)
+            tensors, generators = training_state(models, learner.optimizer, learner.device)
             now.log_bytes = diary.size()
-            save_checkpoint(folder / "last", Checkpoint(tensors, {"run": run, "progress": now.to_dict(), "random": generators}))
+            records = {"run": run, "progress": now.to_dict(), "random": generators, "scaler": learner.scaler.state_dict()}
+            if parallel.rank() == 0:
+                save_checkpoint(folder / "last", Checkpoint(tensors, records))
 
-    with contextlib.closing(diary), StopSignal() as stop:
-        for name, k in tqdm(plan.steps[now.step :], desc="training", unit="step", initial=now.step, total=len(plan.steps), disable=None):
+    ahead = plan.steps[now.step :]
+    bar = tqdm(ahead, desc="training", unit="step", initial=now.step, total=len(plan.steps), disable=parallel.bar_disabled())
+    with contextlib.closing(diary), StopSignal() as stop, parallel.lost_worker_advice(folder):
+        for name, k in bar:
             begin = time.perf_counter()
-            batch = loaders[name][k].to(device)
-            with out_of_memory_advice(batch):
-                losses = training_loss(model, TASKS[name], batch, config, bregman, measure=now.interval.lacks(name))
-                losses["total"].backward()
-            losses["grad_norm"] = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            batch = loaders[name][k].share(parallel.rank(), parallel.size()).to(learner.device)
             lr = config.lr * warmup_decay(now.step, plan.warmup, len(plan.steps))
-            if problem := not_finite(losses, now.step, data[name, "train"], batch):
-                now.skip(problem, config.skip_nonfinite)
-            else:
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                optimizer.step()
-                if bregman:
-                    bregman.update(model, config.beta(now.step, len(plan.steps)))
-                now.add(name, losses, batch, time.perf_counter() - begin)
-            optimizer.zero_grad()
-            now.step += 1
+            losses = learner.step(TASKS[name], batch, lr, config.beta(now.step, len(plan.steps)), measure=now.interval.lacks(name))
+            now.add(name, losses, batch, time.perf_counter() - begin)
+            ends_epoch = now.step % plan.per_epoch == 0
+            logs = ends_epoch or now.step % config.logging_steps == 0
+            due = now.step % config.save_steps == 0 if config.save_steps else time.monotonic() - saved_at > SAVE_SECONDS
+            signal, due = parallel.largest(stop.received or 0, due)  # all processes stop and save at the same step
+            saves = due or signal or ends_epoch
+            if learner.device.type == "cpu" or logs or saves or now.step == 20:
+                now.check(datasets, config.skip_nonfinite, learner.scaler)
             if now.step == 20:
                 tqdm.write(f"about {now.seconds / 20 * len(plan.steps) / 60:.1f} minutes of training at the pace of the first 20 steps")
                 warn_of_terms_without_effect(now.first_losses, config)
-            if now.step % config.logging_steps == 0 or now.step % plan.per_epoch == 0:
+            if logs:
                 now.interval.report(diary, now.step, lr)
-            if now.step % plan.per_epoch == 0:
+            if ends_epoch:
                 score_epoch(models, data, config, folder, diary, now, tokenizer, run)
-            due = now.step % config.save_steps == 0 if config.save_steps else time.monotonic() - saved_at > SAVE_SECONDS
-            if due or stop.received or now.step % plan.per_epoch == 0:
+            if saves:
                 save_last()
                 saved_at = time.monotonic()
-            if stop.received:
-                raise Interrupted(stop.received)
+            if signal:
+                raise Interrupted(signal)
+    parallel.wait_for_all()  # until `best` is written
     speed = {"examples_per_second": round(now.examples / max(now.seconds, 1e-9), 2), "save_seconds": round(now.save_seconds, 3)}
     if now.best is None:
         raise UserError(f"{folder / 'last'}: at the end of its run, but it has no best epoch")
@@ -344,7 +379,8 @@ def train(model: MultitaskBERT, data: Data, config: TrainConfig, folder: Path, t
 def finish(config: TrainConfig, folder: Path, model: MultitaskBERT, tests: list[TokenizedDataset], results: dict) -> None:
     """Predict the test files, write `results.json`, print the table of dev scores."""
     write_all_predictions(config, folder, "test", tests, {test.task.name: predict(model, test, config) for test in tests})
-    write_text(folder / "results.json", json.dumps(results | {"config": config.to_dict()}, indent=2) + "\n")
+    if parallel.rank() == 0:
+        write_text(folder / "results.json", json.dumps(results | {"config": config.to_dict()}, indent=2) + "\n")
     print(f"\n{scores_table(results['dev'])}\nmean {results['dev_mean']:.3f}; everything is in {folder}")
     if results["data"] == "sample":
         print("data: sample (the project's own sentences, too few to learn much from), not the course's files")
@@ -371,19 +407,22 @@ def fit(config: TrainConfig) -> None:
     device = pick_device(config.use_gpu)
     folder = Path(config.output_dir)
     check_outputs(config)
-    if not config.resume and not config.overwrite_output_dir:
+    if not config.resume and not config.overwrite_output_dir and parallel.rank() == 0:
         prepare_folder(folder, overwrite=False)  # now, before minutes are spent on reading
     evaluated = [(name, split) for name in config.eval_tasks for split in ("dev", "test")]
     files, source = find_files(config, [*((name, "train") for name in config.tasks), *evaluated])
     torch.manual_seed(config.seed)
     tokenizer, bert = load_pretrained(config)
     config = replace(config, max_length=config.max_length or min(256, bert.config.max_position_embeddings))
+    config = replace(config, precision=config.precision or default_precision(device))
     print("settings:", " ".join(f"{name}={value}" for name, value in config.to_dict().items()))
     bert.requires_grad_(config.option == "finetune")
     data = load_data(config, files, tokenizer)
-    model = MultitaskBERT(bert, config.pooling, config.hidden_dropout_prob).to(device)
-    if not config.resume:
+    model = MultitaskBERT(bert, config.pooling, config.hidden_dropout_prob, config.precision).to(device)
+    if not config.resume and parallel.rank() == 0:
         prepare_folder(folder, config.overwrite_output_dir)
+    if parallel.rank():
+        torch.manual_seed(config.seed + parallel.rank())  # other dropout masks for other rows
     trained = train(model, data, config, folder, tokenizer, source)
     best, _, _ = load_model(folder / "best")
     tests = [data[name, "test"] for name in config.eval_tasks]
@@ -400,7 +439,10 @@ def open_checkpoint(config: TrainConfig) -> tuple[TrainConfig, MultitaskBERT, To
     names = config.eval_tasks or tuple(run["trained_tasks"])
     if untrained := set(names) - set(run["trained_tasks"]):
         log.warning("%s was not trained on %s: what it predicts there is chance", config.checkpoint, ", ".join(sorted(untrained)))
-    config = replace(config, eval_tasks=names, max_length=run["config"]["max_length"], pooling=run["config"]["pooling"])
+    precision = config.precision or default_precision(device)
+    model.compute_type = COMPUTE_TYPES[precision]
+    trained_with = {name: run["config"][name] for name in ("max_length", "pooling")}
+    config = replace(config, eval_tasks=names, precision=precision, **trained_with)
     return config, model.to(device), tokenizer, run
 
 
@@ -453,7 +495,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config, given = parse_arguments(arguments)
         if config.resume:
             config = config.resuming(given, started_with(config.output_dir))
-        PROGRAMS[config.option](config)
+        with parallel.process_group():
+            PROGRAMS[config.option](config)
     except UserError as error:
         print(f"multitask_classifier.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -158,6 +158,15 @@ def project(delta: Tensor, epsilon: float, norm_fn: Callable[[Tensor], Tensor] =
     return delta * (epsilon * (1 - 4e-6) / norm_fn(delta).clamp_min(torch.finfo(delta.dtype).tiny)).clamp_max(1.0)
 
 
+def _replayed_noise(x: Tensor) -> Tensor:
+    """Standard normal numbers in the shape of x, at least fp32; the generator is left as it was."""
+    with generator_at(x.device, generator_state(x.device)):
+        return torch.randn_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+ASCENT_SCALE = 2.0**16  # of a divergence whose gradient is normalised: without it that gradient, about 1e-7, is 0 in fp16
+
+
 class SMARTLoss:
     """R_s of the SMART paper: the divergence of the outputs under the worst perturbation of the embeddings within an ε-ball.
 
@@ -172,6 +181,7 @@ class SMARTLoss:
     norm_fn: norm p over the last axis, `inf_norm` or `l2_norm`.
     num_steps: T, ascent steps. step_size: η, in units of the embeddings. epsilon: ε, radius of the ball per token.
     noise_var: σ², variance of the first noise, per coordinate.
+    noise_fn: embeddings (B,T,H) -> standard normal noise (B,T,H); None draws it anew and leaves the generator as it was.
 
     With nothing of this project but this file, on any model that takes embeddings:
 
@@ -197,6 +207,7 @@ class SMARTLoss:
         step_size: float = 0.01,
         epsilon: float = 0.01,
         noise_var: float = 1e-5,
+        noise_fn: Callable[[Tensor], Tensor] | None = None,
     ):
         if num_steps < 0 or not min(step_size, noise_var) >= 0 or not epsilon > 0:
             raise ValueError("SMARTLoss: num_steps, step_size and noise_var must be at least 0, epsilon above 0")
@@ -208,6 +219,7 @@ class SMARTLoss:
         self.step_size = step_size
         self.epsilon = epsilon
         self.noise_var = noise_var
+        self.noise_fn = noise_fn or _replayed_noise
 
     def perturbation(self, embed: Tensor, state: Tensor, mask: Tensor | None = None) -> Tensor:
         """The δ (B,T,H) that the ascent ends at: at least fp32, detached, 0 where mask (B,T) is 0.
@@ -218,14 +230,12 @@ class SMARTLoss:
         # ±ε is below the resolution of bf16 for most coordinates: δ and the sum x + δ are fp32
         dtype = torch.promote_types(embed.dtype, torch.float32)
         real = torch.ones_like(embed[..., :1], dtype=dtype) if mask is None else mask[..., None].to(dtype)  # (B,T,1)
-        with generator_at(embed.device, generator_state(embed.device)):
-            noise = torch.randn_like(embed, dtype=dtype)
-        delta = project(noise * math.sqrt(self.noise_var) * real, self.epsilon, self.norm_fn)
+        delta = project(self.noise_fn(embed) * math.sqrt(self.noise_var) * real, self.epsilon, self.norm_fn)
         for _ in range(self.num_steps):
             delta.requires_grad_()
             with torch.enable_grad():
                 divergence = self.loss_fn(self.eval_fn(embed + delta), state)
-                (gradient,) = torch.autograd.grad(divergence, delta)
+                (gradient,) = torch.autograd.grad(divergence * ASCENT_SCALE, delta)
             # normalised before the step: the raw gradient, about 1e-7, would vanish beside the noise
             direction = gradient / self.norm_fn(gradient).clamp_min(torch.finfo(dtype).tiny)
             delta = project((delta.detach() + self.step_size * direction) * real, self.epsilon, self.norm_fn)
@@ -247,8 +257,7 @@ class SMARTLoss:
         each token. ascent_gain: ascent_divergence / random_divergence, about 1 if the ascent is inert.
         """
         size = l2_norm(delta)  # (B,T,1), 0 on padding
-        with generator_at(embed.device, generator_state(embed.device)):
-            noise = torch.randn_like(delta)
+        noise = _replayed_noise(delta)
         random = self.loss_fn(self.eval_fn(embed + noise * (size / l2_norm(noise))), state)
         ratio = (size / l2_norm(_upcast(embed))).sum() / (size > 0).sum().clamp_min(1)
         return {

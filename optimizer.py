@@ -41,8 +41,12 @@ class AdamW(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "correct_bias": correct_bias})
 
     @torch.no_grad()
-    def step(self, closure=None):
-        """One update of every parameter that has a gradient. Returns the closure's loss, or None."""
+    def step(self, closure=None, *, grad_scale: torch.Tensor | None = None, found_inf: torch.Tensor | None = None):
+        """One update of every parameter that has a gradient. Returns the closure's loss, or None.
+
+        grad_scale: gradients are first divided by it (a scalar tensor), in place; clipping costs no pass of its own then.
+        found_inf: where this scalar is 1, weights and moments stay as they are, and no GPU is waited for to know it; t advances anyway.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -62,10 +66,10 @@ class AdamW(torch.optim.Optimizer):
                 state["step"] += 1
                 by_step[state["step"]].append(param)
             for step, params in by_step.items():
-                self._update(group, step, params)
+                self._update(group, step, params, grad_scale, found_inf)
         return loss
 
-    def _update(self, group: dict, step: int, params: list[torch.Tensor]) -> None:
+    def _update(self, group: dict, step: int, params: list[torch.Tensor], grad_scale, found_inf) -> None:
         """The formula above for parameters that share t = `step`, in one pass over memory by torch's fused AdamW.
 
         That primitive computes θ(1 - α'λ') - α'/(1-β₁ᵗ) m / (√v/√(1-β₂ᵗ) + ε'). With ε' = ε/√(1-β₂ᵗ), α' = α(1 - αλ) and
@@ -90,6 +94,8 @@ class AdamW(torch.optim.Optimizer):
             eps=group["eps"] / ((1 - beta2**step) ** 0.5 if group["correct_bias"] else 1.0),
             amsgrad=False,
             maximize=False,
+            grad_scale=grad_scale,
+            found_inf=found_inf,
         )
 
 

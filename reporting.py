@@ -17,10 +17,14 @@ class RunLog:
     """Appends one record an interval to `<folder>/metrics.jsonl` and to TensorBoard under `<folder>/tensorboard`.
 
     A resumed run gives the length in bytes that the file had, and the step, at its checkpoint: what came after is forgotten.
-    Raises UserError when the folder or a file in it cannot be written.
+    Without a folder nothing is written: of several processes one keeps the log. Raises UserError when the folder or a file in it cannot
+    be written.
     """
 
-    def __init__(self, folder: str | Path, size: int = 0, step: int = 0):
+    def __init__(self, folder: str | Path | None, size: int = 0, step: int = 0):
+        self.folder, self._file, self._board, self._first_step = folder, None, None, step
+        if folder is None:
+            return
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -30,15 +34,18 @@ class RunLog:
             self._file.truncate(size)
         except OSError as error:
             raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror or error})") from None
-        self._board, self._first_step = None, step
 
     def size(self) -> int:
         """Length of `metrics.jsonl` in bytes, all of them on disk."""
+        if self.folder is None:
+            return 0
         os.fsync(self._file.fileno())
         return self._file.seek(0, os.SEEK_END)
 
     def write(self, prefix: str, step: int, record: dict) -> None:
         """`record` maps names to numbers; `prefix` is train/<task>, dev/<task> or teacher/<task>."""
+        if self.folder is None:
+            return
         try:
             self._file.write((json.dumps({"step": step, "kind": prefix, **record}) + "\n").encode())
         except OSError as error:
@@ -54,7 +61,8 @@ class RunLog:
         tqdm.write(f"step {step:>6}  {prefix:<10}  {numbers}")
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -68,6 +76,12 @@ class Interval:
     def add(self, task: str, values: dict, tokens: int, seconds: float) -> None:
         """One step: its values (detached 0-dim tensors or numbers), its real tokens, its wall-clock seconds."""
         self._steps[task].append((values, tokens, seconds))
+
+    def remove(self, task: str, values: dict) -> None:
+        """Take back the step that `values` are of."""
+        self._steps[task] = [step for step in self._steps[task] if step[0] is not values]
+        if not self._steps[task]:
+            del self._steps[task]
 
     def to_dict(self) -> dict:
         """As JSON can hold it; waits for a GPU."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+import parallel
 from config import TASKS, TrainConfig
 from datasets import TokenizedDataset, read_examples, sample_rows, tokenize
 from errors import UserError
@@ -52,7 +53,7 @@ def load_data(config: TrainConfig, files: dict[Key, Path], tokenizer: Tokenizer)
     """Read and tokenise every file; says how many rows each has and how many were cut."""
     limits = {"train": config.max_train_samples, "dev": config.max_eval_samples, "test": None}
     data = {}
-    for (task, split), path in tqdm(files.items(), desc="reading", leave=False, disable=None):
+    for (task, split), path in tqdm(files.items(), desc="reading", leave=False, disable=parallel.bar_disabled()):
         examples = sample_rows(read_examples(path, TASKS[task], labelled=split != "test"), limits[split])
         data[task, split] = tokenize(examples, TASKS[task], tokenizer, config.max_length)
         cut = data[task, split].num_truncated

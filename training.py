@@ -1,21 +1,23 @@
-"""The plan of a run, where it stands, and what it says about itself. Knows modules and numbers, not the model's class."""
+"""The plan of a run, its step, where it stands, and what it says about itself. Knows modules and numbers, not the model's class."""
 
 import logging
 import statistics
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+import parallel
 from config import TrainConfig
-from datasets import SCHEDULES, Batch, Loader, TokenizedDataset
+from datasets import SCHEDULES, Batch, Loader, Task, TokenizedDataset
 from errors import UserError
-from optimizer import decay_groups
+from optimizer import AdamW, decay_groups
 from reporting import Interval
 
 log = logging.getLogger("smart_bert")
@@ -44,6 +46,46 @@ def plan_steps(config: TrainConfig, loaders: dict[str, Loader]) -> Plan:
     return Plan(steps, per_epoch, round(0.1 * len(steps)) if config.warmup_steps is None else config.warmup_steps)
 
 
+class Learner:
+    """A model, its optimizer, its teacher if there is one, and the step that moves them.
+
+    loss: a module with the attributes `model` and `bregman` (or None), whose forward(task, batch, measure) is the whole training loss
+    by its parts, `total` among them. Several processes each give the step their share of a batch and end up with the same weights.
+    """
+
+    def __init__(self, loss: nn.Module, config: TrainConfig):
+        self.model, self.bregman, self.max_grad_norm = loss.model, loss.bregman, config.max_grad_norm
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.device = self.parameters[0].device
+        self.optimizer = AdamW(decay_groups(self.model, config.weight_decay), lr=config.lr)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")  # small gradients would be 0 there
+        self.loss = parallel.synchronised(loss)
+
+    def step(self, task: Task, batch: Batch, lr: float, beta: float, measure: bool = False) -> dict[str, Tensor]:
+        """Train on one batch. Returns the loss by its parts, means over all processes, and `grad_norm` before clipping; detached.
+
+        Where total or norm is not finite no update is made. The CPU sees that at once. A GPU is not waited for: there AdamW counts the
+        step all the same, and the teacher moves on towards weights that stand still.
+        """
+        with out_of_memory_advice(batch):
+            losses = self.loss(task, batch, measure)
+            self.scaler.scale(losses["total"] * batch.weight).backward()
+        self.scaler.unscale_(self.optimizer)
+        losses = parallel.mean(losses, batch.weight)
+        losses["grad_norm"] = nn.utils.get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        bad = ~(torch.isfinite(losses["grad_norm"]) & torch.isfinite(losses["total"]))
+        if self.device.type != "cpu" or not bad:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            excess = ((losses["grad_norm"] + 1e-6) / self.max_grad_norm).clamp_min(1.0)  # clips as `clip_grad_norm_` does
+            self.optimizer.step(grad_scale=excess, found_inf=bad.to(excess.dtype))
+            if self.bregman:
+                self.bregman.update(self.model, beta)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return losses
+
+
 @dataclass
 class Progress:
     """Where a run stands, beside its weights: with them, all that is needed to go on as if it had never been interrupted."""
@@ -58,18 +100,43 @@ class Progress:
     first_losses: list[tuple[str, dict[str, float]]] = field(default_factory=list)  # of the first 20 steps, by task
     log_bytes: int = 0  # length of metrics.jsonl
 
+    def __post_init__(self):
+        self._unchecked = []  # (step, task, rows, losses) since the last `check`, empty when a checkpoint is written
+
     def to_dict(self) -> dict:
         """As JSON can hold it; waits for a GPU."""
         first = [(name, {part: float(value) for part, value in losses.items()}) for name, losses in self.first_losses]
-        return vars(self) | {"interval": self.interval.to_dict(), "first_losses": first}
+        values = {setting.name: getattr(self, setting.name) for setting in fields(self)}
+        return values | {"interval": self.interval.to_dict(), "first_losses": first}
 
     def add(self, task: str, losses: dict[str, Tensor], batch: Batch, seconds: float) -> None:
-        """Count a step that was made."""
-        values = {name: value.detach() for name, value in losses.items()}
-        self.interval.add(task, values, batch.num_tokens, seconds)
+        """Count a step; `check` says later whether it was one."""
+        self.interval.add(task, losses, batch.num_tokens, seconds)
+        self._unchecked.append((self.step, task, batch.rows, losses))
         self.seconds, self.examples = self.seconds + seconds, self.examples + len(batch.rows)
         if self.step < 20:
-            self.first_losses.append((task, values))
+            self.first_losses.append((task, losses))
+        self.step += 1
+
+    def check(self, datasets: dict[str, TokenizedDataset], allowed: int, scaler: torch.amp.GradScaler) -> None:
+        """Forget the steps since the last check whose loss or gradient was not finite. Waits for a GPU.
+
+        Raises UserError if there have been more than `allowed`. Gradients beyond fp16 don't count while its scale can be lowered.
+        """
+        unchecked, self._unchecked = self._unchecked, []
+        for step, task, rows, losses in unchecked:
+            if torch.isfinite(losses["grad_norm"]) and torch.isfinite(losses["total"]):
+                continue
+            self.interval.remove(task, losses)
+            self.first_losses = [(name, values) for name, values in self.first_losses if values is not losses]
+            self.examples -= len(rows)
+            if scaler.is_enabled() and torch.isfinite(losses["total"]) and scaler.get_scale() >= 1:
+                continue
+            self.skipped += 1
+            problem = not_finite(losses, step, datasets[task], rows)
+            if self.skipped > allowed:
+                raise problem
+            log.warning("%s; batch %d of at most %d left out", problem, self.skipped, allowed)
 
     @contextmanager
     def saving(self):
@@ -77,13 +144,6 @@ class Progress:
         begin = time.perf_counter()
         yield
         self.save_seconds += time.perf_counter() - begin
-
-    def skip(self, problem: UserError, allowed: int) -> None:
-        """Count a batch that was left out. Raises the problem if there have been more than `allowed`."""
-        self.skipped += 1
-        if self.skipped > allowed:
-            raise problem
-        log.warning("%s; batch %d of at most %d left out", problem, self.skipped, allowed)
 
     @classmethod
     def from_dict(cls, values: dict) -> "Progress":
@@ -104,12 +164,10 @@ class Progress:
         return progress
 
 
-def not_finite(losses: dict[str, Tensor], step: int, dataset: TokenizedDataset, batch: Batch) -> UserError | None:
-    """If the loss or the gradient of this batch is inf or NaN, an error that names step, task and rows."""
-    if torch.isfinite(losses["grad_norm"]) and torch.isfinite(losses["total"]):
-        return None
+def not_finite(losses: dict[str, Tensor], step: int, dataset: TokenizedDataset, rows: Sequence[int]) -> UserError:
+    """The error that says which loss was inf or NaN, at which step, on which rows."""
     values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-    ids = ", ".join(dataset.ids[row] for row in batch.rows)
+    ids = ", ".join(dataset.ids[row] for row in rows)
     where = f"step {step}, task {dataset.task.name}, rows {ids}"
     return UserError(f"loss or gradient is not finite ({values}) at {where}; no update was made; try a smaller --lr")
 
@@ -131,7 +189,11 @@ def describe(model: nn.Module, tokenizer: Tokenizer, loaders: dict[str, Loader],
     """Print what the run is about to do and what it will cost."""
     device, params = next(model.parameters()).device, [p for p in model.parameters() if p.requires_grad]
     decayed, plain = (sum(p.numel() for p in group["params"]) for group in decay_groups(model, config.weight_decay))
-    print(f"{config.option} on {device}: {decayed + plain:,} parameters in {len(params)} tensors, {decayed:,} of them decay")
+    processes = f", {parallel.size()} processes" if parallel.size() > 1 else ""
+    print(
+        f"{config.option} on {device} in {config.precision}{processes}: {decayed + plain:,} parameters in {len(params)} tensors,"
+        f" {decayed:,} of them decay"
+    )
     tokens = {}
     for name, loader in loaders.items():
         lengths, batches = loader.dataset.lengths, loader.epoch_batches(0)
@@ -140,7 +202,7 @@ def describe(model: nn.Module, tokenizer: Tokenizer, loaders: dict[str, Loader],
         tokens[name] = count * lengths.sum() / len(batches)
         rows = len(loader.dataset)
         print(
-            f"  {name}: {rows:,} rows, {len(batches):,} batches of {config.batch_size}, {lengths.mean():.1f} tokens a row,"
+            f"  {name}: {rows:,} rows, {len(batches):,} batches of {loader.batch_size}, {lengths.mean():.1f} tokens a row,"
             f" {1 - lengths.sum() / padded:.1%} padding; {count:,} steps = {count / len(batches):.2f} passes"
         )
         print(f"    for example: {tokenizer.decode(loader[0].input_ids[0].tolist(), skip_special_tokens=False)[:120]}")

@@ -57,7 +57,7 @@ def training(rows: int, tokens: int, layers: int):
 
     import multitask_classifier as program
     from base_bert import BertConfig
-    from benchmarks.rows import new_optimizer, our_step
+    from benchmarks.rows import new_learner, our_step
     from bert import BertModel
     from config import TASKS
     from datasets import TokenizedDataset
@@ -73,8 +73,8 @@ def training(rows: int, tokens: int, layers: int):
         seconds=np.full(rows, tokens),
         num_truncated=0,
     )
-    optimizer = new_optimizer(model)
-    return lambda: our_step(model, optimizer, dataset, np.arange(rows))
+    learner = new_learner(model)
+    return lambda: our_step(learner, dataset, np.arange(rows))
 
 
 # What grows -> how to prepare the work of one size (and, for pairs, the file), and how often to do it: the median of the times counts.

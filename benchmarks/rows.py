@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 import multitask_classifier as program
 from base_bert import load_tokenizer
@@ -26,7 +25,7 @@ from config import TASKS, TrainConfig
 from datasets import Loader, TokenizedDataset, collate, read_examples, sample_rows, tokenize
 from mysmartloss import BregmanProximal
 from optimizer import AdamW, decay_groups
-from training import not_finite
+from training import Learner
 
 HERE = Path(__file__).resolve().parent
 MAX_LENGTH = 256  # tokens
@@ -37,11 +36,11 @@ BREGMAN = TrainConfig(use_smart=True)
 # The program, stopped after its first optimizer step. _exit: the clock is not to run through the interpreter's clearing up.
 FIRST_STEP = """
 import os, sys, multitask_classifier as program
-whole = program.AdamW.step
-def step(*arguments):
-    whole(*arguments)
+whole = program.Learner.step
+def step(*arguments, **named):
+    whole(*arguments, **named)
     os._exit(0)
-program.AdamW.step = step
+program.Learner.step = step
 sys.exit(program.main(sys.argv[1:]) or "the program ended without a step")
 """
 IMPORTS = "import os, torch, transformers; transformers.BertModel; os._exit(0)"
@@ -74,29 +73,14 @@ def new_models() -> tuple[program.MultitaskBERT, peers.Peer]:
     return ours.train(), peers.Peer(ours).train()
 
 
-def new_optimizer(model: nn.Module) -> AdamW:
-    return AdamW(decay_groups(model, PLAIN.weight_decay), lr=1e-5)
+def new_learner(model: program.MultitaskBERT, config: TrainConfig = PLAIN) -> Learner:
+    """As `multitask_classifier.train` has it."""
+    return Learner(program.TrainingLoss(model, config, BregmanProximal(model) if config.weights("sst").get("bregman") else None), config)
 
 
-def our_step(
-    model: program.MultitaskBERT,
-    optimizer: AdamW,
-    dataset: TokenizedDataset,
-    rows: np.ndarray,
-    config: TrainConfig = PLAIN,
-    bregman: BregmanProximal | None = None,
-) -> None:
+def our_step(learner: Learner, dataset: TokenizedDataset, rows: np.ndarray) -> None:
     """A step of `multitask_classifier.train`, without its log and its schedule. rows: (B,), the batch."""
-    batch = collate(dataset, rows)
-    losses = program.training_loss(model, dataset.task, batch, config, bregman)
-    losses["total"].backward()
-    losses["grad_norm"] = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-    if problem := not_finite(losses, 0, dataset, batch):
-        raise problem
-    optimizer.step()
-    if bregman:
-        bregman.update(model, 0.99)
-    optimizer.zero_grad()
+    learner.step(dataset.task, collate(dataset, rows), lr=1e-5, beta=0.99)
 
 
 def bucket_batches(dataset: TokenizedDataset, count: int) -> list[np.ndarray]:
@@ -120,12 +104,12 @@ def training(setting: Setting, what: str, goal: Goal, steps: int, config: TrainC
     measured = []
     for name in MIXED:
         (ours, peer), dataset = new_models(), training_data(setting.path(name, "train"), name)
-        optimizer, peer_optimizer = new_optimizer(ours), peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
+        learner, peer_optimizer = new_learner(ours, config), peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
         buckets = bucket_batches(dataset, setting.count(steps))
         shuffled = evenly(peers.random_batches(len(dataset), PLAIN.batch_size, 0), dataset.lengths, setting.count(steps))
         seconds = take_turns(
             len(buckets),
-            lambda k, ours=ours, optimizer=optimizer, dataset=dataset, rows=buckets: our_step(ours, optimizer, dataset, rows[k], config),
+            lambda k, learner=learner, dataset=dataset, rows=buckets: our_step(learner, dataset, rows[k]),
             lambda k, peer=peer, optimizer=peer_optimizer, dataset=dataset, rows=shuffled: peers.step(
                 peer, optimizer, peer_loss(peer, dataset.task, collate(dataset, rows[k]))
             ),
@@ -147,12 +131,12 @@ def smart(setting: Setting) -> list[Measurement]:
 def dense(setting: Setting) -> list[Measurement]:
     """A plain step on one and the same batch of SST, its rows all of about 25 tokens, so that neither side pads or masks."""
     (ours, peer), dataset = new_models(), training_data(setting.path("sst", "train"), "sst")
-    optimizer, peer_optimizer = new_optimizer(ours), peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
+    learner, peer_optimizer = new_learner(ours), peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
     length = dataset.lengths[np.abs(dataset.lengths - 25).argmin()]
     rows = np.resize(np.flatnonzero(dataset.lengths == length), PLAIN.batch_size)
     seconds = take_turns(
         setting.count(18),
-        lambda k: our_step(ours, optimizer, dataset, rows),
+        lambda k: our_step(learner, dataset, rows),
         lambda k: peers.step(peer, peer_optimizer, peers.plain_loss(peer, dataset.task, collate(dataset, rows))),
     )
     return [compare("plain step, dense batch", "examples/s", Goal("speed", 1.05), seconds, PLAIN.batch_size)]
@@ -160,14 +144,11 @@ def dense(setting: Setting) -> list[Measurement]:
 
 def terms(setting: Setting) -> list[Measurement]:
     """What SMART's terms cost: our own steps with and without them on the same batches of the three tasks."""
-    ours, _ = new_models()
-    optimizer, bregman, batches = new_optimizer(ours), BregmanProximal(ours), mixed_batches(setting, setting.count(3))
-    seconds = take_turns(
-        len(batches),
-        lambda k: our_step(ours, optimizer, *batches[k], PLAIN),
-        lambda k: our_step(ours, optimizer, *batches[k], SMART),
-        lambda k: our_step(ours, optimizer, *batches[k], BREGMAN, bregman),
+    learners, batches = (
+        [new_learner(new_models()[0], config) for config in (PLAIN, SMART, BREGMAN)],
+        mixed_batches(setting, setting.count(3)),
     )
+    seconds = take_turns(len(batches), *(lambda k, learner=learner: our_step(learner, *batches[k]) for learner in learners))
     return [
         compare("SMART / plain step", "s/step", Goal("time", 2.75), seconds[:, [1, 0]]),
         compare("SMART + Bregman / plain step", "s/step", Goal("time", 3.1), seconds[:, [2, 0]]),
@@ -191,14 +172,14 @@ def products(hidden: int, intermediate: int, tokens: int) -> Callable[[], None]:
 def rate(setting: Setting) -> list[Measurement]:
     """Useful arithmetic of training, 6 x parameters of the layers x real tokens, beside what the bare matrix products reach."""
     ours, _ = new_models()
-    optimizer, batches, shape = new_optimizer(ours), mixed_batches(setting, setting.count(6)), ours.bert.config
+    learner, batches, shape = new_learner(ours), mixed_batches(setting, setting.count(6)), ours.bert.config
     tokens = 800  # of a batch, about
     multiply = products(shape.hidden_size, shape.intermediate_size, tokens)
     encoder = sum(parameter.numel() for parameter in ours.bert.bert_layers.parameters())
     matrices = 4 * shape.hidden_size**2 + 2 * shape.hidden_size * shape.intermediate_size  # parameters of one layer's products
     seconds = take_turns(
         len(batches),
-        lambda k: our_step(ours, optimizer, *batches[k]),
+        lambda k: our_step(learner, *batches[k]),
         lambda k: [multiply() for _ in range(shape.num_hidden_layers)],
     )
     real = np.array([dataset.lengths[rows].sum() for dataset, rows in batches])
@@ -235,7 +216,9 @@ def adamw(setting: Setting) -> list[Measurement]:
     for mine, theirs in zip(ours.parameters(), peer.parameters(), strict=True):
         mine.grad = torch.randn_like(mine)
         theirs.grad = mine.grad.clone()
-    optimizer, peer_optimizer = new_optimizer(ours), peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
+    optimizer, peer_optimizer = (
+        make(decay_groups(model, PLAIN.weight_decay)) for make, model in ((AdamW, ours), (peers.fused_adamw, peer))
+    )
     seconds = take_turns(setting.count(100), lambda k: optimizer.step(), lambda k: peer_optimizer.step())
     return [compare("AdamW step, 22.7 M parameters", "s/step", Goal("time", 1.2), seconds)]
 

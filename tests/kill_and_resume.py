@@ -86,7 +86,7 @@ def compare(kills: int, folder: Path, encoder: str, seed: int = 0) -> int:
     return equal
 
 
-def tiny_encoder(folder: Path) -> str:
+def tiny_encoder(folder: Path, dropout: float = 0.1) -> str:
     """Folder of a small random BERT with MiniLM's tokenizer: whole runs in seconds."""
     import torch
 
@@ -95,6 +95,7 @@ def tiny_encoder(folder: Path) -> str:
 
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}
+    shape |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     BertModel(BertConfig(**shape)).save_pretrained(folder)
     load_tokenizer().save(str(folder / "tokenizer.json"))
     return str(folder)

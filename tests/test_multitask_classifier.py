@@ -15,8 +15,10 @@ from bert import BertModel
 from config import TASKS, TrainConfig, parse_arguments
 from datasets import Batch, Loader, read_examples, tokenize
 from errors import UserError
-from multitask_classifier import MultitaskBERT, main, plan_steps, training_loss
+from multitask_classifier import MultitaskBERT, TrainingLoss, main, plan_steps, training_loss
 from mysmartloss import BregmanProximal
+from optimizer import AdamW
+from training import Learner, Progress
 
 TINY = BertConfig(
     vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=20
@@ -133,14 +135,77 @@ def test_the_task_loss_is_the_same_with_and_without_smart():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_step_on_the_meta_device(task):
-    """Guards against tensors made on the wrong device, which only a GPU would show."""
+    """Guards against tensors made on the wrong device, and numbers that wait for the device in every step: only a GPU would show them."""
     with torch.device("meta"):
         model = MultitaskBERT(BertModel(TINY)).train()
-    losses = losses_of(model, task, use_smart=True, rdrop_weight=1.0)
-    losses["total"].backward()
-    multitask_classifier.AdamW(multitask_classifier.decay_groups(model, 0.01)).step()
-    BregmanProximal(model).update(model, 0.9)
-    assert losses["total"].device.type == "meta" and model.bert.word_embedding.weight.grad.device.type == "meta"
+    config = TrainConfig(use_smart=True, rdrop_weight=1.0)
+    learner = Learner(TrainingLoss(model, config, BregmanProximal(model)), config)
+    for measure in (True, False):  # on meta a number cannot be had at all: `.item()` raises
+        losses = learner.step(TASKS[task], tiny_batch(task, "meta"), lr=1e-4, beta=0.9, measure=measure)
+    assert {loss.device.type for loss in losses.values()} == {"meta"} and {"smart", "bregman", "rdrop", "grad_norm"} <= losses.keys()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_narrow_compute_types_leave_embeddings_and_heads_in_fp32(precision):
+    """Guards against perturbations below the resolution of bf16, and scores rounded to its steps."""
+    model, batch, seen = tiny_model().eval(), tiny_batch("sts"), {}
+    for name in ("bert.bert_layers.0.interm_dense", "heads.sts"):
+        model.get_submodule(name).register_forward_hook(lambda module, inputs, output, name=name: seen.update({name: output.dtype}))
+    exact = model("sts", *batch.inputs)
+    model.compute_type = multitask_classifier.COMPUTE_TYPES[precision]
+    embeddings = model.bert.embed(batch.input_ids)
+    logits = model.logits("sts", embeddings, batch.attention_mask)
+    assert embeddings.dtype == torch.float32 and seen == {"bert.bert_layers.0.interm_dense": model.compute_type, "heads.sts": torch.float32}
+    torch.testing.assert_close(logits, exact, rtol=0.02, atol=0.02)
+    assert not torch.equal(logits, exact)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_ascent_works_in_narrow_compute_types(precision):
+    """Guards against a gradient of about 1e-7 that is 0 in fp16: R_s would be that of the first noise."""
+    model, batch = tiny_model(), tiny_batch("sst")
+    model.compute_type = multitask_classifier.COMPUTE_TYPES[precision]
+    settings = {"use_smart": True, "smart_epsilon": 0.1, "smart_step_size": 0.1, "bregman_weight": 0.0}
+    losses = training_loss(model, TASKS["sst"], batch, TrainConfig(**settings), measure=True)
+    assert losses["ascent_gain"] > 2 and losses["delta_ratio"] > 0.01
+
+
+def test_fp16_lowers_its_scale_without_counting_a_bad_batch():
+    """Guards against fp16's first steps, whose scaled gradients overflow on purpose, ending the run or changing a weight."""
+    model, config = tiny_model(), TrainConfig(precision="fp16")
+    model.compute_type = torch.float16
+    learner, progress = Learner(TrainingLoss(model, config), config), Progress()
+    learner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = [parameter.clone() for parameter in model.parameters()]
+    losses = learner.step(TASKS["sst"], tiny_batch("sst"), lr=1e-3, beta=0.9)
+    progress.add("sst", losses, tiny_batch("sst"), 0.1)
+    progress.check({}, 0, learner.scaler)
+    assert not torch.isfinite(losses["grad_norm"]) and learner.scaler.get_scale() == 2.0**39 and progress.interval.lacks("sst")
+    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    while not torch.isfinite(losses["grad_norm"]):
+        losses = learner.step(TASKS["sst"], tiny_batch("sst"), lr=1e-3, beta=0.9)
+    assert learner.scaler.get_scale() >= 1 and not torch.equal(before[0], next(model.parameters()))
+
+
+def test_the_learners_step_is_torchs_clipping_and_an_update():
+    """Guards against clipping folded into the update that is not clipping: too long a step, or a short gradient made longer."""
+    ours, theirs = tiny_model(), tiny_model()
+    for model in (ours, theirs):
+        model.eval()  # no dropout
+    for max_grad_norm in (0.01, 100.0):
+        config = TrainConfig(max_grad_norm=max_grad_norm, weight_decay=0.0)
+        learner = Learner(TrainingLoss(ours, config), config)
+        optimizer = AdamW(theirs.parameters(), lr=1e-3)
+        for task in ("sst", "sts", "sst"):
+            batch = tiny_batch(task)
+            losses = learner.step(TASKS[task], batch, lr=1e-3, beta=0.9)
+            TASKS[task].loss(theirs(task, *batch.inputs), batch.labels).backward()
+            norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            torch.testing.assert_close(losses["grad_norm"], norm)
+    for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6, msg=name)
 
 
 # ------------------------------------------------------------------------------------------------------------------- schedules
