@@ -37,12 +37,13 @@ SETTINGS = {  # λ = 1, η = ε and μ = 0 where nothing else is said
     "μ=1 alone": smart(0.03, weight=0.0, mu=1.0),
     "ε=0.01": smart(0.01),
     "ε=0.1 λ=5": smart(0.1, weight=5.0),
-    "ε=0.03 η=3ε": smart(0.03, step=3.0),
-    "ε=0.1 μ=1": smart(0.1, mu=1.0),
-    "ε=0.03 λ=5": smart(0.03, weight=5.0),
-    "R-Drop 1": ["--rdrop_weight=1"],
-    "ε=0.03 μ=1 paper's β": [*smart(0.03, mu=1.0), "--bregman_beta=paper"],
     "ε=0.01 μ=1": smart(0.01, mu=1.0),
+    "ε=0.01 η=3ε": smart(0.01, step=3.0),
+    "ε=0.01 η=ε/3": smart(0.01, step=1 / 3),
+    "ε=0.01 λ=5": smart(0.01, weight=5.0),
+    "μ=1 alone, paper's β": [*smart(0.01, weight=0.0, mu=1.0), "--bregman_beta=paper"],
+    "μ=1 alone, β=0.97": [*smart(0.01, weight=0.0, mu=1.0), "--bregman_beta=0.97"],
+    "R-Drop 1": ["--rdrop_weight=1"],
 }
 
 
