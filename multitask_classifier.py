@@ -506,7 +506,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except Interrupted as interruption:
         where = f"python multitask_classifier.py --resume --output_dir {config.output_dir}"
-        print(f"multitask_classifier.py: interrupted, and saved; go on with: {where}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes, one says so
+            print(f"multitask_classifier.py: interrupted, and saved; go on with: {where}", file=sys.stderr)
         return 128 + interruption.args[0]
     except KeyboardInterrupt:
         print("multitask_classifier.py: interrupted", file=sys.stderr)

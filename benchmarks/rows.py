@@ -100,8 +100,8 @@ def mixed_batches(setting: Setting, count: int) -> list[tuple[TokenizedDataset, 
 
 
 def training(setting: Setting, what: str, goal: Goal, steps: int, config: TrainConfig, peer_loss: Callable) -> list[Measurement]:
-    """Examples/s of each task: ours on length buckets, the peer on random batches padded to their longest row."""
-    measured = []
+    """Examples/s of each task and of all: ours on length buckets, the peer on random batches padded to their longest row."""
+    measured, everything = [], []
     for name in MIXED:
         (ours, peer), dataset = new_models(), training_data(setting.path(name, "train"), name)
         learner, peer_optimizer = new_learner(ours, config), peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
@@ -115,7 +115,9 @@ def training(setting: Setting, what: str, goal: Goal, steps: int, config: TrainC
             ),
         )
         measured.append(compare(f"{what}: {name}", "examples/s", goal, seconds, PLAIN.batch_size))
-    return measured
+        everything.append(seconds)
+    together = np.stack(everything, axis=1).reshape(-1, 2)  # tasks taking turns, so that each part of the rounds has all of them
+    return [*measured, compare(f"{what}: all three", "examples/s", goal, together, PLAIN.batch_size)]
 
 
 def plain(setting: Setting) -> list[Measurement]:
