@@ -37,7 +37,7 @@ from files import write_text
 from optimizer import warmup_decay
 from reporting import RunLog, scores_table
 from run_files import Data, check_outputs, find_files, fingerprint, load_data, prepare_folder
-from training import Learner, Progress, describe, plan_steps, warn_of_terms_without_effect
+from training import Learner, Progress, describe, keep_freed_memory, plan_steps, warn_of_terms_without_effect
 
 log = logging.getLogger("smart_bert")
 SAVE_SECONDS = 120.0  # between checkpoints, unless --save_steps
@@ -159,7 +159,10 @@ def pick_device(use_gpu: bool) -> torch.device:
         return torch.device("cuda", place)
     if use_gpu:
         raise UserError("--use_gpu: this PyTorch finds no CUDA device; leave the flag out to use the best device there is")
-    return torch.device("mps" if torch.backends.mps.is_available() and parallel.size() == 1 else "cpu")
+    if torch.backends.mps.is_available() and parallel.size() == 1:
+        return torch.device("mps")
+    keep_freed_memory()
+    return torch.device("cpu")
 
 
 def default_precision(device: torch.device) -> str:

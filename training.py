@@ -49,7 +49,7 @@ def plan_steps(config: TrainConfig, loaders: dict[str, Loader]) -> Plan:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed for the next step. To fetch a gradient's pages anew from the kernel takes 7 % of a step on a CPU."""
+    """Have glibc keep what is freed. To fetch the pages of gradients and activations anew from the kernel takes 7 % of a step on a CPU."""
     with contextlib.suppress(OSError, AttributeError):  # another C library has its own ways
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_MAX, 0)
@@ -70,8 +70,6 @@ class Learner:
         self.optimizer = AdamW(decay_groups(self.model, config.weight_decay), lr=config.lr)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")  # small gradients would be 0 there
         self.loss = parallel.synchronised(loss)
-        if self.device.type == "cpu":
-            keep_freed_memory()
 
     def step(self, task: Task, batch: Batch, lr: float, beta: float, measure: bool = False) -> dict[str, Tensor]:
         """Train on one batch. Returns the loss by its parts, means over all processes, and `grad_norm` before clipping; detached.

@@ -515,3 +515,17 @@ def test_unusable_checkpoint_settings_are_refused(sample_run, tmp_path):
     save_checkpoint(tmp_path / "other", saved)
     with pytest.raises(UserError, match="not a model saved by this program"):
         multitask_classifier.load_model(tmp_path / "other")
+
+
+def test_the_notebooks_commands_are_right(sample_run, monkeypatch, capsys):
+    """Guards against a notebook whose flags the program has since lost, and a plot that no longer reads the log."""
+    cells = json.loads((run_files.HERE / "colab.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    commands = [line for text in code for line in text.splitlines() if "multitask_classifier.py" in line]
+    assert len(commands) == 4
+    for command in commands:
+        parse_arguments(command.split()[2:])
+    (plot,) = [text for text in code if "matplotlib" in text]
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    exec(plot.replace('"runs/plain"', repr(str(sample_run))), {})
+    assert '"accuracy"' in capsys.readouterr().out.replace("'", '"')
