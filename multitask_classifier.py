@@ -186,7 +186,9 @@ def predict(model: MultitaskBERT, dataset: TokenizedDataset, config: TrainConfig
     def logits(batch: Batch) -> Tensor:
         return model(dataset.task.name, *batch.inputs)
 
-    return evaluation.predict(logits, dataset, 2 * config.batch_size, next(model.parameters()).device)
+    device = next(model.parameters()).device
+    rows = config.batch_size * (1 if device.type == "cpu" else 2)  # a GPU has room for more without gradients, a CPU's caches have not
+    return evaluation.predict(logits, dataset, rows, device)
 
 
 def evaluate(model: MultitaskBERT, datasets: list[TokenizedDataset], config: TrainConfig, trained: Sequence[str]) -> Evaluation:

@@ -194,9 +194,9 @@ def rate(setting: Setting) -> list[Measurement]:
 
 
 def prediction(setting: Setting) -> list[Measurement]:
-    """Rows/s of the test files of SST (sentences) and Quora (pairs), from text to predictions; sorted by length, 64 rows a batch."""
+    """Rows/s of the test files of SST (sentences) and Quora (pairs), from text to predictions; sorted by length, 32 rows a batch."""
     ours, peer = (model.eval() for model in new_models())
-    tokenizer, peer_tokenizer, batch_size, measured = load_tokenizer(), peers.load_tokenizer(), 2 * PLAIN.batch_size, []
+    tokenizer, peer_tokenizer, batch_size, measured = load_tokenizer(), peers.load_tokenizer(), PLAIN.batch_size, []
     for name in ("sst", "para"):
         task = TASKS[name]
         examples = read_examples(setting.path(name, "test"), task, labelled=False)
