@@ -162,6 +162,7 @@ def pick_device(use_gpu: bool) -> torch.device:
     if torch.backends.mps.is_available() and parallel.size() == 1:
         return torch.device("mps")
     keep_freed_memory()
+    torch.set_num_threads(torch.get_num_threads())  # as `evaluation.mapper` will leave it: a resumed run must compute alike from the start
     return torch.device("cpu")
 
 
