@@ -196,7 +196,8 @@ class StopSignal:
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._receive:  # not where something within has set another
+                signal.signal(number, handler)
 
     def _receive(self, number: int, frame) -> None:
         self.received = number

@@ -6,6 +6,7 @@ one process, and everything here does nothing. Not handled: a number of processe
 
 import logging
 import os
+import signal
 import sys
 from contextlib import contextmanager, redirect_stdout
 
@@ -97,5 +98,6 @@ def lost_worker_advice(where: str):
     except RuntimeError as error:
         if size() == 1 or not any(sign in str(error).lower() for sign in ("gloo", "nccl", "connection")):
             raise
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends us now, and would do so before this has been said
         message = f"process {rank()} lost another one ({first_line(error)[:80]}); its own message says why"
         raise UserError(f"{message}; go on by the same command with --resume --output_dir {where}") from None
