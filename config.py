@@ -18,6 +18,7 @@ import evaluation
 import mysmartloss
 from base_bert import EMBEDDED
 from datasets import SCHEDULES, Task, class_label, score_label
+from devices import COMPUTE_TYPES
 from errors import UserError
 
 SPLITS = ("train", "dev", "test")
@@ -88,7 +89,6 @@ OPTIONS = ("finetune", "pretrain", "evaluate", "predict")
 TRAINING = ("finetune", "pretrain")
 # What a resumed run may be given anew; files because their content is compared, epochs only upwards
 FREE_TO_CHANGE = ("epochs", "logging_steps", "save_steps", "output_dir", "data_dir", "files", "use_gpu", "resume", "skip_nonfinite")
-PRECISIONS = ("fp32", "bf16", "fp16")
 NORMS = {"inf": mysmartloss.inf_norm, "2": mysmartloss.l2_norm}
 
 # -------------------------------------------------------------------------------------------------------------- configuration
@@ -130,7 +130,9 @@ class TrainConfig:
     seed: int = flag(11711, "seed of everything random")
     use_gpu: bool = flag(False, "insist on CUDA (without the flag the best device there is)")
     precision: str | None = flag(
-        None, "compute type of the encoder's layers, by autocast (default: bf16 on a CUDA device that has it, else fp32)", PRECISIONS
+        None,
+        "compute type of the encoder's layers, by autocast (default: bf16 on a CUDA device that has it, else fp32)",
+        tuple(COMPUTE_TYPES),
     )
     logging_steps: int = flag(50, "steps between log lines")
     save_steps: int | None = flag(None, "steps between checkpoints in <output_dir>/last (default: about every two minutes)")

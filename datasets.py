@@ -302,8 +302,9 @@ class Batch:
         """What process `rank` of `size` computes of it: every size-th row, or where there are too few a row that weighs nothing."""
         if size == 1:
             return self
-        part = slice(rank, None, size) if rank < len(self.rows) else slice(0, 1)
-        count = len(self.rows[part]) if rank < len(self.rows) else 0
+        part = slice(rank, None, size)
+        count = len(self.rows[part])
+        part = part if count else slice(0, 1)
         return replace(self._each(lambda tensor: tensor[part]), part=part, weight=size * count / len(self.rows))
 
     def noise(self, embeddings: Tensor) -> Tensor:

@@ -3,10 +3,8 @@
 Metrics take two equally long arrays, predictions and labels. Not handled: confidence intervals, calibration.
 """
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import devices
 import parallel
 from datasets import Batch, Task, TokenizedDataset, evaluation_batches
 from files import write_text
@@ -57,22 +56,6 @@ def _correlation(name: str, predictions: np.ndarray, labels: np.ndarray) -> floa
     return float(getattr(stats, name)(predictions, labels).statistic)
 
 
-@contextlib.contextmanager
-def mapper(device: torch.device) -> Iterator[Callable]:
-    """A `map` for work on the device: on a CPU a thread for each core (8 at most), which beats sharing every operation by a fifth."""
-    threads = torch.get_num_threads()
-    workers = min(threads, 8) if device.type == "cpu" else 1
-    if workers == 1:
-        yield map
-        return
-    torch.set_num_threads(threads // workers)
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            yield pool.map
-    finally:
-        torch.set_num_threads(threads)
-
-
 def predict(logits_fn: Callable[[Batch], Tensor], dataset: TokenizedDataset, batch_size: int, device: torch.device) -> np.ndarray:
     """`dataset.task.predict` of the logits of every row, in file order: (rows,). The caller puts the model in eval mode.
 
@@ -85,7 +68,7 @@ def predict(logits_fn: Callable[[Batch], Tensor], dataset: TokenizedDataset, bat
 
     batches = evaluation_batches(dataset, batch_size)[parallel.rank() :: parallel.size()]
     what, silent = f"predicting {dataset.task.name}", parallel.bar_disabled()
-    with mapper(device) as apply:
+    with devices.mapper(device) as apply:
         outputs = list(tqdm(apply(predictions_of, batches), desc=what, total=len(batches), leave=False, disable=silent))
     mine = torch.cat(outputs).cpu().numpy() if outputs else np.zeros(0)  # one copy from the device, at the end
     everyones = parallel.gather((np.concatenate([batch.rows for batch in batches]) if batches else np.zeros(0, int), mine))

@@ -32,16 +32,16 @@ from bert import BertModel, Dropout
 from checkpoint import Checkpoint, StopSignal, has_checkpoint, load_checkpoint, restore_training_state, save_checkpoint, training_state
 from config import NORMS, TASKS, TrainConfig, parse_arguments
 from datasets import Batch, Loader, Task, TokenizedDataset
+from devices import COMPUTE_TYPES, default_precision, pick_device
 from errors import UserError, first_line
 from files import write_text
 from optimizer import warmup_decay
-from reporting import RunLog, scores_table
+from reporting import RunLog, SilentLog, scores_table
 from run_files import Data, check_outputs, find_files, fingerprint, load_data, prepare_folder
-from training import Learner, Progress, describe, keep_freed_memory, plan_steps, warn_of_terms_without_effect
+from training import Learner, Progress, describe, plan_steps, warn_of_terms_without_effect
 
 log = logging.getLogger("smart_bert")
 SAVE_SECONDS = 120.0  # between checkpoints, unless --save_steps
-COMPUTE_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # for autocast
 
 # ---------------------------------------------------------------------------------------------------------------------- model
 
@@ -147,29 +147,6 @@ class TrainingLoss(nn.Module):
 
 
 # ------------------------------------------------------------------------------------------------------------------- training
-
-
-def pick_device(use_gpu: bool) -> torch.device:
-    """CUDA (of several processes on a machine each its own device), else Apple's MPS, else the CPU; with `use_gpu` CUDA or a UserError."""
-    place = int(os.environ.get("LOCAL_RANK", 0))
-    if torch.cuda.is_available():
-        if place >= torch.cuda.device_count():
-            raise UserError(f"--nproc_per_node: more processes than this machine's {torch.cuda.device_count()} CUDA devices")
-        torch.cuda.set_device(place)
-        return torch.device("cuda", place)
-    if use_gpu:
-        raise UserError("--use_gpu: this PyTorch finds no CUDA device; leave the flag out to use the best device there is")
-    if torch.backends.mps.is_available() and parallel.size() == 1:
-        return torch.device("mps")
-    keep_freed_memory()
-    torch.set_num_threads(torch.get_num_threads())  # as `evaluation.mapper` will leave it: a resumed run must compute alike from the start
-    return torch.device("cpu")
-
-
-def default_precision(device: torch.device) -> str:
-    """bf16 on a CUDA device that computes in it, else fp32: on CPUs bf16 is mostly slower."""
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if has_bf16 else "fp32"
 
 
 class Evaluation(NamedTuple):
@@ -334,7 +311,7 @@ def train(model: MultitaskBERT, data: Data, config: TrainConfig, folder: Path, t
     }
     describe(model, tokenizer, loaders, plan, config)
     now = load_last(folder, models, learner, run) if config.resume else Progress()
-    diary, saved_at = RunLog(None if parallel.rank() else folder, now.log_bytes, now.step), time.monotonic()
+    diary, saved_at = SilentLog() if parallel.rank() else RunLog(folder, now.log_bytes, now.step), time.monotonic()
 
     def save_last() -> None:
         with now.saving():

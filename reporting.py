@@ -17,14 +17,11 @@ class RunLog:
     """Appends one record an interval to `<folder>/metrics.jsonl` and to TensorBoard under `<folder>/tensorboard`.
 
     A resumed run gives the length in bytes that the file had, and the step, at its checkpoint: what came after is forgotten.
-    Without a folder nothing is written: of several processes one keeps the log. Raises UserError when the folder or a file in it cannot
-    be written.
+    Raises UserError when the folder or a file in it cannot be written.
     """
 
-    def __init__(self, folder: str | Path | None, size: int = 0, step: int = 0):
-        self.folder, self._file, self._board, self._first_step = folder, None, None, step
-        if folder is None:
-            return
+    def __init__(self, folder: str | Path, size: int = 0, step: int = 0):
+        self._board, self._first_step = None, step
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -37,15 +34,11 @@ class RunLog:
 
     def size(self) -> int:
         """Length of `metrics.jsonl` in bytes, all of them on disk."""
-        if self.folder is None:
-            return 0
         os.fsync(self._file.fileno())
         return self._file.seek(0, os.SEEK_END)
 
     def write(self, prefix: str, step: int, record: dict) -> None:
         """`record` maps names to numbers; `prefix` is train/<task>, dev/<task> or teacher/<task>."""
-        if self.folder is None:
-            return
         try:
             self._file.write((json.dumps({"step": step, "kind": prefix, **record}) + "\n").encode())
         except OSError as error:
@@ -61,10 +54,22 @@ class RunLog:
         tqdm.write(f"step {step:>6}  {prefix:<10}  {numbers}")
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+class SilentLog:
+    """Stands for the log in a process that leaves it to another: the same calls, nothing written."""
+
+    def size(self) -> int:
+        return 0
+
+    def write(self, prefix: str, step: int, record: dict) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class Interval:

@@ -1,7 +1,6 @@
 """The plan of a run, its step, where it stands, and what it says about itself. Knows modules and numbers, not the model's class."""
 
 import contextlib
-import ctypes
 import logging
 import statistics
 import time
@@ -22,7 +21,6 @@ from optimizer import AdamW, decay_groups
 from reporting import Interval
 
 log = logging.getLogger("smart_bert")
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 MAX_STEPS = 10**7  # months; the plan of more would not fit into memory
 
 
@@ -46,14 +44,6 @@ def plan_steps(config: TrainConfig, loaders: dict[str, Loader]) -> Plan:
         steps.append((name, taken[name]))
         taken[name] += 1
     return Plan(steps, per_epoch, round(0.1 * len(steps)) if config.warmup_steps is None else config.warmup_steps)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed. To fetch the pages of gradients and activations anew from the kernel takes 7 % of a step on a CPU."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library has its own ways
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class Learner:

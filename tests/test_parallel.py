@@ -16,6 +16,7 @@ from config import TASKS
 from datasets import Batch, collate, read_examples, tokenize
 from run_files import HERE as PROJECT
 
+SETTINGS = [*RUN, "--steps_per_epoch=5", "--save_steps=2"]  # the later of two values counts
 # The program, whose process 1 dies in its sixth step as by the kernel's hand.
 DIES = """
 import os, signal, sys
@@ -64,9 +65,6 @@ def whole(encoder, tmp_path_factory) -> Path:
     return folder
 
 
-SETTINGS = [*RUN, "--steps_per_epoch=5", "--save_steps=2"]  # the later of two values counts
-
-
 def test_two_processes_take_the_steps_of_one(tmp_path):
     """Guards against gradients that are summed or averaged over unequal shares, inner gradients of the ascent that reach the hooks, noise
     that differs from process to process, and a last batch of a single row."""
@@ -109,7 +107,7 @@ def test_sigterm_saves_in_all_processes_at_the_same_step(encoder, tmp_path):
     assert f"interrupted, and saved; go on with: python multitask_classifier.py --resume --output_dir {tmp_path / 'run'}" in complained
 
 
-def test_another_number_of_processes_is_refused(whole, capfd):
+def test_another_number_of_processes_is_refused(whole):
     """Guards against a resumed run whose batches are not those it was started with."""
     status, _, complained = run(1, "--resume", "--epochs=3", "--output_dir", whole)
     assert status == 2 and complained.endswith("start torchrun with as many as then\n") and complained.count("\n") == 1
