@@ -346,18 +346,17 @@ def collate(dataset: TokenizedDataset, rows: np.ndarray, seed: int = 0) -> Batch
     )
 
 
-def length_buckets(lengths: np.ndarray, batch_size: int, seed: Sequence[int], window: int = 100) -> list[np.ndarray]:
+def length_buckets(lengths: np.ndarray, batch_size: int, seed: Sequence[int]) -> list[np.ndarray]:
     """One epoch's batches of row numbers: each row once, rows of similar length together, the order of everything random.
 
-    Rows are shuffled, sorted by length within windows of `window` batches, cut into batches, and the batches shuffled.
+    Rows are shuffled, sorted by length, cut into batches, and the batches shuffled. Rows that don't fill a batch make one of their own,
+    taken out before the sort: the longest rows, were it theirs, would count for more than others in every epoch.
     """
     random = np.random.default_rng(seed)
     order = random.permutation(len(lengths))
-    batches = []
-    for begin in range(0, len(order), window * batch_size):
-        part = order[begin : begin + window * batch_size]
-        part = part[np.argsort(lengths[part], kind="stable")]
-        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+    left = len(order) % batch_size
+    rest, sortable = order[:left], order[left:]
+    batches = list(sortable[np.argsort(lengths[sortable], kind="stable")].reshape(-1, batch_size)) + [rest] * bool(left)
     return [batches[i] for i in random.permutation(len(batches))]
 
 
