@@ -28,7 +28,7 @@ import evaluation
 import mysmartloss
 import parallel
 from base_bert import BertConfig, load_tokenizer
-from bert import BertModel, Dropout
+from bert import BertModel, Dropout, keep_masks
 from checkpoint import Checkpoint, StopSignal, has_checkpoint, load_checkpoint, restore_training_state, save_checkpoint, training_state
 from config import NORMS, TASKS, TrainConfig, parse_arguments
 from datasets import Batch, Loader, Task, TokenizedDataset
@@ -107,9 +107,21 @@ def training_loss(
 
     With `measure`, what the ascent achieved, too (one more forward pass; see `SMARTLoss.evidence`).
     """
-    generator = mysmartloss.generator_state(batch.input_ids.device)  # the teacher's dropout masks are to be the model's
-    embeddings = model.bert.embed(batch.input_ids, batch.token_type_ids)  # (B,T,H), shared by all passes
-    encode = mysmartloss.DropoutReplay(lambda perturbed: model.logits(task.name, perturbed, batch.attention_mask))
+    # perturbed passes and the teacher's are to have the dropout masks of the model's own: replayed by a GPU, kept on a CPU
+    generator, masks = mysmartloss.generator_state(batch.input_ids.device), []
+    with keep_masks(masks):
+        embeddings = model.bert.embed(batch.input_ids, batch.token_type_ids)  # (B,T,H), shared by all passes
+    of_embeddings = len(masks)
+
+    def logits_at(perturbed: Tensor) -> Tensor:
+        with keep_masks(masks, of_embeddings):
+            return model.logits(task.name, perturbed, batch.attention_mask)
+
+    def teacher_logits(teacher: MultitaskBERT) -> Tensor:
+        with keep_masks(masks):
+            return teacher(task.name, *batch.inputs)
+
+    encode = mysmartloss.DropoutReplay(logits_at)
     logits = encode(embeddings)  # (B,C)
     losses, weights = {"task": task.loss(logits, batch.labels)}, config.weights(task.name)
     if "smart" in weights:
@@ -128,7 +140,7 @@ def training_loss(
         if measure:
             losses |= smart.evidence(delta, embeddings, logits, losses["smart"])
     if "bregman" in weights:
-        losses["bregman"] = bregman(logits, lambda teacher: teacher(task.name, *batch.inputs), task.divergence, generator)
+        losses["bregman"] = bregman(logits, teacher_logits, task.divergence, generator)
     if "rdrop" in weights:
         losses["rdrop"] = task.divergence(model(task.name, *batch.inputs), logits)
     losses["total"] = losses["task"] + sum(weight * losses[term] for term, weight in weights.items())

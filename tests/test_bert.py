@@ -194,6 +194,28 @@ def test_dropout_keeps_what_it_should(p, shape):
     assert torch.equal(gradient, draws[0])  # the mask of the forward pass
 
 
+def test_kept_masks(tmp_path):
+    """Guards against a pass with masks other than the first one's, in another order, or drawn again at the cost of a first pass."""
+    ours = both_berts(tmp_path, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)[0].train()
+    ids, mask, types = inputs()
+    masks = []
+    with bert.keep_masks(masks):
+        embeddings = ours.embed(ids, types)
+    start = len(masks)
+    with bert.keep_masks(masks, start):
+        first = ours.encode(embeddings, mask)
+    assert (start, len(masks)) == (1, 1 + 3 * ours.config.num_hidden_layers)
+    other = ours.encode(embeddings, mask)
+    state = torch.get_rng_state()
+    with bert.keep_masks(masks):
+        whole = ours(ids, mask, types)["last_hidden_state"]
+    with bert.keep_masks(masks, start):
+        again = ours.encode(embeddings, mask)
+    assert torch.equal(first, whole) and torch.equal(first, again) and not torch.allclose(first, other, atol=1e-2)
+    assert torch.equal(torch.get_rng_state(), state) and len(masks) == 1 + 3 * ours.config.num_hidden_layers
+    assert not torch.allclose(first, ours.encode(embeddings, mask), atol=1e-2)  # drawn anew outside
+
+
 def test_forward_is_embed_encode_pool(tmp_path):
     """Guards against a perturbation hook between embed and encode that the plain forward pass does not go through."""
     ours = both_berts(tmp_path)[0].train()
