@@ -23,23 +23,21 @@ from files import parse_json, read_bytes
 EMBEDDED = "minilm"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-# Hugging Face's name -> ours, for everything outside the layers; then the same within layer i.
+# Our name -> Hugging Face's, for everything outside the layers; then the same within layer i. Three names: joined along the first axis.
 NAMES = {
-    "embeddings.word_embeddings": "word_embedding",
-    "embeddings.position_embeddings": "pos_embedding",
-    "embeddings.token_type_embeddings": "tk_type_embedding",
-    "embeddings.LayerNorm": "embed_layer_norm",
-    "pooler.dense": "pooler_dense",
+    "word_embedding": ("embeddings.word_embeddings",),
+    "pos_embedding": ("embeddings.position_embeddings",),
+    "tk_type_embedding": ("embeddings.token_type_embeddings",),
+    "embed_layer_norm": ("embeddings.LayerNorm",),
+    "pooler_dense": ("pooler.dense",),
 }
 LAYER_NAMES = {
-    "attention.self.query": "self_attention.query",
-    "attention.self.key": "self_attention.key",
-    "attention.self.value": "self_attention.value",
-    "attention.output.dense": "attention_dense",
-    "attention.output.LayerNorm": "attention_layer_norm",
-    "intermediate.dense": "interm_dense",
-    "output.dense": "out_dense",
-    "output.LayerNorm": "out_layer_norm",
+    "self_attention.query_key_value": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "attention_dense": ("attention.output.dense",),
+    "attention_layer_norm": ("attention.output.LayerNorm",),
+    "interm_dense": ("intermediate.dense",),
+    "out_dense": ("output.dense",),
+    "out_layer_norm": ("output.LayerNorm",),
 }
 # In published files but not weights of the encoder: a constant buffer, and the heads of pre-training.
 NOT_ENCODER = re.compile(r"embeddings\.position_ids$|cls\.")
@@ -102,26 +100,29 @@ class BertConfig:
         return {"architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu", **asdict(self)}
 
 
-def to_our_name(name: str) -> str | None:
-    """Our parameter name for a published one; None where the weight is not the encoder's; unknown names come back as they are."""
-    stem, _, leaf = name.removeprefix("bert.").rpartition(".")
-    leaf = OLD_NAMES.get(leaf, leaf)
-    if NOT_ENCODER.match(f"{stem}.{leaf}"):
-        return None
-    layer = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", stem)
-    if layer and layer[2] in LAYER_NAMES:
-        return f"bert_layers.{layer[1]}.{LAYER_NAMES[layer[2]]}.{leaf}"
-    return f"{NAMES[stem]}.{leaf}" if stem in NAMES else name
-
-
-def to_published_name(name: str) -> str:
-    """Inverse of `to_our_name`, for saving."""
+def published_names(name: str) -> tuple[str, ...]:
+    """The names under which a parameter of ours is published."""
     stem, _, leaf = name.rpartition(".")
     layer = re.fullmatch(r"bert_layers\.(\d+)\.(.+)", stem)
-    if layer:
-        published = next(theirs for theirs, ours in LAYER_NAMES.items() if ours == layer[2])
-        return f"encoder.layer.{layer[1]}.{published}.{leaf}"
-    return f"{next(theirs for theirs, ours in NAMES.items() if ours == stem)}.{leaf}"
+    prefix, names = (f"encoder.layer.{layer[1]}.", LAYER_NAMES[layer[2]]) if layer else ("", NAMES[stem])
+    return tuple(f"{prefix}{published}.{leaf}" for published in names)
+
+
+def to_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters of ours, or their gradients, by the names under which they are published."""
+    published = {}
+    for name, tensor in tensors.items():
+        names = published_names(name)
+        parts = [tensor] if len(names) == 1 else [part.clone() for part in tensor.chunk(len(names))]  # files can't hold views
+        published |= zip(names, parts, strict=True)
+    return published
+
+
+def current_name(name: str) -> str | None:
+    """How a weight of a published file is named today; None if it is not the encoder's."""
+    stem, _, leaf = name.removeprefix("bert.").rpartition(".")
+    name = f"{stem}.{OLD_NAMES.get(leaf, leaf)}" if stem else leaf
+    return None if NOT_ENCODER.match(name) else name
 
 
 def find_pretrained(name_or_path: str, filename: str, *others: str) -> Path:
@@ -238,25 +239,28 @@ class BertPreTrainedModel(nn.Module):
 
     def load_published(self, weights: dict[str, Tensor], where: str) -> None:
         """Take weights under their published names; every name and shape must match or UserError lists those that don't."""
-        ours = {our: (name, weights[name]) for name in weights if (our := to_our_name(name)) is not None}
-        expected = self.state_dict()
-        wrong = [f"missing {to_published_name(name)}" for name in expected if name not in ours]
-        wrong += [f"unknown {name}" for our, (name, _) in ours.items() if our not in expected]
+        given = {current: (name, weights[name]) for name in weights if (current := current_name(name)) is not None}
+        expected = self.published_weights()
+        wrong = [f"missing {name}" for name in expected if name not in given]
+        wrong += [f"unknown {name}" for current, (name, _) in given.items() if current not in expected]
         wrong += [
-            f"{ours[name][0]} has shape {tuple(ours[name][1].shape)}, not {tuple(tensor.shape)}"
+            f"{given[name][0]} has shape {tuple(given[name][1].shape)}, not {tuple(tensor.shape)}"
             for name, tensor in expected.items()
-            if name in ours and ours[name][1].shape != tensor.shape
+            if name in given and given[name][1].shape != tensor.shape
         ]
         if wrong:
             raise UserError(f"{where}: {len(wrong)} weights do not fit the configuration: {'; '.join(wrong)}")
         # copies: the file stays mapped into memory otherwise, and must not change under a run
-        loaded = {name: tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format) for name, (_, tensor) in ours.items()}
+        loaded = {
+            name: torch.cat([given[part][1].to(torch.float32, memory_format=torch.contiguous_format) for part in published_names(name)])
+            for name in self.state_dict()
+        }
         self.load_state_dict(loaded, assign=True)
         self.requires_grad_(True)
 
     def published_weights(self) -> dict[str, Tensor]:
         """The weights under the names that `transformers.BertModel` reads."""
-        return {to_published_name(name): tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        return to_published({name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()})
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` as `transformers.BertModel.from_pretrained` reads them."""

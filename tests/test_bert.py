@@ -157,7 +157,7 @@ def test_gradients(tmp_path):
         hidden, pooled = output["last_hidden_state"], output["pooler_output"]
         weights = torch.linspace(-1, 1, hidden.numel(), dtype=torch.float64).view_as(hidden)
         ((weights * hidden).sum() + pooled.square().sum()).backward()
-    got = {base_bert.to_published_name(name): parameter.grad for name, parameter in ours.named_parameters()}
+    got = base_bert.to_published({name: parameter.grad for name, parameter in ours.named_parameters()})
     expected = {name: parameter.grad for name, parameter in reference.named_parameters()}
     torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-8)
 
