@@ -21,6 +21,7 @@ import transformers
 
 from benchmarks.measure import Measurement
 from benchmarks.rows import HERE, ROWS, Setting
+from devices import keep_freed_memory
 from files import write_text
 from reporting import table
 
@@ -42,8 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"rows to measure: {', '.join(ROWS)}")
     parser.add_argument("--output", type=Path, default=HERE / "results.json", help="where the JSON goes (default: %(default)s)")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps; below 1 the ratios mean little (default: 1)")
+    parser.add_argument("--batch_size", type=int, default=Setting.batch_size, help="rows a training step (default: %(default)s)")
     options = parser.parse_args(arguments)
-    setting, measured, spent = Setting(options.data_dir, options.scale), [], {}
+    setting, measured, spent = Setting(options.data_dir, options.scale, options.batch_size), [], {}
+    keep_freed_memory()  # as the program does
     for name in options.only:
         print(f"{name}: {ROWS[name].__doc__.splitlines()[0]}", file=sys.stderr, flush=True)
         begin = time.perf_counter()

@@ -1,11 +1,13 @@
 """Timing side by side, and what a comparison says. Knows clocks and numbers, no model.
 
-A machine's speed drifts by tens of per cent within minutes, so ours and the peer take turns, piece by piece, in one process, and only their
-ratio is compared with a goal. Not handled: confidence intervals; the spread over parts of the run shows how far a ratio can be trusted.
+A machine's speed drifts by tens of per cent within minutes, so ours and the peer take turns, piece by piece, and only their ratio is
+compared with a goal. Not handled: confidence intervals; the spread over parts of the run shows how far a ratio can be trusted.
 """
 
+import contextlib
+import multiprocessing.connection
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,13 +43,69 @@ class Measurement:
     goal: Goal
 
 
-def take_turns(rounds: int, *contenders: Callable[[int], object]) -> np.ndarray:
+class Apart:
+    """A contender with a process of its own, and so with the allocator and the threads that a user would have it run with.
+
+    make(*arguments), called there, returns what a call of this object then calls there. It is ready when `wait` returns.
+    """
+
+    def __init__(self, make: Callable[..., Callable[[int], object]], *arguments: object):
+        context = multiprocessing.get_context("forkserver")  # a fork of this process would lack its threads
+        context.set_forkserver_preload(["benchmarks.rows", "transformers.models.bert.modeling_bert"])
+        self._pipe, far = context.Pipe()
+        self._process = context.Process(target=_serve, args=(far, make, arguments), daemon=True)
+        self._process.start()
+        far.close()
+
+    def wait(self) -> None:
+        """Until the last call is done. Raises RuntimeError if the process has ended; it has printed why."""
+        try:
+            self._pipe.recv()
+        except EOFError:
+            raise RuntimeError("a contender's process has ended") from None
+
+    def __call__(self, k: int) -> None:
+        self._pipe.send(k)
+        self.wait()
+
+    def end(self) -> None:
+        self._pipe.close()
+        self._process.join(10)
+        self._process.kill()  # if it was still at work
+
+
+def _serve(pipe: multiprocessing.connection.Connection, make: Callable[..., Callable[[int], object]], arguments: tuple) -> None:
+    contender = make(*arguments)
+    pipe.send("ready")
+    with contextlib.suppress(EOFError):  # the other end is closed
+        while True:
+            k = pipe.recv()
+            contender(k)
+            pipe.send("done")
+
+
+@contextlib.contextmanager
+def apart(*makers: tuple) -> Iterator[list[Apart]]:
+    """A contender with a process of its own for each (make, *arguments), made at the same time; they end with the block."""
+    contenders = [Apart(*maker) for maker in makers]
+    try:
+        for contender in contenders:
+            contender.wait()
+        yield contenders
+    finally:
+        for contender in contenders:
+            contender.end()
+
+
+def take_turns(rounds: int, *contenders: Callable[[int], object], warm_up: int = 1) -> np.ndarray:
     """Calls contender(k) for k = 0, 1, ..., one contender after the other in each round -> wall-clock seconds (rounds, contenders).
 
-    Each contender is first called once with its last k, untimed: threads start and memory is claimed.
+    Each contender is first called with its last `warm_up` k, untimed: threads start, and memory is claimed as it has been after some
+    hundred steps of a run.
     """
-    for contender in contenders:
-        contender(rounds - 1)
+    for k in range(rounds - warm_up, rounds):
+        for contender in contenders:
+            contender(k)
     seconds = np.zeros((rounds, len(contenders)))
     for k in range(rounds):
         for place, contender in enumerate(contenders):

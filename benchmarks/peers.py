@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor, nn
 
 from base_bert import find_pretrained
-from datasets import Batch, Example, Task
+from datasets import Batch, Example, Task, TokenizedDataset
 from multitask_classifier import MultitaskBERT
 
 transformers.logging.set_verbosity_error()  # its report that the file has a pooler, which is left out on purpose
@@ -76,10 +76,10 @@ def fused_adamw(groups: list[dict]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=1e-5, fused=True)
 
 
-def random_batches(rows: int, batch_size: int, seed: int) -> list[np.ndarray]:
+def random_batches(dataset: TokenizedDataset, batch_size: int) -> list[np.ndarray]:
     """Row numbers of an epoch's full batches, shuffled."""
-    order = np.random.default_rng(seed).permutation(rows)
-    return [order[begin : begin + batch_size] for begin in range(0, rows - batch_size + 1, batch_size)]
+    order = np.random.default_rng(0).permutation(len(dataset))
+    return [order[begin : begin + batch_size] for begin in range(0, len(order) - batch_size + 1, batch_size)]
 
 
 def load_tokenizer() -> transformers.PreTrainedTokenizerFast:

@@ -1,7 +1,8 @@
 """The comparisons, one function a row of the table. Each takes a `Setting` and returns its measurements.
 
 Models start from the same weights and train on the same files; where batches differ, that is the point of the comparison. Batches of both
-sides are made inside the timed step, by the same function. B batch.
+sides are made inside the timed step, by the same function. Where the whole of a program is compared, each side has a process of its own
+(`our_...`, `peer_...`); parts of one share this process. B batch.
 """
 
 import functools
@@ -19,16 +20,18 @@ import torch
 import multitask_classifier as program
 from base_bert import load_tokenizer
 from benchmarks import peers
-from benchmarks.measure import GROUPS, Goal, Measurement, compare, evenly, take_turns
+from benchmarks.measure import GROUPS, Goal, Measurement, apart, compare, evenly, take_turns
 from bert import BertModel
 from config import TASKS, TrainConfig
-from datasets import Loader, TokenizedDataset, collate, read_examples, sample_rows, tokenize
+from datasets import Example, Loader, TokenizedDataset, collate, read_examples, sample_rows, tokenize
+from devices import keep_freed_memory
 from mysmartloss import BregmanProximal
 from optimizer import AdamW, decay_groups
 from training import Learner
 
 HERE = Path(__file__).resolve().parent
 MAX_LENGTH = 256  # tokens
+MAX_ROWS = 20_000  # of a training file; each of several processes reads it
 MIXED = ("sst", "para", "sts")
 PLAIN = TrainConfig()
 SMART = TrainConfig(use_smart=True, bregman_weight=0.0)
@@ -52,6 +55,7 @@ class Setting:
 
     data_dir: Path
     scale: float = 1.0  # of the number of steps, rounds and predicted rows
+    batch_size: int = PLAIN.batch_size
 
     def count(self, full: int) -> int:
         return max(1, round(self.scale * full))
@@ -62,8 +66,8 @@ class Setting:
 
 @functools.cache
 def training_data(path: Path, task: str) -> TokenizedDataset:
-    """Read once, however many rows use it."""
-    return tokenize(read_examples(path, TASKS[task]), TASKS[task], load_tokenizer(), MAX_LENGTH)
+    """A training file's rows, or `MAX_ROWS` of them; read once in a process, however often it is used."""
+    return tokenize(sample_rows(read_examples(path, TASKS[task]), MAX_ROWS), TASKS[task], load_tokenizer(), MAX_LENGTH)
 
 
 def new_models() -> tuple[program.MultitaskBERT, peers.Peer]:
@@ -83,41 +87,49 @@ def our_step(learner: Learner, dataset: TokenizedDataset, rows: np.ndarray) -> N
     learner.step(dataset.task, collate(dataset, rows), lr=1e-5, beta=0.99)
 
 
-def bucket_batches(dataset: TokenizedDataset, count: int) -> list[np.ndarray]:
-    """A sample of an epoch of our batches; full ones only, so that the peer's have as many rows."""
-    epoch = Loader(dataset, PLAIN.batch_size, (0,)).epoch_batches(0)
-    return evenly([rows for rows in epoch if len(rows) == PLAIN.batch_size], dataset.lengths, count)
+def epoch_in_buckets(dataset: TokenizedDataset, batch_size: int) -> list[np.ndarray]:
+    """An epoch of our batches; full ones only, so that the peer's have as many rows."""
+    return [rows for rows in Loader(dataset, batch_size, (0,)).epoch_batches(0) if len(rows) == batch_size]
 
 
-def mixed_batches(setting: Setting, count: int) -> list[tuple[TokenizedDataset, np.ndarray]]:
-    """`count` batches of each task, taking turns as in training."""
+def mixed_batches(setting: Setting, count: int, epoch: Callable = epoch_in_buckets) -> list[tuple[TokenizedDataset, np.ndarray]]:
+    """A sample of `count` batches of each task's `epoch`, the tasks taking turns as in training."""
     datasets = [training_data(setting.path(name, "train"), name) for name in MIXED]
-    epochs = [bucket_batches(dataset, count) for dataset in datasets]
-    return [(dataset, epoch[k]) for k in range(count) for dataset, epoch in zip(datasets, epochs, strict=True)]
+    samples = [evenly(epoch(dataset, setting.batch_size), dataset.lengths, count) for dataset in datasets]
+    return [(dataset, sample[k]) for k in range(count) for dataset, sample in zip(datasets, samples, strict=True)]
 
 
 # ------------------------------------------------------------------------------------------------------------------- training
 
 
+def our_training(setting: Setting, count: int, config: TrainConfig) -> Callable[[int], None]:
+    """Steps on batches in length buckets, with memory kept as the program keeps it."""
+    keep_freed_memory()
+    learner, batches = new_learner(new_models()[0], config), mixed_batches(setting, count)
+    return lambda k: our_step(learner, *batches[k])
+
+
+def peer_training(setting: Setting, count: int, loss: Callable) -> Callable[[int], None]:
+    """Steps on random batches, each padded to its longest row."""
+    _, peer = new_models()
+    optimizer, batches = peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay)), mixed_batches(setting, count, peers.random_batches)
+
+    def step(k: int) -> None:
+        dataset, rows = batches[k]
+        peers.step(peer, optimizer, loss(peer, dataset.task, collate(dataset, rows)))
+
+    return step
+
+
 def training(setting: Setting, what: str, goal: Goal, steps: int, config: TrainConfig, peer_loss: Callable) -> list[Measurement]:
-    """Examples/s of each task and of all: ours on length buckets, the peer on random batches padded to their longest row."""
-    measured, everything = [], []
-    for name in MIXED:
-        (ours, peer), dataset = new_models(), training_data(setting.path(name, "train"), name)
-        learner, peer_optimizer = new_learner(ours, config), peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
-        buckets = bucket_batches(dataset, setting.count(steps))
-        shuffled = evenly(peers.random_batches(len(dataset), PLAIN.batch_size, 0), dataset.lengths, setting.count(steps))
-        seconds = take_turns(
-            len(buckets),
-            lambda k, learner=learner, dataset=dataset, rows=buckets: our_step(learner, dataset, rows[k]),
-            lambda k, peer=peer, optimizer=peer_optimizer, dataset=dataset, rows=shuffled: peers.step(
-                peer, optimizer, peer_loss(peer, dataset.task, collate(dataset, rows[k]))
-            ),
-        )
-        measured.append(compare(f"{what}: {name}", "examples/s", goal, seconds, PLAIN.batch_size))
-        everything.append(seconds)
-    together = np.stack(everything, axis=1).reshape(-1, 2)  # tasks taking turns, so that each part of the rounds has all of them
-    return [*measured, compare(f"{what}: all three", "examples/s", goal, together, PLAIN.batch_size)]
+    """Examples/s of each task and of all."""
+    count = setting.count(steps)
+    with apart((our_training, setting, count, config), (peer_training, setting, count, peer_loss)) as contenders:
+        seconds = take_turns(count * len(MIXED), *contenders, warm_up=-(-count // GROUPS) * len(MIXED))
+    of_tasks = [
+        compare(f"{what}: {name}", "examples/s", goal, seconds[place :: len(MIXED)], setting.batch_size) for place, name in enumerate(MIXED)
+    ]
+    return [*of_tasks, compare(f"{what}: all three", "examples/s", goal, seconds, setting.batch_size)]
 
 
 def plain(setting: Setting) -> list[Measurement]:
@@ -130,18 +142,32 @@ def smart(setting: Setting) -> list[Measurement]:
     return training(setting, "SMART training, T = 1", Goal("speed", 3.0), 6, SMART, peers.smart_loss)
 
 
+def dense_batch(setting: Setting) -> tuple[TokenizedDataset, np.ndarray]:
+    """A batch of SST whose rows all have about 25 tokens, so that nobody pads or masks."""
+    dataset = training_data(setting.path("sst", "train"), "sst")
+    length = dataset.lengths[np.abs(dataset.lengths - 25).argmin()]
+    return dataset, np.resize(np.flatnonzero(dataset.lengths == length), setting.batch_size)
+
+
+def our_dense_training(setting: Setting) -> Callable[[int], None]:
+    """A step on the dense batch."""
+    keep_freed_memory()
+    learner, (dataset, rows) = new_learner(new_models()[0]), dense_batch(setting)
+    return lambda k: our_step(learner, dataset, rows)
+
+
+def peer_dense_training(setting: Setting) -> Callable[[int], None]:
+    """A step on the dense batch."""
+    (_, peer), (dataset, rows) = new_models(), dense_batch(setting)
+    optimizer = peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
+    return lambda k: peers.step(peer, optimizer, peers.plain_loss(peer, dataset.task, collate(dataset, rows)))
+
+
 def dense(setting: Setting) -> list[Measurement]:
     """A plain step on one and the same batch of SST, its rows all of about 25 tokens, so that neither side pads or masks."""
-    (ours, peer), dataset = new_models(), training_data(setting.path("sst", "train"), "sst")
-    learner, peer_optimizer = new_learner(ours), peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
-    length = dataset.lengths[np.abs(dataset.lengths - 25).argmin()]
-    rows = np.resize(np.flatnonzero(dataset.lengths == length), PLAIN.batch_size)
-    seconds = take_turns(
-        setting.count(18),
-        lambda k: our_step(learner, dataset, rows),
-        lambda k: peers.step(peer, peer_optimizer, peers.plain_loss(peer, dataset.task, collate(dataset, rows))),
-    )
-    return [compare("plain step, dense batch", "examples/s", Goal("speed", 1.05), seconds, PLAIN.batch_size)]
+    with apart((our_dense_training, setting), (peer_dense_training, setting)) as contenders:
+        seconds = take_turns(setting.count(18), *contenders)
+    return [compare("plain step, dense batch", "examples/s", Goal("speed", 1.05), seconds, setting.batch_size)]
 
 
 def terms(setting: Setting) -> list[Measurement]:
@@ -193,21 +219,33 @@ def rate(setting: Setting) -> list[Measurement]:
 # -------------------------------------------------------------------------------------------------------------------- the rest
 
 
+def unlabelled_parts(setting: Setting, name: str) -> list[list[Example]]:
+    """A test file, or a sample of it, in `GROUPS` parts."""
+    examples = read_examples(setting.path(name, "test"), TASKS[name], labelled=False)
+    examples = sample_rows(examples, max(GROUPS, setting.count(len(examples))))
+    return [examples[k::GROUPS] for k in range(GROUPS)]
+
+
+def our_prediction(setting: Setting, name: str) -> Callable[[int], np.ndarray]:
+    """From texts to predictions, with memory kept as the program keeps it."""
+    keep_freed_memory()
+    ours, tokenizer, parts = new_models()[0].eval(), load_tokenizer(), unlabelled_parts(setting, name)
+    return lambda k: program.predict(ours, tokenize(parts[k], TASKS[name], tokenizer, MAX_LENGTH), PLAIN)
+
+
+def peer_prediction(setting: Setting, name: str) -> Callable[[int], np.ndarray]:
+    """From texts to predictions."""
+    peer, tokenizer, parts = new_models()[1].eval(), peers.load_tokenizer(), unlabelled_parts(setting, name)
+    return lambda k: peers.predict(peer, tokenizer, TASKS[name], parts[k], PLAIN.batch_size, MAX_LENGTH)
+
+
 def prediction(setting: Setting) -> list[Measurement]:
     """Rows/s of the test files of SST (sentences) and Quora (pairs), from text to predictions; sorted by length, 32 rows a batch."""
-    ours, peer = (model.eval() for model in new_models())
-    tokenizer, peer_tokenizer, batch_size, measured = load_tokenizer(), peers.load_tokenizer(), PLAIN.batch_size, []
+    measured = []
     for name in ("sst", "para"):
-        task = TASKS[name]
-        examples = read_examples(setting.path(name, "test"), task, labelled=False)
-        examples = sample_rows(examples, max(GROUPS, setting.count(len(examples))))
-        parts = [examples[k::GROUPS] for k in range(GROUPS)]
-        seconds = take_turns(
-            len(parts),
-            lambda k, task=task, parts=parts: program.predict(ours, tokenize(parts[k], task, tokenizer, MAX_LENGTH), PLAIN),
-            lambda k, task=task, parts=parts: peers.predict(peer, peer_tokenizer, task, parts[k], batch_size, MAX_LENGTH),
-        )
-        rows = np.array([[len(part)] for part in parts])
+        with apart((our_prediction, setting, name), (peer_prediction, setting, name)) as contenders:
+            seconds = take_turns(GROUPS, *contenders)
+        rows = np.array([[len(part)] for part in unlabelled_parts(setting, name)])
         measured.append(compare(f"prediction: {name}", "rows/s", Goal("speed", 1.2), seconds, rows))
     return measured
 

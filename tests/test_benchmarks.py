@@ -1,7 +1,7 @@
 """Tests of benchmarks/: both sides compute the same, samples and ratios are what they claim. No test looks at what a clock said."""
 
 import json
-from dataclasses import replace
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import growth, peers, rows
 from benchmarks.__main__ import main
-from benchmarks.measure import GROUPS, Goal, compare, evenly, take_turns
+from benchmarks.measure import GROUPS, Goal, apart, compare, evenly, take_turns
 from datasets import collate, read_examples
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data" / "sample"
@@ -82,17 +82,37 @@ def test_contenders_take_turns():
     assert seconds.shape == (2, 2)
 
 
-def test_program(tmp_path, capsys, monkeypatch):
-    """The entry point, on all rows that measure within its process, with a step of two rows where a real one has 32."""
-    monkeypatch.setattr(rows, "MIXED", ("sts",))
-    for name, config in {"PLAIN": rows.PLAIN, "SMART": rows.SMART, "BREGMAN": rows.BREGMAN}.items():
-        monkeypatch.setattr(rows, name, replace(config, batch_size=2))
+def remembering(path: str):
+    """A contender that writes down its process and what it is called with."""
+
+    def call(k: int) -> None:
+        with open(path, "a") as file:
+            file.write(f"{os.getpid()} {k}\n")
+
+    return call
+
+
+def test_contenders_apart(tmp_path, capfd):
+    """Guards against sides that share a process after all, calls that are lost, and a measurement that hangs when a side has failed."""
+    path = tmp_path / "calls"
+    with apart((remembering, str(path)), (remembering, str(path))) as contenders:
+        take_turns(2, *contenders)
+    calls = [line.split() for line in path.read_text().splitlines()]
+    assert [k for _, k in calls] == list("110011")
+    assert len({process for process, _ in calls} | {str(os.getpid())}) == 3
+    with pytest.raises(RuntimeError, match="has ended"), apart((remembering, str(tmp_path / "no" / "such" / "folder"))) as contenders:
+        contenders[0](0)
+    assert "FileNotFoundError" in capfd.readouterr().err
+
+
+def test_program(tmp_path, capsys):
+    """The entry point, on all rows but the slowest, with a step of two rows where a real one has 32."""
     output = tmp_path / "results.json"
     names = [name for name in rows.ROWS if name != "start"]
-    main(["--data_dir", str(SAMPLE), "--only", *names, "--scale", "0.01", "--output", str(output)])
+    main(["--data_dir", str(SAMPLE), "--only", *names, "--scale", "0.01", "--batch_size", "2", "--output", str(output)])
     assert "AdamW step, 22.7 M parameters" in capsys.readouterr().out
     measured = json.loads(output.read_text())
-    assert [row["goal"]["bound"] for row in measured["rows"]] == [2.5, 2.5, 3.0, 3.0, 1.05, 2.75, 3.1, 0.6, 1.2, 1.2, 1.2, 1.1]
+    assert [row["goal"]["bound"] for row in measured["rows"]] == [2.5] * 4 + [3.0] * 4 + [1.05, 2.75, 3.1, 0.6, 1.2, 1.2, 1.2, 1.1]
     assert all(row["ours"] > 0 and row["peer"] > 0 for row in measured["rows"])
 
 
