@@ -1,4 +1,4 @@
-"""The main job: model, training loss, schedules, command line, and whole runs on the sample and on real data."""
+"""The main job: schedules, command line, and whole runs on the sample and on real data."""
 
 import dataclasses
 import json
@@ -10,204 +10,17 @@ import torch
 
 import multitask_classifier
 import run_files
-from base_bert import BertConfig, to_published
 from bert import BertModel
 from config import TASKS, TrainConfig, parse_arguments
-from datasets import Batch, Loader, read_examples, tokenize
+from datasets import Loader, read_examples, tokenize
 from errors import UserError
-from multitask_classifier import MultitaskBERT, TrainingLoss, main, plan_steps, training_loss
-from mysmartloss import BregmanProximal
-from optimizer import AdamW
-from training import Learner, Progress
+from multitask_classifier import main, plan_steps
 
-TINY = BertConfig(
-    vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=20
-)
 FAST = ["--max_train_samples=32", "--max_eval_samples=24", "--batch_size=8", "--epochs=1", "--steps_per_epoch=6", "--logging_steps=3"]
-
-
-def tiny_model(seed: int = 0, **kwargs) -> MultitaskBERT:
-    torch.manual_seed(seed)
-    return MultitaskBERT(BertModel(TINY), **kwargs).train()
-
-
-def tiny_batch(task: str, device: str = "cpu") -> Batch:
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(1, 60, (4, 7), generator=generator)
-    mask = torch.arange(7) < torch.tensor([[7], [5], [3], [7]])
-    labels = torch.tensor([0.0, 1.0, 1.0, 0.0])
-    batch = Batch(np.arange(4), ids * mask, None, mask, labels, int(mask.sum()))
-    tensors = {name: getattr(batch, name).to(device) for name in ("input_ids", "attention_mask", "labels")}
-    return dataclasses.replace(batch, **tensors)
-
-
-def losses_of(model: MultitaskBERT, task: str, **settings) -> dict[str, torch.Tensor]:
-    """`training_loss` of the tiny batch, the generator seeded, and a teacher that has begun to lag behind."""
-    bregman = BregmanProximal(model)
-    with torch.no_grad():
-        for parameter in bregman.teacher.parameters():
-            parameter.mul_(0.9)
-    torch.manual_seed(5)
-    device = next(model.parameters()).device.type
-    return training_loss(model, TASKS[task], tiny_batch(task, device), TrainConfig(**settings), bregman)
 
 
 def run(*arguments: str) -> int:
     return main([*map(str, arguments)])
-
-
-# ---------------------------------------------------------------------------------------------------------------------- model
-
-
-def test_mean_pooling_ignores_padding():
-    """Guards against padding entering the sentence vector: scores would depend on a batch's longest row."""
-    model = tiny_model().eval()
-    batch = tiny_batch("sst")
-    whole = model("sst", batch.input_ids, batch.attention_mask)
-    alone = model("sst", batch.input_ids[2:3, :3])
-    torch.testing.assert_close(whole[2:3], alone)
-
-
-@pytest.mark.parametrize(("method", "task", "outputs"), [("sentiment", "sst", 5), ("paraphrase", "para", 1), ("similarity", "sts", 1)])
-def test_predict_methods_use_their_heads(method, task, outputs):
-    """Guards against a head wired to the wrong task."""
-    model, batch = tiny_model().eval(), tiny_batch(task)
-    logits = getattr(model, f"predict_{method}")(batch.input_ids, batch.attention_mask)
-    assert logits.shape == (4, outputs)
-    hidden = model.bert(batch.input_ids, batch.attention_mask)["last_hidden_state"]
-    pooled = torch.stack([row[real].mean(0) for row, real in zip(hidden, batch.attention_mask, strict=True)])
-    torch.testing.assert_close(logits, model.heads[task](pooled))
-
-
-def test_cls_pooling_is_the_pooler():
-    """Guards against `--pooling cls` taking the raw [CLS] state, without BERT's trained pooler."""
-    model, batch = tiny_model(pooling="cls").eval(), tiny_batch("sst")
-    pooled = model.bert(batch.input_ids, batch.attention_mask)["pooler_output"]
-    torch.testing.assert_close(model("sst", batch.input_ids, batch.attention_mask), model.heads["sst"](pooled))
-
-
-# --------------------------------------------------------------------------------------------------------------- training loss
-
-
-@pytest.mark.parametrize("term", ["smart", "bregman", "rdrop"])
-@pytest.mark.parametrize("task", TASKS)
-def test_each_term_reaches_every_encoder_parameter(task, term):
-    """Guards against a regulariser that never reaches backward (`.item()`, a dropped return value, the pooled vector attacked)."""
-    gradients = []
-    for weight in (0.0, 1.0):
-        model = tiny_model(pooling="cls")
-        weights = {"smart_weight": 0.0, "bregman_weight": 0.0, f"{term}_weight": weight}
-        losses_of(model, task, use_smart=True, smart_epsilon=0.1, smart_step_size=0.1, **weights)["total"].backward()
-        gradients.append(to_published({name: parameter.grad for name, parameter in model.bert.named_parameters()}))
-    key_bias = {name for name in gradients[0] if name.endswith("attention.self.key.bias")}  # softmax is invariant to it
-    same = {name for name in gradients[0] if torch.equal(gradients[0][name], gradients[1][name])}
-    assert same - key_bias == set()
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_weight_zero_is_bit_identical_to_no_flag(task):
-    """Guards against a switched-off term that still draws random numbers or changes the gradient."""
-    results = []
-    for settings in ({}, {"use_smart": True, "smart_weight": 0.0, "bregman_weight": {}}):
-        model = tiny_model()
-        losses_of(model, task, **settings)["total"].backward()
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        results.append((gradients, torch.get_rng_state()))
-    (plain, plain_state), (off, off_state) = results
-    assert all(torch.equal(a, b) for a, b in zip(plain, off, strict=True)) and torch.equal(plain_state, off_state)
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_smart_leaves_the_generator_where_it_was(task):
-    """Guards against a run whose later dropout masks depend on whether SMART is on: the two could not be compared."""
-    states = []
-    for settings in ({}, {"use_smart": True}):
-        losses_of(tiny_model(), task, **settings)
-        states.append(torch.get_rng_state())
-    assert torch.equal(*states)
-
-
-def test_the_task_loss_is_the_same_with_and_without_smart():
-    """Guards against embeddings computed twice under different dropout."""
-    losses = [losses_of(tiny_model(), "sst", use_smart=smart)["task"].item() for smart in (False, True)]
-    assert losses[0] == losses[1]
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_a_step_on_the_meta_device(task):
-    """Guards against tensors made on the wrong device, and numbers that wait for the device in every step: only a GPU would show them."""
-    with torch.device("meta"):
-        model = MultitaskBERT(BertModel(TINY)).train()
-    config = TrainConfig(use_smart=True, rdrop_weight=1.0)
-    learner = Learner(TrainingLoss(model, config, BregmanProximal(model)), config)
-    for measure in (True, False):  # on meta a number cannot be had at all: `.item()` raises
-        losses = learner.step(TASKS[task], tiny_batch(task, "meta"), lr=1e-4, beta=0.9, measure=measure)
-    assert {loss.device.type for loss in losses.values()} == {"meta"} and {"smart", "bregman", "rdrop", "grad_norm"} <= losses.keys()
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_narrow_compute_types_leave_embeddings_and_heads_in_fp32(precision):
-    """Guards against perturbations below the resolution of bf16, and scores rounded to its steps."""
-    model, batch, seen = tiny_model().eval(), tiny_batch("sts"), {}
-    for name in ("bert.bert_layers.0.interm_dense", "heads.sts"):
-        model.get_submodule(name).register_forward_hook(lambda module, inputs, output, name=name: seen.update({name: output.dtype}))
-    exact = model("sts", *batch.inputs)
-    model.compute_type = multitask_classifier.COMPUTE_TYPES[precision]
-    embeddings = model.bert.embed(batch.input_ids)
-    logits = model.logits("sts", embeddings, batch.attention_mask)
-    assert embeddings.dtype == torch.float32 and seen == {"bert.bert_layers.0.interm_dense": model.compute_type, "heads.sts": torch.float32}
-    torch.testing.assert_close(logits, exact, rtol=0.02, atol=0.02)
-    assert not torch.equal(logits, exact)
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_the_ascent_works_in_narrow_compute_types(precision):
-    """Guards against a gradient of about 1e-7 that is 0 in fp16: R_s would be that of the first noise."""
-    model, batch = tiny_model(), tiny_batch("sst")
-    model.compute_type = multitask_classifier.COMPUTE_TYPES[precision]
-    settings = {"use_smart": True, "smart_epsilon": 0.1, "smart_step_size": 0.1, "bregman_weight": 0.0}
-    losses = training_loss(model, TASKS["sst"], batch, TrainConfig(**settings), measure=True)
-    assert losses["ascent_gain"] > 2 and losses["delta_ratio"] > 0.01
-
-
-def test_fp16_lowers_its_scale_without_counting_a_bad_batch():
-    """Guards against fp16's first steps, whose scaled gradients overflow on purpose, ending the run or changing a weight."""
-    model, config = tiny_model(), TrainConfig(precision="fp16")
-    model.compute_type = torch.float16
-    learner, progress = Learner(TrainingLoss(model, config), config), Progress()
-    learner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
-    before = [parameter.clone() for parameter in model.parameters()]
-    losses = learner.step(TASKS["sst"], tiny_batch("sst"), lr=1e-3, beta=0.9)
-    progress.add("sst", losses, tiny_batch("sst"), 0.1)
-    progress.check({}, 0, learner.scaler)
-    assert not torch.isfinite(losses["grad_norm"]) and learner.scaler.get_scale() == 2.0**39 and progress.interval.lacks("sst")
-    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
-    for _ in range(39):
-        if torch.isfinite(losses["grad_norm"]):
-            break
-        losses = learner.step(TASKS["sst"], tiny_batch("sst"), lr=1e-3, beta=0.9)
-    assert learner.scaler.get_scale() >= 1 and not torch.equal(before[0], next(model.parameters()))
-
-
-def test_the_learners_step_is_torchs_clipping_and_an_update():
-    """Guards against clipping folded into the update that is not clipping: too long a step, or a short gradient made longer."""
-    ours, theirs = tiny_model(), tiny_model()
-    for model in (ours, theirs):
-        model.eval()  # no dropout
-    for max_grad_norm in (0.01, 100.0):
-        config = TrainConfig(max_grad_norm=max_grad_norm, weight_decay=0.0)
-        learner = Learner(TrainingLoss(ours, config), config)
-        optimizer = AdamW(theirs.parameters(), lr=1e-3)
-        for task in ("sst", "sts", "sst"):
-            batch = tiny_batch(task)
-            losses = learner.step(TASKS[task], batch, lr=1e-3, beta=0.9)
-            TASKS[task].loss(theirs(task, *batch.inputs), batch.labels).backward()
-            norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            torch.testing.assert_close(losses["grad_norm"], norm)
-    for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6, msg=name)
 
 
 # ------------------------------------------------------------------------------------------------------------------- schedules
