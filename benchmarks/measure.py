@@ -69,7 +69,8 @@ class Apart:
         self.wait()
 
     def end(self) -> None:
-        self._pipe.close()
+        with contextlib.suppress(OSError):  # it has ended by itself
+            self._pipe.send(None)
         self._process.join(10)
         self._process.kill()  # if it was still at work
 
@@ -77,11 +78,9 @@ class Apart:
 def _serve(pipe: multiprocessing.connection.Connection, make: Callable[..., Callable[[int], object]], arguments: tuple) -> None:
     contender = make(*arguments)
     pipe.send("ready")
-    with contextlib.suppress(EOFError):  # the other end is closed
-        while True:
-            k = pipe.recv()
-            contender(k)
-            pipe.send("done")
+    while (k := pipe.recv()) is not None:
+        contender(k)
+        pipe.send("done")
 
 
 @contextlib.contextmanager
@@ -100,8 +99,7 @@ def apart(*makers: tuple) -> Iterator[list[Apart]]:
 def take_turns(rounds: int, *contenders: Callable[[int], object], warm_up: int = 1) -> np.ndarray:
     """Calls contender(k) for k = 0, 1, ..., one contender after the other in each round -> wall-clock seconds (rounds, contenders).
 
-    Each contender is first called with its last `warm_up` k, untimed: threads start, and memory is claimed as it has been after some
-    hundred steps of a run.
+    Each contender is first called with its last `warm_up` k, untimed: threads start and memory is claimed.
     """
     for k in range(rounds - warm_up, rounds):
         for contender in contenders:
