@@ -56,26 +56,38 @@ def _correlation(name: str, predictions: np.ndarray, labels: np.ndarray) -> floa
     return float(getattr(stats, name)(predictions, labels).statistic)
 
 
-def predict(logits_fn: Callable[[Batch], Tensor], dataset: TokenizedDataset, batch_size: int, device: torch.device) -> np.ndarray:
-    """`dataset.task.predict` of the logits of every row, in file order: (rows,). The caller puts the model in eval mode.
+def outputs(logits_fn: Callable[[Batch], Tensor], dataset: TokenizedDataset, batch_size: int, device: torch.device) -> Tensor:
+    """The logits (rows,C) of every row, in file order, on the CPU. The caller puts the model in eval mode.
 
-    Several processes take turns at the batches, and each returns the predictions for all.
+    Several processes take turns at the batches, and each returns the logits for all.
     """
 
     @torch.inference_mode()  # in the thread that does the work
-    def predictions_of(batch: Batch) -> Tensor:
-        return dataset.task.predict(logits_fn(batch.to(device)))
+    def logits_of(batch: Batch) -> Tensor:
+        return logits_fn(batch.to(device)).float()
 
     batches = evaluation_batches(dataset, batch_size)[parallel.rank() :: parallel.size()]
     what, silent = f"predicting {dataset.task.name}", parallel.bar_disabled()
     with devices.mapper(device) as apply:
-        outputs = list(tqdm(apply(predictions_of, batches), desc=what, total=len(batches), leave=False, disable=silent))
-    mine = torch.cat(outputs).cpu().numpy() if outputs else np.zeros(0)  # one copy from the device, at the end
-    everyones = parallel.gather((np.concatenate([batch.rows for batch in batches]) if batches else np.zeros(0, int), mine))
-    predictions = np.empty(len(dataset), max((values for _, values in everyones), key=len).dtype)
-    for rows, values in everyones:
-        predictions[rows] = values
-    return predictions
+        parts = list(tqdm(apply(logits_of, batches), desc=what, total=len(batches), leave=False, disable=silent))
+    rows = np.concatenate([np.zeros(0, int), *(batch.rows for batch in batches)])
+    mine = torch.cat(parts).cpu() if parts else torch.zeros(0, dataset.task.num_outputs)  # one copy from the device, at the end
+    logits = torch.empty(len(dataset), dataset.task.num_outputs)
+    for where, values in parallel.gather((rows, mine)):
+        logits[torch.from_numpy(where)] = values
+    return logits
+
+
+def prevalence_shift(logits: Tensor, labels: Tensor) -> float:
+    """What to add to a binary task's logits (rows,1) so that as many rows are above 0 as there are ones in the labels (rows,).
+
+    Rows to predict seldom have the share of ones that training rows had, and the threshold that training leads to fits only these.
+    0 where labels are all alike, which says nothing of a threshold, or logits are not finite.
+    """
+    ones = float(labels.double().mean())
+    if not 0 < ones < 1 or not torch.isfinite(logits).all():
+        return 0.0
+    return -float(np.quantile(logits.squeeze(-1).double().numpy(), 1 - ones))
 
 
 def score(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -84,14 +84,22 @@ def load_pretrained(config: TrainConfig) -> tuple[Tokenizer, BertModel]:
     return tokenizer, bert
 
 
-def save_model(folder: Path, candidates: dict[str, MultitaskBERT], kept: str, tokenizer: Tokenizer, run: dict) -> None:
+def save_model(
+    folder: Path, candidates: dict[str, MultitaskBERT], shifts: dict[str, dict[str, float]], kept: str, tokenizer: Tokenizer, run: dict
+) -> None:
     """A self-contained checkpoint. As a folder it is also a model that `transformers` and --model_name_or_path can read.
 
-    Of student and teacher the one that is kept is the model; the other's weights are saved beside it.
+    Of student and teacher the one that is kept is the model; the other's weights are saved beside it. shifts: by candidate and task,
+    what is added to the bias of a head in the file; the candidates stay as they are.
     """
+
+    def shifted(role: str, prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        biases = {f"{prefix}{task}.bias": shift for task, shift in shifts[role].items()}
+        return weights | {name: weights[name] + shift for name, shift in biases.items()}
+
     model = candidates[kept]
-    tensors = {"model": model.bert.published_weights(), "heads": model.heads.state_dict()}
-    tensors |= {role: candidate.state_dict() for role, candidate in candidates.items() if role != kept}
+    tensors = {"model": model.bert.published_weights(), "heads": shifted(kept, "", model.heads.state_dict())}
+    tensors |= {role: shifted(role, "heads.", candidate.state_dict()) for role, candidate in candidates.items() if role != kept}
     records = {"config": model.bert.config.to_dict(), "tokenizer": json.loads(tokenizer.to_str()), "run": run}
     save_checkpoint(folder, Checkpoint(tensors, records))
 

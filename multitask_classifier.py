@@ -113,15 +113,19 @@ class TrainingLoss(nn.Module):
 
 
 class Evaluation(NamedTuple):
-    """scores: by task, then by metric. predictions: by task, in file order. mean: of the tasks' main metrics."""
+    """scores: by task, then by metric. predictions: by task, in file order. mean: of the tasks' main metrics.
+
+    shifts: by task whose head's bias was fitted, `shift` and the main metric without it.
+    """
 
     scores: dict[str, dict]
     predictions: dict[str, np.ndarray]
     mean: float
+    shifts: dict[str, dict[str, float]]
 
 
-def predict(model: MultitaskBERT, dataset: TokenizedDataset, config: TrainConfig) -> np.ndarray:
-    """Predictions (rows,) in file order, without dropout; the model is left in eval mode."""
+def outputs(model: MultitaskBERT, dataset: TokenizedDataset, config: TrainConfig) -> Tensor:
+    """Logits (rows,C) in file order, on the CPU, without dropout; the model is left in eval mode."""
     model.eval()
 
     def logits(batch: Batch) -> Tensor:
@@ -129,19 +133,34 @@ def predict(model: MultitaskBERT, dataset: TokenizedDataset, config: TrainConfig
 
     device = next(model.parameters()).device
     rows = config.batch_size * (1 if device.type == "cpu" else 2)  # a GPU has room for more without gradients, a CPU's caches have not
-    return evaluation.predict(logits, dataset, rows, device)
+    return evaluation.outputs(logits, dataset, rows, device)
 
 
-def evaluate(model: MultitaskBERT, datasets: list[TokenizedDataset], config: TrainConfig, trained: Sequence[str]) -> Evaluation:
-    """Scores and predictions on labelled data; tasks that the model was not trained on are marked."""
-    scores, predictions = {}, {}
+def predict(model: MultitaskBERT, dataset: TokenizedDataset, config: TrainConfig) -> np.ndarray:
+    """Predictions (rows,) in file order."""
+    return dataset.task.predict(outputs(model, dataset, config)).numpy()
+
+
+def evaluate(
+    model: MultitaskBERT, datasets: list[TokenizedDataset], config: TrainConfig, trained: Sequence[str], fit: bool = False
+) -> Evaluation:
+    """Scores and predictions on labelled data; tasks that the model was not trained on are marked.
+
+    With `fit`, predictions are those that the model will give once the biases of trained heads are shifted as their tasks say.
+    """
+    scores, predictions, shifts = {}, {}, {}
     for dataset in datasets:
-        name = dataset.task.name
-        predictions[name] = predict(model, dataset, config)
-        scores[name] = evaluation.score(dataset.task, predictions[name], dataset.labels.numpy())
+        task, name, labels = dataset.task, dataset.task.name, dataset.labels.numpy()
+        logits = outputs(model, dataset, config)
+        if fit and task.fit_shift and name in trained:
+            without = task.metrics[task.main_metric](task.predict(logits).numpy(), labels)
+            shifts[name] = {"shift": task.fit_shift(logits, dataset.labels), f"{task.main_metric}_without": without}
+            logits = logits + shifts[name]["shift"]
+        predictions[name] = task.predict(logits).numpy()
+        scores[name] = evaluation.score(task, predictions[name], labels)
         if name not in trained:
             scores[name]["trained"] = False
-    return Evaluation(scores, predictions, statistics.fmean(scores[name][TASKS[name].main_metric] for name in scores))
+    return Evaluation(scores, predictions, statistics.fmean(scores[name][TASKS[name].main_metric] for name in scores), shifts)
 
 
 def write_all_predictions(config: TrainConfig, folder: Path, split: str, datasets: list[TokenizedDataset], predictions: dict) -> list[Path]:
@@ -167,19 +186,21 @@ def score_epoch(
 ) -> None:
     """Score student and teacher on dev; if the better of those that --keep allows is the best so far, save it and its predictions."""
     dev = [data[task, "dev"] for task in config.eval_tasks]
-    evaluations = {role: evaluate(candidate, dev, config, config.tasks) for role, candidate in models.items()}
+    evaluations = {role: evaluate(candidate, dev, config, config.tasks, fit=True) for role, candidate in models.items()}
     for role, result in evaluations.items():
         models[role].train()
         for task, scores in result.scores.items():
-            diary.write(f"{'dev' if role == 'student' else 'teacher'}/{task}", now.step, scores)
+            diary.write(f"{'dev' if role == 'student' else 'teacher'}/{task}", now.step, scores | result.shifts.get(task, {}))
     kept = max(evaluations if config.keep == "best" else [config.keep], key=lambda role: evaluations[role].mean)
     if now.best is None or evaluations[kept].mean > now.best["dev_mean"]:
         now.best = {"best_step": now.step, "dev": evaluations[kept].scores, "dev_mean": evaluations[kept].mean}
+        now.best["fitted_on_dev"] = evaluations[kept].shifts
         if len(models) > 1:
             now.best |= {"kept": kept} | {f"dev_{role}": result.scores for role, result in evaluations.items()}
+        biases = {role: {task: fit["shift"] for task, fit in result.shifts.items()} for role, result in evaluations.items()}
         if parallel.rank() == 0:
             with now.saving():
-                save_model(folder / "best", models, kept, tokenizer, run | now.best)
+                save_model(folder / "best", models, biases, kept, tokenizer, run | now.best)
         write_all_predictions(config, folder, "dev", dev, evaluations[kept].predictions)
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from config import TASKS
 from datasets import TokenizedDataset
 from errors import UserError
-from evaluation import accuracy, macro_f1, pearson, predict, score, spearman, write_predictions
+from evaluation import accuracy, macro_f1, outputs, pearson, prevalence_shift, score, spearman, write_predictions
 
 CPU = torch.device("cpu")
 
@@ -137,19 +137,47 @@ def test_predictions_are_in_file_order(task, batch_size):
     """Guards against predictions left in the order of the batches, where every row would get another row's score."""
     lengths = np.random.default_rng(0).permutation(20) % 9 + 1
     rows = [[1000 + i] * int(length) for i, length in enumerate(lengths)]
-    outputs = TASKS[task].num_outputs
+    width = TASKS[task].num_outputs
 
     def logits(batch):
         assert not torch.is_grad_enabled()
         totals = batch.input_ids.sum(1) if batch.attention_mask is None else (batch.input_ids * batch.attention_mask).sum(1)
-        if outputs > 1:
-            return F.one_hot(totals % outputs, outputs).float()
+        if width > 1:
+            return F.one_hot(totals % width, width).float()
         return (totals % 7 - 3.5)[:, None]
 
-    predictions = predict(logits, dataset_of(task, rows), batch_size, CPU)
+    predictions = TASKS[task].predict(outputs(logits, dataset_of(task, rows), batch_size, CPU)).numpy()
     totals = np.array([sum(row) for row in rows])
-    by_hand = {"para": totals % 7 > 3, "sts": totals % 7 - 3.5}.get(task, totals % outputs)
+    by_hand = {"para": totals % 7 > 3, "sts": totals % 7 - 3.5}.get(task, totals % width)
     assert predictions.shape == (20,) and np.array_equal(predictions, by_hand)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "expected"),
+    [
+        ([0.0, 1.0, 2.0, 3.0, 4.0], [1, 0, 0, 0, 0], -3.2),  # above 0 stays the 4: numpy's quantile at .8 of the way
+        ([4.0, 0.0, 3.0, 2.0, 1.0], [1, 1, 1, 0, 1], -0.8),
+        ([-3.0, 5.0], [0, 1], -1.0),
+        ([1.0, 2.0], [1, 1], 0.0),
+        ([1.0, 2.0], [0, 0], 0.0),
+        ([1.0, math.nan], [1, 0], 0.0),
+        ([1.0, math.inf], [1, 0], 0.0),
+    ],
+)
+def test_prevalence_shift_by_hand(logits, labels, expected):
+    """Guards against a shift of the wrong sign, and against one that is not a number, which would be saved in the head."""
+    assert prevalence_shift(torch.tensor(logits)[:, None], torch.tensor(labels)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("ones", [1, 40, 366, 998])
+def test_prevalence_shift_makes_as_many_ones_as_there_are(seed, ones):
+    """Guards against counts that are off by some, and against a fit to which rows are ones: only their number may count."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(999, 1, generator=generator) * 3 + 1
+    labels = (torch.arange(999) < ones).float()
+    shift = prevalence_shift(logits, labels)
+    assert (logits + shift > 0).sum() == ones and shift == prevalence_shift(logits, labels.flip(0))
 
 
 HEADERS = {"sst": "Predicted_Sentiment", "cfimdb": "Predicted_Sentiment", "para": "Predicted_Is_Paraphrase", "sts": "Predicted_Similiary"}

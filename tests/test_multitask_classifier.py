@@ -11,6 +11,7 @@ import torch
 import multitask_classifier
 import run_files
 from bert import BertModel
+from checkpoint import load_checkpoint, save_checkpoint
 from config import TASKS, TrainConfig, parse_arguments
 from datasets import Loader, read_examples, tokenize
 from errors import UserError
@@ -216,6 +217,25 @@ def test_evaluate_repeats_the_scores_from_a_moved_folder(sample_run, tmp_path, m
         assert file.read_bytes() == (tmp_path / "again" / "predictions" / file.name).read_bytes()
 
 
+def test_the_threshold_fitted_on_dev_is_in_the_saved_head_and_nowhere_else(sample_run):
+    """Guards against test predictions at another threshold than the dev score's, and against a training run that dev labels reach."""
+    results = json.loads((sample_run / "results.json").read_text())
+    data = run_files.HERE / "data" / "sample"
+    assert list(results["fitted_on_dev"]) == ["para"]  # neither the classes of sst nor the scores of sts have a threshold
+    fitted = results["fitted_on_dev"]["para"]
+    labels = {example.id: example.label for example in read_examples(data / TASKS["para"].filename("dev"), TASKS["para"])}
+    lines = (sample_run / "predictions" / "para-dev-output.csv").read_text().splitlines()[1:]
+    predicted = {id: float(value) for id, value in (line.split(" , ") for line in lines)}
+    assert sum(predicted.values()) == sum(labels[id] for id in predicted)  # as many ones as there are
+    best, last = (load_checkpoint(sample_run / name) for name in ("best", "last"))
+    trained = last.tensors[best.records["run"]["kept"]]
+    assert results["best_step"] == last.records["progress"]["step"]  # or the two would be of different steps
+    for task in TASKS:
+        shift = fitted["shift"] if task == "para" else 0.0
+        torch.testing.assert_close(best.tensors["heads"][f"{task}.bias"], trained[f"heads.{task}.bias"] + shift)
+    assert fitted["shift"] != 0 and 0 <= fitted["accuracy_without"] <= 1
+
+
 def test_predict_needs_the_checkpoint_alone(sample_run, tmp_path, monkeypatch):
     """Guards against predictions of a moved model that are not those of the run it was made in."""
     moved, tests = tmp_path / "moved", run_files.HERE / "data" / "sample"
@@ -323,8 +343,6 @@ def test_real_data_is_learned(course_data, tmp_path, task, metric, floor, extra)
 
 def test_unusable_checkpoint_settings_are_refused(sample_run, tmp_path):
     """Guards against loading a folder that is a checkpoint of something else."""
-    from checkpoint import load_checkpoint, save_checkpoint
-
     saved = load_checkpoint(sample_run / "best")
     del saved.records["run"]["config"]
     save_checkpoint(tmp_path / "other", saved)
