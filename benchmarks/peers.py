@@ -1,11 +1,11 @@
-"""What a user would pick instead, on the same weights: `transformers`, `torch.optim`, `csv`, `smart-pytorch`.
+"""What a user would pick instead, on the same weights: `transformers`, `sentence-transformers`, `torch.optim`, `csv`, `smart-pytorch`.
 
 Written as a careful user of these would, and where there is a choice, the faster one: fused AdamW, no pooler, lists read by `csv.reader`.
 B batch, T tokens, H hidden, C outputs.
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +122,18 @@ def predict(
     predictions = np.empty_like(sorted_predictions)
     predictions[order] = sorted_predictions
     return predictions
+
+
+def sentence_transformers_predict(task: Task) -> Callable[[list[Example]], np.ndarray]:
+    """From texts to the vectors (rows,H) of sentences, or to the scores (rows,) of pairs, by the package's own classes and their defaults.
+
+    The encoder has our weights; a score comes from a new head on the pooler.
+    """
+    import sentence_transformers  # imported late, into a process of its own: seconds that no other row is to wait for
+
+    folder = str(find_pretrained("minilm", "config.json").parent)
+    if len(task.text_columns) == 1:
+        vectors = sentence_transformers.SentenceTransformer(folder, device="cpu", local_files_only=True)
+        return lambda examples: vectors.encode([example.texts[0] for example in examples])
+    scores = sentence_transformers.CrossEncoder(folder, num_labels=1, device="cpu", local_files_only=True)
+    return lambda examples: scores.predict([example.texts for example in examples])

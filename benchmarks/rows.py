@@ -32,6 +32,7 @@ from training import Learner
 HERE = Path(__file__).resolve().parent
 MAX_LENGTH = 256  # tokens
 MAX_ROWS = 20_000  # of a training file; each of several processes reads it
+PREDICTED_ROWS = 1_600  # of a test file
 MIXED = ("sst", "para", "sts")
 PLAIN = TrainConfig()
 SMART = TrainConfig(use_smart=True, bregman_weight=0.0)
@@ -220,9 +221,9 @@ def rate(setting: Setting) -> list[Measurement]:
 
 
 def unlabelled_parts(setting: Setting, name: str) -> list[list[Example]]:
-    """A test file, or a sample of it, in `GROUPS` parts."""
+    """`PREDICTED_ROWS` of a test file in `GROUPS` parts."""
     examples = read_examples(setting.path(name, "test"), TASKS[name], labelled=False)
-    examples = sample_rows(examples, max(GROUPS, setting.count(len(examples))))
+    examples = sample_rows(examples, max(GROUPS, setting.count(PREDICTED_ROWS)))
     return [examples[k::GROUPS] for k in range(GROUPS)]
 
 
@@ -239,14 +240,22 @@ def peer_prediction(setting: Setting, name: str) -> Callable[[int], np.ndarray]:
     return lambda k: peers.predict(peer, tokenizer, TASKS[name], parts[k], PLAIN.batch_size, MAX_LENGTH)
 
 
+def sentence_transformers_prediction(setting: Setting, name: str) -> Callable[[int], np.ndarray]:
+    """From texts to vectors or scores."""
+    predict, parts = peers.sentence_transformers_predict(TASKS[name]), unlabelled_parts(setting, name)
+    return lambda k: predict(parts[k])
+
+
 def prediction(setting: Setting) -> list[Measurement]:
     """Rows/s of the test files of SST (sentences) and Quora (pairs), from text to predictions; sorted by length, 32 rows a batch."""
     measured = []
+    others = {"sentence-transformers": sentence_transformers_prediction, "a transformers loop": peer_prediction}
     for name in ("sst", "para"):
-        with apart((our_prediction, setting, name), (peer_prediction, setting, name)) as contenders:
+        with apart(*((make, setting, name) for make in (our_prediction, *others.values()))) as contenders:
             seconds = take_turns(GROUPS, *contenders)
         rows = np.array([[len(part)] for part in unlabelled_parts(setting, name)])
-        measured.append(compare(f"prediction: {name}", "rows/s", Goal("speed", 1.2), seconds, rows))
+        for place, other in enumerate(others, start=1):
+            measured.append(compare(f"prediction: {name}, {other}", "rows/s", Goal("speed", 1.2), seconds[:, [0, place]], rows))
     return measured
 
 
