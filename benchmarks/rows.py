@@ -199,22 +199,25 @@ def products(hidden: int, intermediate: int, tokens: int) -> Callable[[], None]:
 
 
 def rate(setting: Setting) -> list[Measurement]:
-    """Useful arithmetic of training, 6 x parameters of the layers x real tokens, beside what the bare matrix products reach."""
-    ours, _ = new_models()
-    learner, batches, shape = new_learner(ours), mixed_batches(setting, setting.count(6)), ours.bert.config
-    tokens = 800  # of a batch, about
+    """Useful arithmetic of training, with and without SMART: flops per parameter of the layers and real token, beside bare products."""
+    learners, batches = [new_learner(new_models()[0], config) for config in (PLAIN, SMART)], mixed_batches(setting, setting.count(4))
+    bert, tokens = learners[0].model.bert, 800  # of a batch, about
+    shape, encoder = bert.config, sum(parameter.numel() for parameter in bert.bert_layers.parameters())
     multiply = products(shape.hidden_size, shape.intermediate_size, tokens)
-    encoder = sum(parameter.numel() for parameter in ours.bert.bert_layers.parameters())
     matrices = 4 * shape.hidden_size**2 + 2 * shape.hidden_size * shape.intermediate_size  # parameters of one layer's products
     seconds = take_turns(
         len(batches),
-        lambda k: our_step(learner, *batches[k]),
+        *(lambda k, learner=learner: our_step(learner, *batches[k]) for learner in learners),
         lambda k: [multiply() for _ in range(shape.num_hidden_layers)],
     )
     real = np.array([dataset.lengths[rows].sum() for dataset, rows in batches])
     bare = np.full_like(real, tokens * matrices * shape.num_hidden_layers)
-    work = 6e-9 * np.stack([real * encoder, bare], axis=1)  # (steps, 2) GFLOP: a product's flops are 2 forward, 4 backward per parameter
-    return [compare("useful arithmetic / bare products", "GFLOP/s", Goal("speed", 0.60), seconds, work)]
+    # (steps, 3) GFLOP. Per parameter and token 2 forward, 4 backward; SMART: three passes forward, two backward whole, one to its input
+    work = 1e-9 * np.stack([6 * real * encoder, 16 * real * encoder, 6 * bare], axis=1)
+    return [
+        compare(f"{what} / bare products", "GFLOP/s", Goal("speed", 0.60), seconds[:, [place, 2]], work[:, [place, 2]])
+        for place, what in enumerate(("useful arithmetic", "useful arithmetic with SMART"))
+    ]
 
 
 # -------------------------------------------------------------------------------------------------------------------- the rest

@@ -130,7 +130,7 @@ def test_program(tmp_path, capsys):
     main(["--data_dir", str(SAMPLE), "--only", *names, "--scale", "0.01", "--batch_size", "2", "--output", str(output)])
     assert "AdamW step, 22.7 M parameters" in capsys.readouterr().out
     measured = json.loads(output.read_text())
-    assert [row["goal"]["bound"] for row in measured["rows"]] == [2.5] * 4 + [3.0] * 4 + [1.05, 2.75, 3.1, 0.6] + [1.2] * 5 + [1.1]
+    assert [row["goal"]["bound"] for row in measured["rows"]] == [2.5] * 4 + [3.0] * 4 + [1.05, 2.75, 3.1, 0.6, 0.6] + [1.2] * 5 + [1.1]
     assert all(row["ours"] > 0 and row["peer"] > 0 for row in measured["rows"])
 
 
