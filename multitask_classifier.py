@@ -142,17 +142,17 @@ def predict(model: MultitaskBERT, dataset: TokenizedDataset, config: TrainConfig
 
 
 def evaluate(
-    model: MultitaskBERT, datasets: list[TokenizedDataset], config: TrainConfig, trained: Sequence[str], fit: bool = False
+    model: MultitaskBERT, datasets: list[TokenizedDataset], config: TrainConfig, trained: Sequence[str], shift_heads: bool = False
 ) -> Evaluation:
     """Scores and predictions on labelled data; tasks that the model was not trained on are marked.
 
-    With `fit`, predictions are those that the model will give once the biases of trained heads are shifted as their tasks say.
+    With `shift_heads`, predictions are those that the model will give once the biases of trained heads are shifted as their tasks say.
     """
     scores, predictions, shifts = {}, {}, {}
     for dataset in datasets:
         task, name, labels = dataset.task, dataset.task.name, dataset.labels.numpy()
         logits = outputs(model, dataset, config)
-        if fit and task.fit_shift and name in trained:
+        if shift_heads and task.fit_shift and name in trained:
             without = task.metrics[task.main_metric](task.predict(logits).numpy(), labels)
             shifts[name] = {"shift": task.fit_shift(logits, dataset.labels), f"{task.main_metric}_without": without}
             logits = logits + shifts[name]["shift"]
@@ -186,7 +186,7 @@ def score_epoch(
 ) -> None:
     """Score student and teacher on dev; if the better of those that --keep allows is the best so far, save it and its predictions."""
     dev = [data[task, "dev"] for task in config.eval_tasks]
-    evaluations = {role: evaluate(candidate, dev, config, config.tasks, fit=True) for role, candidate in models.items()}
+    evaluations = {role: evaluate(candidate, dev, config, config.tasks, shift_heads=True) for role, candidate in models.items()}
     for role, result in evaluations.items():
         models[role].train()
         for task, scores in result.scores.items():
@@ -197,7 +197,7 @@ def score_epoch(
         now.best["fitted_on_dev"] = evaluations[kept].shifts
         if len(models) > 1:
             now.best |= {"kept": kept} | {f"dev_{role}": result.scores for role, result in evaluations.items()}
-        biases = {role: {task: fit["shift"] for task, fit in result.shifts.items()} for role, result in evaluations.items()}
+        biases = {role: {task: fitted["shift"] for task, fitted in result.shifts.items()} for role, result in evaluations.items()}
         if parallel.rank() == 0:
             with now.saving():
                 save_model(folder / "best", models, biases, kept, tokenizer, run | now.best)

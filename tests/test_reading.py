@@ -10,12 +10,7 @@ import pytest
 import torch
 
 from config import TASKS
-from datasets import (
-    Example,
-    read_examples,
-    sample_rows,
-    tokenize,
-)
+from datasets import Example, read_examples, sample_rows, tokenize
 from errors import UserError
 
 HOME = Path(__file__).resolve().parent.parent
