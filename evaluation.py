@@ -78,14 +78,18 @@ def outputs(logits_fn: Callable[[Batch], Tensor], dataset: TokenizedDataset, bat
     return logits
 
 
+MIN_SHIFT_ROWS = 200  # the share of ones in fewer has a standard error of 3.5 points and more
+
+
 def prevalence_shift(logits: Tensor, labels: Tensor) -> float:
     """What to add to a binary task's logits (rows,1) so that as many rows are above 0 as there are ones in the labels (rows,).
 
     Rows to predict seldom have the share of ones that training rows had, and the threshold that training leads to fits only these.
-    0 where labels are all alike, which says nothing of a threshold, or logits are not finite.
+    0 where there are fewer than MIN_SHIFT_ROWS rows, where labels are all alike, which says nothing of a threshold, or where logits are
+    not finite.
     """
     ones = float(labels.double().mean())
-    if not 0 < ones < 1 or not torch.isfinite(logits).all():
+    if len(labels) < MIN_SHIFT_ROWS or not 0 < ones < 1 or not torch.isfinite(logits).all():
         return 0.0
     return -float(np.quantile(logits.squeeze(-1).double().numpy(), 1 - ones))
 

@@ -12,6 +12,7 @@ import sklearn.metrics
 import torch
 import torch.nn.functional as F
 
+import evaluation
 from config import TASKS
 from datasets import TokenizedDataset
 from errors import UserError
@@ -164,8 +165,9 @@ def test_predictions_are_in_file_order(task, batch_size):
         ([1.0, math.inf], [1, 0], 0.0),
     ],
 )
-def test_prevalence_shift_by_hand(logits, labels, expected):
+def test_prevalence_shift_by_hand(logits, labels, expected, monkeypatch):
     """Guards against a shift of the wrong sign, and against one that is not a number, which would be saved in the head."""
+    monkeypatch.setattr(evaluation, "MIN_SHIFT_ROWS", 2)
     assert prevalence_shift(torch.tensor(logits)[:, None], torch.tensor(labels)) == pytest.approx(expected)
 
 
@@ -178,6 +180,13 @@ def test_prevalence_shift_makes_as_many_ones_as_there_are(seed, ones):
     labels = (torch.arange(999) < ones).float()
     shift = prevalence_shift(logits, labels)
     assert (logits + shift > 0).sum() == ones and shift == prevalence_shift(logits, labels.flip(0))
+
+
+@pytest.mark.parametrize("rows", [199, 200])
+def test_prevalence_shift_needs_200_rows(rows):
+    """Guards against a threshold that the chance of a few dozen rows has set: the sample's dev file has 50."""
+    logits, labels = torch.ones(rows, 1), (torch.arange(rows) < 70).float()
+    assert (prevalence_shift(logits, labels) == 0) == (rows < 200)
 
 
 HEADERS = {"sst": "Predicted_Sentiment", "cfimdb": "Predicted_Sentiment", "para": "Predicted_Is_Paraphrase", "sts": "Predicted_Similiary"}

@@ -1,6 +1,7 @@
 """The main job: schedules, command line, and whole runs on the sample and on real data."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import evaluation
 import multitask_classifier
 import run_files
 from bert import BertModel
@@ -164,7 +166,8 @@ def sample_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("SMART_BERT_DATA_DIR", raising=False)
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
-        assert run("--use_smart", *FAST, "--output_dir", folder) == 0
+        patch.setattr(evaluation, "MIN_SHIFT_ROWS", 1)
+        assert run("--use_smart", "--bregman_beta", 0.5, *FAST, "--output_dir", folder) == 0
     return folder
 
 
@@ -228,12 +231,18 @@ def test_the_threshold_fitted_on_dev_is_in_the_saved_head_and_nowhere_else(sampl
     predicted = {id: float(value) for id, value in (line.split(" , ") for line in lines)}
     assert sum(predicted.values()) == sum(labels[id] for id in predicted)  # as many ones as there are
     best, last = (load_checkpoint(sample_run / name) for name in ("best", "last"))
-    trained = last.tensors[best.records["run"]["kept"]]
     assert results["best_step"] == last.records["progress"]["step"]  # or the two would be of different steps
-    for task in TASKS:
-        shift = fitted["shift"] if task == "para" else 0.0
-        torch.testing.assert_close(best.tensors["heads"][f"{task}.bias"], trained[f"heads.{task}.bias"] + shift)
-    assert fitted["shift"] != 0 and 0 <= fitted["accuracy_without"] <= 1
+    kept = best.records["run"]["kept"]
+    other = {"student": "teacher", "teacher": "student"}[kept]  # saved under its role, at a threshold of its own
+    diary = [json.loads(line) for line in (sample_run / "metrics.jsonl").read_text().splitlines()]
+    shifts = {kind: record["shift"] for record in diary if (kind := record["kind"]) in ("dev/para", "teacher/para")}
+    fits = {kept: fitted["shift"], other: shifts["dev/para" if other == "student" else "teacher/para"]}
+    saved = {kept: {f"heads.{name}": bias for name, bias in best.tensors["heads"].items()}, other: best.tensors[other]}
+    for role, task in itertools.product(fits, TASKS):
+        shift = fits[role] if task == "para" else 0.0
+        name = f"heads.{task}.bias"
+        torch.testing.assert_close(saved[role][name], last.tensors[role][name] + shift)
+    assert all(fits.values()) and fits[kept] != fits[other] and 0 <= fitted["accuracy_without"] <= 1
 
 
 def test_predict_needs_the_checkpoint_alone(sample_run, tmp_path, monkeypatch):
