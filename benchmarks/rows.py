@@ -32,7 +32,7 @@ from training import Learner
 HERE = Path(__file__).resolve().parent
 MAX_LENGTH = 256  # tokens
 MAX_ROWS = 20_000  # of a training file; each of several processes reads it
-PREDICTED_ROWS = 1_600  # of a test file
+PREDICTED_ROWS = 1_200  # of a test file
 MIXED = ("sst", "para", "sts")
 PLAIN = TrainConfig()
 SMART = TrainConfig(use_smart=True, bregman_weight=0.0)
