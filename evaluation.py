@@ -78,7 +78,7 @@ def outputs(logits_fn: Callable[[Batch], Tensor], dataset: TokenizedDataset, bat
     return logits
 
 
-MIN_SHIFT_ROWS = 200  # the share of ones in fewer has a standard error of 3.5 points and more
+MIN_SHIFT_ROWS = 200  # in fewer, a share of ones about one half has a standard error above 3.5 points
 
 
 def prevalence_shift(logits: Tensor, labels: Tensor) -> float:

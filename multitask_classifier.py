@@ -197,10 +197,10 @@ def score_epoch(
         now.best["fitted_on_dev"] = evaluations[kept].shifts
         if len(models) > 1:
             now.best |= {"kept": kept} | {f"dev_{role}": result.scores for role, result in evaluations.items()}
-        biases = {role: {task: fitted["shift"] for task, fitted in result.shifts.items()} for role, result in evaluations.items()}
+        shifts = {role: {task: fitted["shift"] for task, fitted in result.shifts.items()} for role, result in evaluations.items()}
         if parallel.rank() == 0:
             with now.saving():
-                save_model(folder / "best", models, biases, kept, tokenizer, run | now.best)
+                save_model(folder / "best", models, shifts, kept, tokenizer, run | now.best)
         write_all_predictions(config, folder, "dev", dev, evaluations[kept].predictions)
 
 
