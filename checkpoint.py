@@ -1,7 +1,10 @@
-"""Folders of tensors (safetensors) and records (JSON), written whole or not at all, and never trusted on the way back. No pickle.
+"""Folders of tensors (safetensors) and records (JSON), written whole or not at all, and never trusted on the
+way back. No pickle.
 
-A checkpoint folder holds `<name>.safetensors` and `<name>.json` files, and `manifest.json` with the SHA-256 of each.
-Knows tensors and dicts, no model class. Not handled: tensors sharded over files, remote file systems without rename.
+A checkpoint folder holds `<name>.safetensors` and `<name>.json` files, and `manifest.json` with the SHA-256
+of each.
+Knows tensors and dicts, no model class. Not handled: tensors sharded over files, remote file systems without
+rename.
 """
 
 import contextlib
@@ -41,7 +44,8 @@ class Checkpoint:
 def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
     """Write the folder, replacing an older one only when every byte of the new one is on disk.
 
-    A crash at any moment leaves the old folder or the new one whole, under `folder` or (between two renames) `<folder>.old`.
+    A crash at any moment leaves the old folder or the new one whole, under `folder` or (between two renames)
+    `<folder>.old`.
     Raises UserError if it cannot be written; the older one is then untouched.
     """
     folder = Path(folder).absolute()
@@ -73,8 +77,12 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(new, ignore_errors=True)
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise UserError(f"{folder}: cannot write the checkpoint ({reason}); an earlier one is untouched") from None
-    with contextlib.suppress(OSError):  # the new one is in place; this only makes sure of it against a power cut
+        raise UserError(
+            f"{folder}: cannot write the checkpoint ({reason}); an earlier one is untouched"
+        ) from None
+    with contextlib.suppress(
+        OSError
+    ):  # the new one is in place; this only makes sure of it against a power cut
         _sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -85,7 +93,8 @@ def has_checkpoint(folder: str | Path) -> bool:
 
 
 def load_checkpoint(folder: str | Path, endings: Sequence[str] = ("json", "safetensors")) -> Checkpoint:
-    """Read a folder back, or only its files with these endings, verifying every checksum before anything is parsed.
+    """Read a folder back, or only its files with these endings, verifying every checksum before anything is
+    parsed.
 
     Raises UserError naming the file that is missing, changed, truncated or not what it should be.
     """
@@ -102,7 +111,9 @@ def load_checkpoint(folder: str | Path, endings: Sequence[str] = ("json", "safet
             continue
         data = read_bytes(folder / file, "the checkpoint is incomplete")
         if hashlib.sha256(data).hexdigest() != digest:
-            raise UserError(f"{folder / file}: damaged, its checksum is not the one in {MANIFEST}; use another checkpoint")
+            raise UserError(
+                f"{folder / file}: damaged, its checksum is not the one in {MANIFEST}; use another checkpoint"
+            )
         if ending == "json":
             checkpoint.records[stem] = parse_json(folder / file, data)
             continue
@@ -116,7 +127,9 @@ def load_checkpoint(folder: str | Path, endings: Sequence[str] = ("json", "safet
 def _write(path: Path, content: bytes | dict[str, Tensor]) -> str:
     """Write and fsync bytes, or tensors as safetensors; returns the file's SHA-256."""
     if isinstance(content, dict):
-        safetensors.torch.save_file(content, path, metadata={"format": "pt"})  # making the bytes first took most of the time
+        safetensors.torch.save_file(
+            content, path, metadata={"format": "pt"}
+        )  # making the bytes first took most of the time
     else:
         path.write_bytes(content)
     with open(path, "rb+") as file:
@@ -126,7 +139,8 @@ def _write(path: Path, content: bytes | dict[str, Tensor]) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make renames and new names in a folder durable, where the system lets folders be opened (Windows doesn't)."""
+    """Make renames and new names in a folder durable, where the system lets folders be opened (Windows
+    doesn't)."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -135,29 +149,41 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-# ------------------------------------------------------------------------------------------------------------- training state
+# ----------------------------------------------------------------------------------- training state
 
 
-def training_state(modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, device: torch.device) -> tuple[dict, dict]:
-    """(tensors, record) of everything that decides how training goes on: weights, optimizer, every random generator of every process."""
+def training_state(
+    modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, device: torch.device
+) -> tuple[dict, dict]:
+    """(tensors, record) of everything that decides how training goes on: weights, optimizer, every random
+    generator of every process."""
     tensors = {role: module.state_dict() for role, module in modules.items()}
     moments = optimizer.state_dict()["state"]
-    tensors["optimizer"] = {f"{i}.{key}": torch.as_tensor(value) for i, state in moments.items() for key, value in state.items()}
+    tensors["optimizer"] = {
+        f"{i}.{key}": torch.as_tensor(value) for i, state in moments.items() for key, value in state.items()
+    }
     generators = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
         generators[device.type] = torch.get_device_module(device).get_rng_state()
     everyones = enumerate(parallel.gather(generators))
-    tensors["random"] = {f"{name}.{rank}": state for rank, states in everyones for name, state in states.items()}
+    tensors["random"] = {
+        f"{name}.{rank}": state for rank, states in everyones for name, state in states.items()
+    }
     name, keys, *rest = np.random.get_state()
     return tensors, {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest]}
 
 
 def restore_training_state(
-    tensors: dict, record: dict, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, device: torch.device
+    tensors: dict,
+    record: dict,
+    modules: dict[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
 ) -> None:
     """Inverse of `training_state`, in place.
 
-    Raises LookupError, RuntimeError, TypeError, ValueError, AttributeError or OverflowError if it is another model's or none.
+    Raises LookupError, RuntimeError, TypeError, ValueError, AttributeError or OverflowError if it is another
+    model's or none.
     """
     for role, module in modules.items():
         module.load_state_dict(tensors[role])
@@ -183,7 +209,8 @@ def restore_training_state(
 
 
 class StopSignal:
-    """Within, Ctrl-C and SIGTERM only leave their number in `received`, so that a step can be finished; a second one acts at once."""
+    """Within, Ctrl-C and SIGTERM only leave their number in `received`, so that a step can be finished; a
+    second one acts at once."""
 
     def __init__(self):
         self.received = None
@@ -191,7 +218,9 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {
+                number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def __exit__(self, *_) -> None:

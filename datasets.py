@@ -2,7 +2,8 @@
 
 One path serves one sentence or two, with labels or without.
 
-B batch, T tokens. Not handled: streaming from disk, any layout but the course's (tab-separated with CSV quoting and a header).
+B batch, T tokens. Not handled: streaming from disk, any layout but the course's (tab-separated with CSV
+quoting and a header).
 The name shadows Hugging Face's `datasets`, which nothing in this project imports.
 """
 
@@ -30,8 +31,10 @@ MAX_BAD_SHARE = 0.01  # of a labelled file's rows; above it the file is not what
 class Task:
     """All that distinguishes one task from another, so that no code asks which task it has.
 
-    loss(logits (B,C), labels (B,)) and divergence(logits, logits) are batch means; predict turns logits (B,C) into (B,) values;
-    metrics are functions of (predictions, labels), the first of them the one that counts in the mean dev score.
+    loss(logits (B,C), labels (B,)) and divergence(logits, logits) are batch means; predict turns logits (B,C)
+    into (B,) values;
+    metrics are functions of (predictions, labels), the first of them the one that counts in the mean dev
+    score.
     """
 
     name: str
@@ -45,7 +48,9 @@ class Task:
     metrics: dict[str, Callable[[np.ndarray, np.ndarray], float]]
     file_stem: str  # <stem>-train.csv, <stem>-dev.csv, <stem>-test-student.csv
     prediction_column: str  # header of prediction files
-    fit_shift: Callable[[Tensor, Tensor], float] | None = None  # (dev logits (rows,C), labels) -> what the bias of a head to be saved lacks
+    fit_shift: Callable[[Tensor, Tensor], float] | None = (
+        None  # (dev logits (rows,C), labels) -> what the bias of a head to be saved lacks
+    )
     first_output: float = 0.0  # what a new head gives: 0, or the middle of a score's range
 
     @property
@@ -57,7 +62,8 @@ class Task:
 
 
 def _number(text: str) -> float:
-    """A number as the course writes it. Raises ValueError for what only Python takes for one, such as `0_1` or digits of other scripts."""
+    """A number as the course writes it. Raises ValueError for what only Python takes for one, such as `0_1`
+    or digits of other scripts."""
     if "_" in text or not text.isascii():
         raise ValueError
     return float(text)
@@ -95,16 +101,19 @@ class Example(NamedTuple):
     label: float | None
 
 
-# -------------------------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------ reading
 
 
 def read_examples(path: str | Path, task: Task, labelled: bool = True) -> list[Example]:
     """The rows of a course file.
 
-    Labelled: rows without a usable label, text or id are skipped and reported once, with the first line numbers.
-    Unlabelled: every row is kept, whatever its text, and must have an id that a prediction can be filed under.
+    Labelled: rows without a usable label, text or id are skipped and reported once, with the first line
+    numbers.
+    Unlabelled: every row is kept, whatever its text, and must have an id that a prediction can be filed
+    under.
     An id that two rows share is reported.
-    Raises UserError, with file and line, for a file that is missing, empty, not UTF-8, without a needed column or with two of it, for
+    Raises UserError, with file and line, for a file that is missing, empty, not UTF-8, without a needed
+    column or with two of it, for
     a quote that is never closed, and for more than 1 % of unusable rows.
     """
     rows = _read_rows(path)
@@ -115,7 +124,10 @@ def read_examples(path: str | Path, task: Task, labelled: bool = True) -> list[E
     wanted = ("id", *task.text_columns, *([task.label_column] if labelled else []))
     for name in wanted:
         if name not in names:
-            raise UserError(f"{path}:{header_line}: no column {name!r} in the header (it has {', '.join(map(repr, names))[:200]})")
+            raise UserError(
+                f"{path}:{header_line}: no column {name!r} in the header (it has"
+                f" {', '.join(map(repr, names))[:200]})"
+            )
         if names.count(name) > 1:
             raise UserError(f"{path}:{header_line}: {names.count(name)} columns named {name!r} in the header")
     columns = [names.index(name) for name in wanted]
@@ -135,7 +147,8 @@ def read_examples(path: str | Path, task: Task, labelled: bool = True) -> list[E
         raise UserError(f"{path}:{bad[0][0]}: {bad[0][1]}")
     if shifted:
         log.warning(
-            "%s: %d rows have more fields than the header (first: line %d); what follows a stray tab is not read",
+            "%s: %d rows have more fields than the header (first: line %d); what follows a stray"
+            " tab is not read",
             path,
             len(shifted),
             shifted[0],
@@ -143,7 +156,8 @@ def read_examples(path: str | Path, task: Task, labelled: bool = True) -> list[E
     if doubled:
         line, id = doubled[0]
         log.warning(
-            "%s: %d rows have the id of an earlier row (first: line %d, %.40r as in line %d); their predictions cannot be told apart",
+            "%s: %d rows have the id of an earlier row (first: line %d, %.40r as in line %d);"
+            " their predictions cannot be told apart",
             path,
             len(doubled),
             line,
@@ -154,7 +168,10 @@ def read_examples(path: str | Path, task: Task, labelled: bool = True) -> list[E
         raise UserError(f"{path}:{header_line}: a header but no rows")
     if bad:
         total, lines = len(examples) + len(bad), ", ".join(str(line) for line, _ in bad[:3])
-        what = f"{len(bad)} of {total} rows cannot be used (line {lines}{', ...' if len(bad) > 3 else ''}; first: {bad[0][1]})"
+        what = (
+            f"{len(bad)} of {total} rows cannot be used (line"
+            f" {lines}{', ...' if len(bad) > 3 else ''}; first: {bad[0][1]})"
+        )
         if len(bad) > MAX_BAD_SHARE * total:
             raise UserError(f"{path}:{bad[0][0]}: {what}; at most 1 % may be")
         log.warning("%s: %s; skipped", path, what)
@@ -176,9 +193,13 @@ def _read_rows(path: str | Path):
     try:
         for row in reader:
             width = width or len(row)
-            swallowed = reader.line_num > line and any(row[width:])  # lines joined, and more fields than the header has
+            swallowed = reader.line_num > line and any(
+                row[width:]
+            )  # lines joined, and more fields than the header has
             if swallowed or any("\t" in field for field in row):
-                raise UserError(f"{path}:{line}: a field opens with a quote that is not closed before the next tab")
+                raise UserError(
+                    f"{path}:{line}: a field opens with a quote that is not closed before the next tab"
+                )
             if row:
                 yield line, row
             line = reader.line_num + 1
@@ -191,7 +212,9 @@ def _check_id(id: str) -> None:
     if not id:
         raise ValueError("a row without an id, so its prediction could not be told from others")
     if id.splitlines() != [id] or " ," in id:
-        raise ValueError(f"the id {id[:20]!r} holds a line break or ' ,', so its prediction could not be read back")
+        raise ValueError(
+            f"the id {id[:20]!r} holds a line break or ' ,', so its prediction could not be read back"
+        )
 
 
 def _parse_labelled(task: Task, row: list[str], columns: list[int], width: int) -> Example:
@@ -218,26 +241,30 @@ def _parse_unlabelled(task: Task, row: list[str], columns: list[int], width: int
 
 
 def sample_rows(examples: list[Example], limit: int | None) -> list[Example]:
-    """`limit` random examples in file order, or all. Random, since files are often sorted; always the same, whatever the run's seed."""
+    """`limit` random examples in file order, or all. Random, since files are often sorted; always the same,
+    whatever the run's seed."""
     if limit is None or limit >= len(examples):
         return examples
     chosen = np.random.default_rng(0).choice(len(examples), limit, replace=False)
     return [examples[i] for i in np.sort(chosen)]
 
 
-# ----------------------------------------------------------------------------------------------------------------- tokenising
+# --------------------------------------------------------------------------------------- tokenising
 
 
 @dataclass(frozen=True)
 class TokenizedDataset:
-    """One task's examples as token ids, in file order. Flat arrays: a list of lists would take ten times the memory."""
+    """One task's examples as token ids, in file order. Flat arrays: a list of lists would take ten times the
+    memory."""
 
     task: Task
     ids: list[str]  # of the rows
     labels: Tensor | None  # (rows,) fp32
     tokens: np.ndarray  # int32, all rows one after the other
     starts: np.ndarray  # (rows + 1,), where in `tokens` each row begins
-    seconds: np.ndarray  # (rows,), position within the row at which segment 1 begins; the row's length if it has none
+    seconds: (
+        np.ndarray
+    )  # (rows,), position within the row at which segment 1 begins; the row's length if it has none
     num_truncated: int
 
     def __len__(self) -> int:
@@ -249,13 +276,19 @@ class TokenizedDataset:
         return np.diff(self.starts)
 
 
-def tokenize(examples: Sequence[Example], task: Task, tokenizer: Tokenizer, max_length: int) -> TokenizedDataset:
-    """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]` for every example, cut to `max_length` tokens (the longer text first)."""
+def tokenize(
+    examples: Sequence[Example], task: Task, tokenizer: Tokenizer, max_length: int
+) -> TokenizedDataset:
+    """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]` for every example, cut to `max_length` tokens (the longer
+    text first)."""
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     rows, seconds, truncated = [], [], 0
     for begin in range(0, len(examples), 1024):  # bounds the memory of the tokenizer's own records
-        chunk = [example.texts if len(example.texts) > 1 else example.texts[0] for example in examples[begin : begin + 1024]]
+        chunk = [
+            example.texts if len(example.texts) > 1 else example.texts[0]
+            for example in examples[begin : begin + 1024]
+        ]
         for encoding in tokenizer.encode_batch_fast(chunk):
             ids = encoding.ids
             rows.append(np.array(ids, dtype=np.int32))
@@ -277,7 +310,7 @@ def tokenize(examples: Sequence[Example], task: Task, tokenizer: Tokenizer, max_
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------- batching
+# ----------------------------------------------------------------------------------------- batching
 
 
 @dataclass(frozen=True)
@@ -300,18 +333,25 @@ class Batch:
         return self.input_ids, self.attention_mask, self.token_type_ids
 
     def share(self, rank: int, size: int) -> "Batch":
-        """What process `rank` of `size` computes of it: every size-th row, or where there are too few a row that weighs nothing."""
+        """What process `rank` of `size` computes of it: every size-th row, or where there are too few a row
+        that weighs nothing."""
         if size == 1:
             return self
         part = slice(rank, None, size)
         count = len(self.rows[part])
         part = part if count else slice(0, 1)
-        return replace(self._each(lambda tensor: tensor[part]), part=part, weight=size * count / len(self.rows))
+        return replace(
+            self._each(lambda tensor: tensor[part]), part=part, weight=size * count / len(self.rows)
+        )
 
     def noise(self, embeddings: Tensor) -> Tensor:
-        """Standard normal numbers, at least fp32, for embeddings (B,T,H): the same for a row whichever process holds it."""
+        """Standard normal numbers, at least fp32, for embeddings (B,T,H): the same for a row whichever
+        process holds it."""
         generator = None if embeddings.is_meta else torch.Generator(embeddings.device).manual_seed(self.seed)
-        shape, dtype = (len(self.rows), *embeddings.shape[1:]), torch.promote_types(embeddings.dtype, torch.float32)
+        shape, dtype = (
+            (len(self.rows), *embeddings.shape[1:]),
+            torch.promote_types(embeddings.dtype, torch.float32),
+        )
         return torch.randn(shape, generator=generator, dtype=dtype, device=embeddings.device)[self.part]
 
     def to(self, device: torch.device) -> "Batch":
@@ -320,12 +360,18 @@ class Batch:
             return self
 
         pinned = device.type == "cuda"
-        return self._each(lambda tensor: (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True))
+        return self._each(
+            lambda tensor: (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
+        )
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with each of its tensors replaced by the function of it."""
-        tensors = {name: getattr(self, name) for name in ("input_ids", "token_type_ids", "attention_mask", "labels")}
-        return replace(self, **{name: function(tensor) for name, tensor in tensors.items() if tensor is not None})
+        tensors = {
+            name: getattr(self, name) for name in ("input_ids", "token_type_ids", "attention_mask", "labels")
+        }
+        return replace(
+            self, **{name: function(tensor) for name, tensor in tensors.items() if tensor is not None}
+        )
 
 
 def collate(dataset: TokenizedDataset, rows: np.ndarray, seed: int = 0) -> Batch:
@@ -348,21 +394,27 @@ def collate(dataset: TokenizedDataset, rows: np.ndarray, seed: int = 0) -> Batch
 
 
 def length_buckets(lengths: np.ndarray, batch_size: int, seed: Sequence[int]) -> list[np.ndarray]:
-    """One epoch's batches of row numbers: each row once, rows of similar length together, the order of everything random.
+    """One epoch's batches of row numbers: each row once, rows of similar length together, the order of
+    everything random.
 
-    Rows are shuffled, sorted by length, cut into batches, and the batches shuffled. Rows that don't fill a batch make one of their own,
-    taken out before the sort: the longest rows, were it theirs, would count for more than others in every epoch.
+    Rows are shuffled, sorted by length, cut into batches, and the batches shuffled. Rows that don't fill a
+    batch make one of their own,
+    taken out before the sort: the longest rows, were it theirs, would count for more than others in every
+    epoch.
     """
     random = np.random.default_rng(seed)
     order = random.permutation(len(lengths))
     left = len(order) % batch_size
     rest, sortable = order[:left], order[left:]
-    batches = list(sortable[np.argsort(lengths[sortable], kind="stable")].reshape(-1, batch_size)) + [rest] * bool(left)
+    batches = list(sortable[np.argsort(lengths[sortable], kind="stable")].reshape(-1, batch_size)) + [
+        rest
+    ] * bool(left)
     return [batches[i] for i in random.permutation(len(batches))]
 
 
 class Loader:
-    """Training batches of one task, numbered without end: batch k is a function of the seed and k alone, so a run can resume anywhere."""
+    """Training batches of one task, numbered without end: batch k is a function of the seed and k alone, so a
+    run can resume anywhere."""
 
     def __init__(self, dataset: TokenizedDataset, batch_size: int, seed: Sequence[int]):
         self.dataset = dataset

@@ -1,4 +1,5 @@
-"""Where a run computes, and how that place is made the most of: device, compute type, memory, threads. Knows no model.
+"""Where a run computes, and how that place is made the most of: device, compute type, memory, threads. Knows
+no model.
 
 Not handled: several devices in one process; that is what several processes are for (`parallel.py`).
 """
@@ -19,19 +20,27 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def pick_device(use_gpu: bool) -> torch.device:
-    """CUDA (of several processes on a machine each its own device), else Apple's MPS, else the CPU; with `use_gpu` CUDA or a UserError."""
+    """CUDA (of several processes on a machine each its own device), else Apple's MPS, else the CPU; with
+    `use_gpu` CUDA or a UserError."""
     place = int(os.environ.get("LOCAL_RANK", 0))
     if torch.cuda.is_available():
         if place >= torch.cuda.device_count():
-            raise UserError(f"--nproc_per_node: more processes than this machine's {torch.cuda.device_count()} CUDA devices")
+            raise UserError(
+                "--nproc_per_node: more processes than this machine's"
+                f" {torch.cuda.device_count()} CUDA devices"
+            )
         torch.cuda.set_device(place)
         return torch.device("cuda", place)
     if use_gpu:
-        raise UserError("--use_gpu: this PyTorch finds no CUDA device; leave the flag out to use the best device there is")
+        raise UserError(
+            "--use_gpu: this PyTorch finds no CUDA device; leave the flag out to use the best device there is"
+        )
     if torch.backends.mps.is_available() and parallel.size() == 1:
         return torch.device("mps")
     keep_freed_memory()
-    torch.set_num_threads(torch.get_num_threads())  # as `mapper` will leave it: a resumed run must compute alike from the start
+    torch.set_num_threads(
+        torch.get_num_threads()
+    )  # as `mapper` will leave it: a resumed run must compute alike from the start
     return torch.device("cpu")
 
 
@@ -42,7 +51,8 @@ def default_precision(device: torch.device) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed: pages fetched anew cost 2 to 4 % of a step on a CPU, and half of one at 512 tokens a row."""
+    """Have glibc keep what is freed: pages fetched anew cost 2 to 4 % of a step on a CPU, and half of one at
+    512 tokens a row."""
     with contextlib.suppress(OSError, AttributeError):  # another C library has its own ways
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_MAX, 0)

@@ -1,4 +1,5 @@
-"""The project's one error type, in a file of its own so that every room can raise it without importing upward."""
+"""The project's one error type, in a file of its own so that every room can raise it without importing
+upward."""
 
 
 class UserError(ValueError):

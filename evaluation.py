@@ -21,7 +21,8 @@ log = logging.getLogger("smart_bert")
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Share of predictions that equal the label. Raises ValueError if the shapes differ, which would be broadcast."""
+    """Share of predictions that equal the label. Raises ValueError if the shapes differ, which would be
+    broadcast."""
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.shape != labels.shape:
         raise ValueError(f"accuracy: shapes {predictions.shape} and {labels.shape}")
@@ -30,7 +31,9 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Unweighted mean of F1 over the classes that occur in predictions or labels."""
-    from sklearn.metrics import f1_score  # imported late: a second of start-up that most of a run doesn't need
+    from sklearn.metrics import (
+        f1_score,
+    )  # imported late: a second of start-up that most of a run doesn't need
 
     return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
 
@@ -56,7 +59,9 @@ def _correlation(name: str, predictions: np.ndarray, labels: np.ndarray) -> floa
     return float(getattr(stats, name)(predictions, labels).statistic)
 
 
-def outputs(logits_fn: Callable[[Batch], Tensor], dataset: TokenizedDataset, batch_size: int, device: torch.device) -> Tensor:
+def outputs(
+    logits_fn: Callable[[Batch], Tensor], dataset: TokenizedDataset, batch_size: int, device: torch.device
+) -> Tensor:
     """The logits (rows,C) of every row, in file order, on the CPU. The caller puts the model in eval mode.
 
     Several processes take turns at the batches, and each returns the logits for all.
@@ -69,9 +74,13 @@ def outputs(logits_fn: Callable[[Batch], Tensor], dataset: TokenizedDataset, bat
     batches = evaluation_batches(dataset, batch_size)[parallel.rank() :: parallel.size()]
     what, silent = f"predicting {dataset.task.name}", parallel.bar_disabled()
     with devices.mapper(device) as apply:
-        parts = list(tqdm(apply(logits_of, batches), desc=what, total=len(batches), leave=False, disable=silent))
+        parts = list(
+            tqdm(apply(logits_of, batches), desc=what, total=len(batches), leave=False, disable=silent)
+        )
     rows = np.concatenate([np.zeros(0, int), *(batch.rows for batch in batches)])
-    mine = torch.cat(parts).cpu() if parts else torch.zeros(0, dataset.task.num_outputs)  # one copy from the device, at the end
+    mine = (
+        torch.cat(parts).cpu() if parts else torch.zeros(0, dataset.task.num_outputs)
+    )  # one copy from the device, at the end
     logits = torch.empty(len(dataset), dataset.task.num_outputs)
     for where, values in parallel.gather((rows, mine)):
         logits[torch.from_numpy(where)] = values
@@ -82,10 +91,13 @@ MIN_SHIFT_ROWS = 200  # in fewer, a share of ones about one half has a standard 
 
 
 def prevalence_shift(logits: Tensor, labels: Tensor) -> float:
-    """What to add to a binary task's logits (rows,1) so that as many rows are above 0 as there are ones in the labels (rows,).
+    """What to add to a binary task's logits (rows,1) so that as many rows are above 0 as there are ones in
+    the labels (rows,).
 
-    Rows to predict seldom have the share of ones that training rows had, and the threshold that training leads to fits only these.
-    0 where there are fewer than MIN_SHIFT_ROWS rows, where labels are all alike, which says nothing of a threshold, or where logits are
+    Rows to predict seldom have the share of ones that training rows had, and the threshold that training
+    leads to fits only these.
+    0 where there are fewer than MIN_SHIFT_ROWS rows, where labels are all alike, which says nothing of a
+    threshold, or where logits are
     not finite.
     """
     ones = float(labels.double().mean())
@@ -100,7 +112,8 @@ def score(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, 
 
 
 def write_predictions(path: str | Path, column: str, ids: Iterable[str], predictions: np.ndarray) -> None:
-    """The course's prediction file: `id \\t COLUMN ` and then `ID , VALUE `, a line a row. Replaces the file at once or not at all.
+    """The course's prediction file: `id \\t COLUMN ` and then `ID , VALUE `, a line a row. Replaces the file
+    at once or not at all.
 
     Raises UserError if it cannot be written.
     """

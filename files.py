@@ -8,7 +8,8 @@ from errors import UserError, first_line
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replace the file's content, making its folder if need be. Raises UserError if it can't; the old content is then untouched."""
+    """Replace the file's content, making its folder if need be. Raises UserError if it can't; the old content
+    is then untouched."""
     path = Path(path)
     part = Path(f"{path}.part")
     try:

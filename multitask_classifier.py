@@ -1,8 +1,10 @@
-"""Fine-tune one BERT on sentiment, paraphrase and similarity at once, with SMART regularisation: loss, training, main program.
+"""Fine-tune one BERT on sentiment, paraphrase and similarity at once, with SMART regularisation: loss,
+training, main program.
 
     python multitask_classifier.py --option finetune --use_smart
 
-B batch, T tokens, H hidden, C outputs. Source: the SMARTBert report (Stanford CS 224N) and Jiang et al. 2020 (arXiv 1911.03437).
+B batch, T tokens, H hidden, C outputs. Source: the SMARTBert report (Stanford CS 224N) and Jiang et al. 2020
+(arXiv 1911.03437).
 """
 
 import contextlib
@@ -28,7 +30,15 @@ import evaluation
 import mysmartloss
 import parallel
 from bert import keep_masks
-from checkpoint import Checkpoint, StopSignal, has_checkpoint, load_checkpoint, restore_training_state, save_checkpoint, training_state
+from checkpoint import (
+    Checkpoint,
+    StopSignal,
+    has_checkpoint,
+    load_checkpoint,
+    restore_training_state,
+    save_checkpoint,
+    training_state,
+)
 from config import NORMS, TASKS, TrainConfig, parse_arguments
 from datasets import Batch, Loader, Task, TokenizedDataset
 from devices import COMPUTE_TYPES, default_precision, pick_device
@@ -43,7 +53,7 @@ from training import Learner, Progress, describe, plan_steps, warn_of_terms_with
 log = logging.getLogger("smart_bert")
 SAVE_SECONDS = 120.0  # between checkpoints, unless --save_steps
 
-# ------------------------------------------------------------------------------------------------------------------------ loss
+# --------------------------------------------------------------------------------------------- loss
 
 
 def training_loss(
@@ -54,11 +64,13 @@ def training_loss(
     bregman: mysmartloss.BregmanProximal | None = None,
     measure: bool = False,
 ) -> dict[str, Tensor]:
-    """The loss of one batch by its parts, scalars: `task` (L), each term that is on, and `total` = L + λ_s R_s + μ D_Breg.
+    """The loss of one batch by its parts, scalars: `task` (L), each term that is on, and `total` = L + λ_s
+    R_s + μ D_Breg.
 
     With `measure`, what the ascent achieved, too (one more forward pass; see `SMARTLoss.evidence`).
     """
-    # perturbed passes and the teacher's are to have the dropout masks of the model's own: replayed by a GPU, kept on a CPU
+    # perturbed passes and the teacher's are to have the dropout masks of the model's own: replayed by a GPU,
+    # kept on a CPU
     generator, masks = mysmartloss.generator_state(batch.input_ids.device), []
     with keep_masks(masks):
         embeddings = model.bert.embed(batch.input_ids, batch.token_type_ids)  # (B,T,H), shared by all passes
@@ -99,9 +111,12 @@ def training_loss(
 
 
 class TrainingLoss(nn.Module):
-    """`training_loss` as a module: what `DistributedDataParallel` has to wrap, so that gradients within (SMART's ascent) don't reach it."""
+    """`training_loss` as a module: what `DistributedDataParallel` has to wrap, so that gradients within
+    (SMART's ascent) don't reach it."""
 
-    def __init__(self, model: MultitaskBERT, config: TrainConfig, bregman: mysmartloss.BregmanProximal | None = None):
+    def __init__(
+        self, model: MultitaskBERT, config: TrainConfig, bregman: mysmartloss.BregmanProximal | None = None
+    ):
         super().__init__()
         self.model, self.config, self.bregman = model, config, bregman
 
@@ -109,7 +124,7 @@ class TrainingLoss(nn.Module):
         return training_loss(self.model, task, batch, self.config, self.bregman, measure)
 
 
-# ------------------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 class Evaluation(NamedTuple):
@@ -132,7 +147,9 @@ def outputs(model: MultitaskBERT, dataset: TokenizedDataset, config: TrainConfig
         return model(dataset.task.name, *batch.inputs)
 
     device = next(model.parameters()).device
-    rows = config.batch_size * (1 if device.type == "cpu" else 2)  # a GPU has room for more without gradients, a CPU's caches have not
+    rows = config.batch_size * (
+        1 if device.type == "cpu" else 2
+    )  # a GPU has room for more without gradients, a CPU's caches have not
     return evaluation.outputs(logits, dataset, rows, device)
 
 
@@ -142,11 +159,16 @@ def predict(model: MultitaskBERT, dataset: TokenizedDataset, config: TrainConfig
 
 
 def evaluate(
-    model: MultitaskBERT, datasets: list[TokenizedDataset], config: TrainConfig, trained: Sequence[str], shift_heads: bool = False
+    model: MultitaskBERT,
+    datasets: list[TokenizedDataset],
+    config: TrainConfig,
+    trained: Sequence[str],
+    shift_heads: bool = False,
 ) -> Evaluation:
     """Scores and predictions on labelled data; tasks that the model was not trained on are marked.
 
-    With `shift_heads`, predictions are those that the model will give once the biases of trained heads are shifted as their tasks say.
+    With `shift_heads`, predictions are those that the model will give once the biases of trained heads are
+    shifted as their tasks say.
     """
     scores, predictions, shifts = {}, {}, {}
     for dataset in datasets:
@@ -154,23 +176,40 @@ def evaluate(
         logits = outputs(model, dataset, config)
         if shift_heads and task.fit_shift and name in trained:
             without = task.metrics[task.main_metric](task.predict(logits).numpy(), labels)
-            shifts[name] = {"shift": task.fit_shift(logits, dataset.labels), f"{task.main_metric}_without": without}
+            shifts[name] = {
+                "shift": task.fit_shift(logits, dataset.labels),
+                f"{task.main_metric}_without": without,
+            }
             logits = logits + shifts[name]["shift"]
         predictions[name] = task.predict(logits).numpy()
         scores[name] = evaluation.score(task, predictions[name], labels)
         if name not in trained:
             scores[name]["trained"] = False
-    return Evaluation(scores, predictions, statistics.fmean(scores[name][TASKS[name].main_metric] for name in scores), shifts)
+    return Evaluation(
+        scores,
+        predictions,
+        statistics.fmean(scores[name][TASKS[name].main_metric] for name in scores),
+        shifts,
+    )
 
 
-def write_all_predictions(config: TrainConfig, folder: Path, split: str, datasets: list[TokenizedDataset], predictions: dict) -> list[Path]:
-    """The course's files under `folder`/predictions, or where --<task>_<split>_out points. Returns their paths."""
+def write_all_predictions(
+    config: TrainConfig, folder: Path, split: str, datasets: list[TokenizedDataset], predictions: dict
+) -> list[Path]:
+    """The course's files under `folder`/predictions, or where --<task>_<split>_out points. Returns their
+    paths."""
     paths = []
     for dataset in datasets:
         name = dataset.task.name
-        paths.append(Path(config.files.get(f"{name}_{split}_out", folder / "predictions" / f"{name}-{split}-output.csv")))
+        paths.append(
+            Path(
+                config.files.get(f"{name}_{split}_out", folder / "predictions" / f"{name}-{split}-output.csv")
+            )
+        )
         if parallel.rank() == 0:
-            evaluation.write_predictions(paths[-1], dataset.task.prediction_column, dataset.ids, predictions[name])
+            evaluation.write_predictions(
+                paths[-1], dataset.task.prediction_column, dataset.ids, predictions[name]
+            )
     return paths
 
 
@@ -184,20 +223,39 @@ def score_epoch(
     tokenizer: Tokenizer,
     run: dict,
 ) -> None:
-    """Score student and teacher on dev; if the better of those that --keep allows is the best so far, save it and its predictions."""
+    """Score student and teacher on dev; if the better of those that --keep allows is the best so far, save it
+    and its predictions."""
     dev = [data[task, "dev"] for task in config.eval_tasks]
-    evaluations = {role: evaluate(candidate, dev, config, config.tasks, shift_heads=True) for role, candidate in models.items()}
+    evaluations = {
+        role: evaluate(candidate, dev, config, config.tasks, shift_heads=True)
+        for role, candidate in models.items()
+    }
     for role, result in evaluations.items():
         models[role].train()
         for task, scores in result.scores.items():
-            diary.write(f"{'dev' if role == 'student' else 'teacher'}/{task}", now.step, scores | result.shifts.get(task, {}))
-    kept = max(evaluations if config.keep == "best" else [config.keep], key=lambda role: evaluations[role].mean)
+            diary.write(
+                f"{'dev' if role == 'student' else 'teacher'}/{task}",
+                now.step,
+                scores | result.shifts.get(task, {}),
+            )
+    kept = max(
+        evaluations if config.keep == "best" else [config.keep], key=lambda role: evaluations[role].mean
+    )
     if now.best is None or evaluations[kept].mean > now.best["dev_mean"]:
-        now.best = {"best_step": now.step, "dev": evaluations[kept].scores, "dev_mean": evaluations[kept].mean}
+        now.best = {
+            "best_step": now.step,
+            "dev": evaluations[kept].scores,
+            "dev_mean": evaluations[kept].mean,
+        }
         now.best["fitted_on_dev"] = evaluations[kept].shifts
         if len(models) > 1:
-            now.best |= {"kept": kept} | {f"dev_{role}": result.scores for role, result in evaluations.items()}
-        shifts = {role: {task: fitted["shift"] for task, fitted in result.shifts.items()} for role, result in evaluations.items()}
+            now.best |= {"kept": kept} | {
+                f"dev_{role}": result.scores for role, result in evaluations.items()
+            }
+        shifts = {
+            role: {task: fitted["shift"] for task, fitted in result.shifts.items()}
+            for role, result in evaluations.items()
+        }
         if parallel.rank() == 0:
             with now.saving():
                 save_model(folder / "best", models, shifts, kept, tokenizer, run | now.best)
@@ -210,7 +268,8 @@ def versions() -> dict[str, str]:
 
 
 def load_last(folder: Path, models: dict[str, MultitaskBERT], learner: Learner, run: dict) -> Progress:
-    """Put models, optimizer and generators where `folder`/last left them. Raises UserError if that is not this run's."""
+    """Put models, optimizer and generators where `folder`/last left them. Raises UserError if that is not
+    this run's."""
     saved = load_checkpoint(folder / "last")
     try:
         before = saved.records["run"]["versions"]
@@ -218,16 +277,26 @@ def load_last(folder: Path, models: dict[str, MultitaskBERT], learner: Learner, 
             if saved.records["run"]["content"].get(name) != digest:
                 raise UserError(f"--{name}: its content is not what the run in {folder} was started with")
         if (processes := saved.records["run"]["processes"]) != run["processes"]:
-            raise UserError(f"{folder}: a run of {processes} process(es), not {run['processes']}; start torchrun with as many as then")
+            raise UserError(
+                f"{folder}: a run of {processes} process(es), not {run['processes']}; start"
+                " torchrun with as many as then"
+            )
         progress = Progress.from_dict(saved.records["progress"])
-        restore_training_state(saved.tensors, saved.records["random"], models, learner.optimizer, learner.device)
+        restore_training_state(
+            saved.tensors, saved.records["random"], models, learner.optimizer, learner.device
+        )
         learner.scaler.load_state_dict(saved.records["scaler"])
     except UserError:
         raise
     except (LookupError, TypeError, RuntimeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"{folder / 'last'}: not a checkpoint of this run ({first_line(error)})") from None
     if before != run["versions"]:
-        log.warning("%s was saved with %s, now it is %s: results may differ in the last digits", folder, before, run["versions"])
+        log.warning(
+            "%s was saved with %s, now it is %s: results may differ in the last digits",
+            folder,
+            before,
+            run["versions"],
+        )
     print(f"resuming {folder} at step {progress.step}")
     return progress
 
@@ -236,13 +305,20 @@ class Interrupted(Exception):
     """Ctrl-C or SIGTERM, after the checkpoint was saved; the argument is the signal's number."""
 
 
-def train(model: MultitaskBERT, data: Data, config: TrainConfig, folder: Path, tokenizer: Tokenizer, source: str) -> dict:
-    """Train, score after each epoch, keep the best epoch under `folder`/best. Returns what `results.json` says of the training.
+def train(
+    model: MultitaskBERT, data: Data, config: TrainConfig, folder: Path, tokenizer: Tokenizer, source: str
+) -> dict:
+    """Train, score after each epoch, keep the best epoch under `folder`/best. Returns what `results.json`
+    says of the training.
 
-    `folder`/last holds everything to go on from (with `config.resume` it is gone on from). Raises Interrupted after a signal.
+    `folder`/last holds everything to go on from (with `config.resume` it is gone on from). Raises Interrupted
+    after a signal.
     """
     datasets, rows = {name: data[name, "train"] for name in config.tasks}, config.batch_size * parallel.size()
-    loaders = {name: Loader(dataset, rows, (config.seed, place)) for place, (name, dataset) in enumerate(datasets.items())}
+    loaders = {
+        name: Loader(dataset, rows, (config.seed, place))
+        for place, (name, dataset) in enumerate(datasets.items())
+    }
     plan = plan_steps(config, loaders)
     models, bregman = {"student": model.train()}, None
     if any("bregman" in config.weights(name) for name in config.tasks):
@@ -259,34 +335,64 @@ def train(model: MultitaskBERT, data: Data, config: TrainConfig, folder: Path, t
     }
     describe(model, tokenizer, loaders, plan, config)
     now = load_last(folder, models, learner, run) if config.resume else Progress()
-    diary, saved_at = SilentLog() if parallel.rank() else RunLog(folder, now.log_bytes, now.step), time.monotonic()
+    diary, saved_at = (
+        SilentLog() if parallel.rank() else RunLog(folder, now.log_bytes, now.step),
+        time.monotonic(),
+    )
 
     def save_last() -> None:
         with now.saving():
             tensors, generators = training_state(models, learner.optimizer, learner.device)
             now.log_bytes = diary.size()
-            records = {"run": run, "progress": now.to_dict(), "random": generators, "scaler": learner.scaler.state_dict()}
+            records = {
+                "run": run,
+                "progress": now.to_dict(),
+                "random": generators,
+                "scaler": learner.scaler.state_dict(),
+            }
             if parallel.rank() == 0:
                 save_checkpoint(folder / "last", Checkpoint(tensors, records))
 
     ahead = plan.steps[now.step :]
-    bar = tqdm(ahead, desc="training", unit="step", initial=now.step, total=len(plan.steps), disable=parallel.bar_disabled())
+    bar = tqdm(
+        ahead,
+        desc="training",
+        unit="step",
+        initial=now.step,
+        total=len(plan.steps),
+        disable=parallel.bar_disabled(),
+    )
     with contextlib.closing(diary), StopSignal() as stop, parallel.lost_worker_advice(folder):
         for name, k in bar:
             begin = time.perf_counter()
             batch = loaders[name][k].share(parallel.rank(), parallel.size()).to(learner.device)
             lr = config.lr * warmup_decay(now.step, plan.warmup, len(plan.steps))
-            losses = learner.step(TASKS[name], batch, lr, config.beta(now.step, len(plan.steps)), measure=now.interval.lacks(name))
+            losses = learner.step(
+                TASKS[name],
+                batch,
+                lr,
+                config.beta(now.step, len(plan.steps)),
+                measure=now.interval.lacks(name),
+            )
             now.add(name, losses, batch, time.perf_counter() - begin)
             ends_epoch = now.step % plan.per_epoch == 0
             logs = ends_epoch or now.step % config.logging_steps == 0
-            due = now.step % config.save_steps == 0 if config.save_steps else time.monotonic() - saved_at > SAVE_SECONDS
-            signal, due = parallel.largest(stop.received or 0, due)  # all processes stop and save at the same step
+            due = (
+                now.step % config.save_steps == 0
+                if config.save_steps
+                else time.monotonic() - saved_at > SAVE_SECONDS
+            )
+            signal, due = parallel.largest(
+                stop.received or 0, due
+            )  # all processes stop and save at the same step
             saves = due or signal or ends_epoch
             if learner.device.type == "cpu" or logs or saves or now.step == 20:
                 now.check(datasets, config.skip_nonfinite, learner.scaler)
             if now.step == 20:
-                tqdm.write(f"about {now.seconds / 20 * len(plan.steps) / 60:.1f} minutes of training at the pace of the first 20 steps")
+                tqdm.write(
+                    f"about {now.seconds / 20 * len(plan.steps) / 60:.1f} minutes of training at"
+                    " the pace of the first 20 steps"
+                )
                 warn_of_terms_without_effect(now.first_losses, config)
             if logs:
                 now.interval.report(diary, now.step, lr)
@@ -298,23 +404,34 @@ def train(model: MultitaskBERT, data: Data, config: TrainConfig, folder: Path, t
             if signal:
                 raise Interrupted(signal)
     parallel.wait_for_all()  # until `best` is written
-    speed = {"examples_per_second": round(now.examples / max(now.seconds, 1e-9), 2), "save_seconds": round(now.save_seconds, 3)}
+    speed = {
+        "examples_per_second": round(now.examples / max(now.seconds, 1e-9), 2),
+        "save_seconds": round(now.save_seconds, 3),
+    }
     if now.best is None:
         raise UserError(f"{folder / 'last'}: at the end of its run, but it has no best epoch")
     return {**now.best, "train_seconds": round(now.seconds, 3), **speed}
 
 
-# -------------------------------------------------------------------------------------------------------------------- program
+# ------------------------------------------------------------------------------------------ program
 
 
-def finish(config: TrainConfig, folder: Path, model: MultitaskBERT, tests: list[TokenizedDataset], results: dict) -> None:
+def finish(
+    config: TrainConfig, folder: Path, model: MultitaskBERT, tests: list[TokenizedDataset], results: dict
+) -> None:
     """Predict the test files, write `results.json`, print the table of dev scores."""
-    write_all_predictions(config, folder, "test", tests, {test.task.name: predict(model, test, config) for test in tests})
+    write_all_predictions(
+        config, folder, "test", tests, {test.task.name: predict(model, test, config) for test in tests}
+    )
     if parallel.rank() == 0:
-        write_text(folder / "results.json", json.dumps(results | {"config": config.to_dict()}, indent=2) + "\n")
+        write_text(
+            folder / "results.json", json.dumps(results | {"config": config.to_dict()}, indent=2) + "\n"
+        )
     print(f"\n{scores_table(results['dev'])}\nmean {results['dev_mean']:.3f}; everything is in {folder}")
     if results["data"] == "sample":
-        print("data: sample (the project's own sentences, too few to learn much from), not the course's files")
+        print(
+            "data: sample (the project's own sentences, too few to learn much from), not the course's files"
+        )
 
 
 def fit(config: TrainConfig) -> None:
@@ -341,19 +458,33 @@ def fit(config: TrainConfig) -> None:
     trained = train(model, data, config, folder, tokenizer, source)
     best, _, _ = load_model(folder / "best")
     tests = [data[name, "test"] for name in config.eval_tasks]
-    finish(config, folder, best.to(device), tests, {**trained, "trained_tasks": list(config.tasks), "data": source})
+    finish(
+        config,
+        folder,
+        best.to(device),
+        tests,
+        {**trained, "trained_tasks": list(config.tasks), "data": source},
+    )
 
 
 def open_checkpoint(config: TrainConfig) -> tuple[TrainConfig, MultitaskBERT, Tokenizer, dict]:
-    """The model of --checkpoint on the best device, and the settings with those that it was trained with. Raises UserError."""
+    """The model of --checkpoint on the best device, and the settings with those that it was trained with.
+    Raises UserError."""
     device = pick_device(config.use_gpu)
     check_outputs(config)
     if os.path.lexists(Path(config.output_dir) / "metrics.jsonl"):
-        raise UserError(f"--output_dir {config.output_dir}: holds a training run, whose results would be replaced; name another folder")
+        raise UserError(
+            f"--output_dir {config.output_dir}: holds a training run, whose results would be"
+            " replaced; name another folder"
+        )
     model, tokenizer, run = load_model(config.checkpoint)
     names = config.eval_tasks or tuple(run["trained_tasks"])
     if untrained := set(names) - set(run["trained_tasks"]):
-        log.warning("%s was not trained on %s: what it predicts there is chance", config.checkpoint, ", ".join(sorted(untrained)))
+        log.warning(
+            "%s was not trained on %s: what it predicts there is chance",
+            config.checkpoint,
+            ", ".join(sorted(untrained)),
+        )
     precision = config.precision or default_precision(device)
     model.compute_type = COMPUTE_TYPES[precision]
     trained_with = {name: run["config"][name] for name in ("max_length", "pooling")}
@@ -372,7 +503,12 @@ def evaluate_checkpoint(config: TrainConfig) -> None:
     result = evaluate(model, dev, config, run["trained_tasks"])
     speed = sum(map(len, dev)) / (time.perf_counter() - begin)
     write_all_predictions(config, folder, "dev", dev, result.predictions)
-    results = {"dev": result.scores, "dev_mean": result.mean, "train_seconds": 0.0, "examples_per_second": round(speed, 2)}
+    results = {
+        "dev": result.scores,
+        "dev_mean": result.mean,
+        "train_seconds": 0.0,
+        "examples_per_second": round(speed, 2),
+    }
     results |= {"trained_tasks": run["trained_tasks"], "data": source, "checkpoint": config.checkpoint}
     finish(config, folder, model, [data[name, "test"] for name in names], results)
 
@@ -382,12 +518,23 @@ def predict_with_checkpoint(config: TrainConfig) -> None:
     config, model, tokenizer, _ = open_checkpoint(config)
     files, _ = find_files(config, [(name, "test") for name in config.eval_tasks])
     tests = list(load_data(config, files, tokenizer).values())
-    paths = write_all_predictions(config, Path(config.output_dir), "test", tests, {t.task.name: predict(model, t, config) for t in tests})
+    paths = write_all_predictions(
+        config,
+        Path(config.output_dir),
+        "test",
+        tests,
+        {t.task.name: predict(model, t, config) for t in tests},
+    )
     for test, path in zip(tests, paths, strict=True):
         print(f"{test.task.name}: {len(test):,} predictions in {path}")
 
 
-PROGRAMS = {"finetune": fit, "pretrain": fit, "evaluate": evaluate_checkpoint, "predict": predict_with_checkpoint}
+PROGRAMS = {
+    "finetune": fit,
+    "pretrain": fit,
+    "evaluate": evaluate_checkpoint,
+    "predict": predict_with_checkpoint,
+}
 
 
 def started_with(folder: str) -> dict:
@@ -402,9 +549,12 @@ def started_with(folder: str) -> dict:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit status: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C, 143 for SIGTERM."""
+    """The command line. Returns the exit status: 0, 2 for a user's mistake (one line on stderr), 130 for
+    Ctrl-C, 143 for SIGTERM."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    if hasattr(sys.stdout, "reconfigure"):  # a path or a text that the terminal's encoding lacks must not end a run
+    if hasattr(
+        sys.stdout, "reconfigure"
+    ):  # a path or a text that the terminal's encoding lacks must not end a run
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         config, given = parse_arguments(arguments)

@@ -16,7 +16,8 @@ class AdamW(torch.optim.Optimizer):
     """Adam with decoupled weight decay, in the signature of Stanford's CS 224N project.
 
     m ← β₁m + (1-β₁)g;  v ← β₂v + (1-β₂)g²;  θ ← θ - α_t m / (√v + ε);  θ ← θ - α λ θ
-    with α_t = α √(1-β₂ᵗ) / (1-β₁ᵗ) if `correct_bias`, else α. ε stands beside the uncorrected √v (the efficient form), where
+    with α_t = α √(1-β₂ᵗ) / (1-β₁ᵗ) if `correct_bias`, else α. ε stands beside the uncorrected √v (the
+    efficient form), where
     `torch.optim.AdamW` has it beside the corrected one; decay comes after the update, there before it.
     A parameter without a gradient is left alone and its t does not advance.
 
@@ -38,14 +39,27 @@ class AdamW(torch.optim.Optimizer):
         for beta in betas:
             if not 0 <= beta < 1:
                 raise ValueError(f"AdamW: each of betas must lie in [0, 1), not {beta}")
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "correct_bias": correct_bias})
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "correct_bias": correct_bias,
+            },
+        )
 
     @torch.no_grad()
-    def step(self, closure=None, *, grad_scale: torch.Tensor | None = None, found_inf: torch.Tensor | None = None):
+    def step(
+        self, closure=None, *, grad_scale: torch.Tensor | None = None, found_inf: torch.Tensor | None = None
+    ):
         """One update of every parameter that has a gradient. Returns the closure's loss, or None.
 
-        grad_scale: gradients are first divided by it (a scalar tensor), in place; clipping costs no pass of its own then.
-        found_inf: where this scalar is 1, weights and moments stay as they are, and no GPU is waited for to know it; t advances anyway.
+        grad_scale: gradients are first divided by it (a scalar tensor), in place; clipping costs no pass of
+        its own then.
+        found_inf: where this scalar is 1, weights and moments stay as they are, and no GPU is waited for to
+        know it; t advances anyway.
         """
         loss = None
         if closure is not None:
@@ -70,15 +84,19 @@ class AdamW(torch.optim.Optimizer):
         return loss
 
     def _update(self, group: dict, step: int, params: list[torch.Tensor], grad_scale, found_inf) -> None:
-        """The formula above for parameters that share t = `step`, in one pass over memory by torch's fused AdamW.
+        """The formula above for parameters that share t = `step`, in one pass over memory by torch's fused
+        AdamW.
 
-        That primitive computes θ(1 - α'λ') - α'/(1-β₁ᵗ) m / (√v/√(1-β₂ᵗ) + ε'). With ε' = ε/√(1-β₂ᵗ), α' = α(1 - αλ) and
+        That primitive computes θ(1 - α'λ') - α'/(1-β₁ᵗ) m / (√v/√(1-β₂ᵗ) + ε'). With ε' = ε/√(1-β₂ᵗ), α' =
+        α(1 - αλ) and
         α'λ' = αλ this is our update followed by our decay; t = ∞ leaves the bias uncorrected.
         """
         beta1, beta2 = group["betas"]
         kept = 1 - group["lr"] * group["weight_decay"]
         if kept <= 0:
-            raise ValueError(f"AdamW: lr {group['lr']} times weight_decay {group['weight_decay']} must be below 1")
+            raise ValueError(
+                f"AdamW: lr {group['lr']} times weight_decay {group['weight_decay']} must be below 1"
+            )
         seen = torch.full((), float(step) if group["correct_bias"] else torch.inf, device=params[0].device)
         torch._fused_adamw_(
             params,
@@ -100,12 +118,14 @@ class AdamW(torch.optim.Optimizer):
 
 
 def _laid_out_like(grad: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
-    """The gradient with the parameter's strides: the fused primitive goes through memory in order and would not notice others."""
+    """The gradient with the parameter's strides: the fused primitive goes through memory in order and would
+    not notice others."""
     return grad if grad.stride() == param.stride() else torch.empty_like(param).copy_(grad)
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """The model's trainable parameters in two groups: matrices, which decay, and biases and LayerNorm weights, which don't."""
+    """The model's trainable parameters in two groups: matrices, which decay, and biases and LayerNorm
+    weights, which don't."""
     params = [param for param in model.parameters() if param.requires_grad]
     return [
         {"params": [param for param in params if param.ndim >= 2], "weight_decay": weight_decay},
@@ -114,7 +134,8 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def warmup_decay(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Factor on the learning rate for step 0, 1, ...: linear from 0 to 1 over `warmup_steps`, then linear to 0 at `total_steps`.
+    """Factor on the learning rate for step 0, 1, ...: linear from 0 to 1 over `warmup_steps`, then linear to
+    0 at `total_steps`.
 
     The same numbers as `transformers.get_linear_schedule_with_warmup`.
     """

@@ -1,6 +1,8 @@
-"""Several processes that train one model together, as `torchrun` starts them: who they are and what they tell each other.
+"""Several processes that train one model together, as `torchrun` starts them: who they are and what they tell
+each other.
 
-Built on `torch.distributed`: gloo between CPUs, nccl between GPUs. Knows tensors and modules, no model class; without `torchrun` there is
+Built on `torch.distributed`: gloo between CPUs, nccl between GPUs. Knows tensors and modules, no model class;
+without `torchrun` there is
 one process, and everything here does nothing. Not handled: a number of processes that changes during a run.
 """
 
@@ -81,9 +83,11 @@ def mean(losses: dict[str, Tensor], weight: float) -> dict[str, Tensor]:
 
 
 def synchronised(loss: nn.Module) -> nn.Module:
-    """The module, whose forward must be the whole loss, so that its backward leaves the mean of all processes' gradients in each.
+    """The module, whose forward must be the whole loss, so that its backward leaves the mean of all
+    processes' gradients in each.
 
-    Inner gradients with respect to anything but parameters are each process' own. Heads of other tasks are left without a gradient.
+    Inner gradients with respect to anything but parameters are each process' own. Heads of other tasks are
+    left without a gradient.
     """
     if size() == 1:
         return loss
@@ -92,12 +96,15 @@ def synchronised(loss: nn.Module) -> nn.Module:
 
 @contextmanager
 def lost_worker_advice(where: str):
-    """Turns the failure to reach another process into a UserError that says how to go on with the run in `where`."""
+    """Turns the failure to reach another process into a UserError that says how to go on with the run in
+    `where`."""
     try:
         yield
     except RuntimeError as error:
         if size() == 1 or not any(sign in str(error).lower() for sign in ("gloo", "nccl", "connection")):
             raise
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends us now, and would do so before this has been said
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # torchrun ends us now, and would do so before this has been said
         message = f"process {rank()} lost another one ({first_line(error)[:80]}); its own message says why"
         raise UserError(f"{message}; go on by the same command with --resume --output_dir {where}") from None

@@ -1,6 +1,8 @@
-"""The run's diary: `metrics.jsonl`, TensorBoard, one console line an interval, `results.json` and the closing table.
+"""The run's diary: `metrics.jsonl`, TensorBoard, one console line an interval, `results.json` and the closing
+table.
 
-Knows numbers, no model class. Not handled: remote trackers; plots are drawn from `metrics.jsonl` by whoever wants them.
+Knows numbers, no model class. Not handled: remote trackers; plots are drawn from `metrics.jsonl` by whoever
+wants them.
 """
 
 import json
@@ -14,9 +16,11 @@ from errors import UserError
 
 
 class RunLog:
-    """Appends one record an interval to `<folder>/metrics.jsonl` and to TensorBoard under `<folder>/tensorboard`.
+    """Appends one record an interval to `<folder>/metrics.jsonl` and to TensorBoard under
+    `<folder>/tensorboard`.
 
-    A resumed run gives the length in bytes that the file had, and the step, at its checkpoint: what came after is forgotten.
+    A resumed run gives the length in bytes that the file had, and the step, at its checkpoint: what came
+    after is forgotten.
     Raises UserError when the folder or a file in it cannot be written.
     """
 
@@ -27,7 +31,10 @@ class RunLog:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = (self.folder / "metrics.jsonl").open("ab", buffering=0)
             if self._file.tell() < size:
-                raise UserError(f"{self.folder / 'metrics.jsonl'}: shorter than when the checkpoint was saved; the run cannot be resumed")
+                raise UserError(
+                    f"{self.folder / 'metrics.jsonl'}: shorter than when the checkpoint was"
+                    " saved; the run cannot be resumed"
+                )
             self._file.truncate(size)
         except OSError as error:
             raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror or error})") from None
@@ -42,15 +49,22 @@ class RunLog:
         try:
             self._file.write((json.dumps({"step": step, "kind": prefix, **record}) + "\n").encode())
         except OSError as error:
-            raise UserError(f"{self.folder / 'metrics.jsonl'}: cannot be written ({error.strerror or error})") from None
+            raise UserError(
+                f"{self.folder / 'metrics.jsonl'}: cannot be written ({error.strerror or error})"
+            ) from None
         if self._board is None:  # imported at the first record: it would hold up the first step by a second
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(self.folder / "tensorboard", purge_step=self._first_step + 1 if self._first_step else None)
+            self._board = SummaryWriter(
+                self.folder / "tensorboard", purge_step=self._first_step + 1 if self._first_step else None
+            )
         for name, value in record.items():
             if isinstance(value, (int, float)):
                 self._board.add_scalar(f"{prefix}/{name}", value, step)
-        numbers = "  ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in record.items())
+        numbers = "  ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in record.items()
+        )
         tqdm.write(f"step {step:>6}  {prefix:<10}  {numbers}")
 
     def close(self) -> None:
@@ -73,13 +87,15 @@ class SilentLog:
 
 
 class Interval:
-    """Collects what the steps since the last log line measured, without waiting for a GPU until the line is due."""
+    """Collects what the steps since the last log line measured, without waiting for a GPU until the line is
+    due."""
 
     def __init__(self):
         self._steps = defaultdict(list)  # task -> [(values by name, tokens, seconds)]
 
     def add(self, task: str, values: dict, tokens: int, seconds: float) -> None:
-        """One step: its values (detached 0-dim tensors or numbers), its real tokens, its wall-clock seconds."""
+        """One step: its values (detached 0-dim tensors or numbers), its real tokens, its wall-clock
+        seconds."""
         self._steps[task].append((values, tokens, seconds))
 
     def remove(self, task: str, values: dict) -> None:
@@ -91,7 +107,10 @@ class Interval:
     def to_dict(self) -> dict:
         """As JSON can hold it; waits for a GPU."""
         return {
-            task: [({name: float(value) for name, value in values.items()}, tokens, seconds) for values, tokens, seconds in steps]
+            task: [
+                ({name: float(value) for name, value in values.items()}, tokens, seconds)
+                for values, tokens, seconds in steps
+            ]
             for task, steps in self._steps.items()
         }
 
@@ -109,21 +128,33 @@ class Interval:
     def report(self, diary: RunLog, step: int, lr: float) -> None:
         """One record a task, means over its steps since the last report; then starts anew."""
         for task, steps in self._steps.items():
-            names = dict.fromkeys(name for values, _, _ in steps for name in values)  # some are measured in some steps only
-            columns = {name: [float(values[name]) for values, _, _ in steps if name in values] for name in names}
+            names = dict.fromkeys(
+                name for values, _, _ in steps for name in values
+            )  # some are measured in some steps only
+            columns = {
+                name: [float(values[name]) for values, _, _ in steps if name in values] for name in names
+            }
             record = {name: sum(column) / len(column) for name, column in columns.items()}
             tokens, seconds = (sum(column) for column in list(zip(*steps, strict=True))[1:])
-            record |= {"lr": lr, "ms_per_step": 1000 * seconds / len(steps), "tokens_per_second": tokens / seconds}
+            record |= {
+                "lr": lr,
+                "ms_per_step": 1000 * seconds / len(steps),
+                "tokens_per_second": tokens / seconds,
+            }
             diary.write(f"train/{task}", step, record)
         self._steps.clear()
 
 
 def table(rows: list[list[str]]) -> str:
-    """Rows of cells as aligned text; the first row is the header, the first column left-aligned, the rest right-aligned."""
+    """Rows of cells as aligned text; the first row is the header, the first column left-aligned, the rest
+    right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *others in rows:
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        cells = [
+            first.ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)),
+        ]
         lines.append("  ".join(cells))
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
@@ -134,5 +165,13 @@ def scores_table(dev: dict[str, dict]) -> str:
     for task, scores in dev.items():
         named = [(name, value) for name, value in scores.items() if name != "trained"]
         (main, value), (other, other_value) = named[:2]
-        rows.append([task + ("" if scores.get("trained", True) else " (not trained)"), main, f"{value:.3f}", other, f"{other_value:.3f}"])
+        rows.append(
+            [
+                task + ("" if scores.get("trained", True) else " (not trained)"),
+                main,
+                f"{value:.3f}",
+                other,
+                f"{other_value:.3f}",
+            ]
+        )
     return table(rows)

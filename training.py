@@ -1,4 +1,5 @@
-"""The plan of a run, its step, where it stands, and what it says about itself. Knows modules and numbers, not the model's class."""
+"""The plan of a run, its step, where it stands, and what it says about itself. Knows modules and numbers, not
+the model's class."""
 
 import contextlib
 import logging
@@ -25,7 +26,8 @@ MAX_STEPS = 10**7  # months; the plan of more would not fit into memory
 
 
 class Plan(NamedTuple):
-    """steps: for each step of the run its task and which of that task's batches it takes. per_epoch, warmup: counts of steps."""
+    """steps: for each step of the run its task and which of that task's batches it takes. per_epoch, warmup:
+    counts of steps."""
 
     steps: list[tuple[str, int]]
     per_epoch: int
@@ -33,24 +35,31 @@ class Plan(NamedTuple):
 
 
 def plan_steps(config: TrainConfig, loaders: dict[str, Loader]) -> Plan:
-    """Every task gets the same number of steps; an epoch has as many as the median task needs for one pass over its rows."""
+    """Every task gets the same number of steps; an epoch has as many as the median task needs for one pass
+    over its rows."""
     median = round(statistics.median(loader.batches_per_epoch for loader in loaders.values()))
     per_epoch = config.steps_per_epoch or median * len(loaders)
     if config.epochs * per_epoch > MAX_STEPS:
-        raise UserError(f"--epochs {config.epochs}: with {per_epoch} steps each, more than {MAX_STEPS:,} steps")
+        raise UserError(
+            f"--epochs {config.epochs}: with {per_epoch} steps each, more than {MAX_STEPS:,} steps"
+        )
     taken, steps = Counter(), []
     for step in range(config.epochs * per_epoch):
         name = config.tasks[SCHEDULES[config.schedule](step, per_epoch, len(config.tasks))]
         steps.append((name, taken[name]))
         taken[name] += 1
-    return Plan(steps, per_epoch, round(0.1 * len(steps)) if config.warmup_steps is None else config.warmup_steps)
+    return Plan(
+        steps, per_epoch, round(0.1 * len(steps)) if config.warmup_steps is None else config.warmup_steps
+    )
 
 
 class Learner:
     """A model, its optimizer, its teacher if there is one, and the step that moves them.
 
-    loss: a module with the attributes `model` and `bregman` (or None), whose forward(task, batch, measure) is the whole training loss
-    by its parts, `total` among them. Several processes each give the step their share of a batch and end up with the same weights.
+    loss: a module with the attributes `model` and `bregman` (or None), whose forward(task, batch, measure) is
+    the whole training loss
+    by its parts, `total` among them. Several processes each give the step their share of a batch and end up
+    with the same weights.
     """
 
     def __init__(self, loss: nn.Module, config: TrainConfig):
@@ -58,13 +67,19 @@ class Learner:
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.device = self.parameters[0].device
         self.optimizer = AdamW(decay_groups(self.model, config.weight_decay), lr=config.lr)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")  # small gradients would be 0 there
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=config.precision == "fp16"
+        )  # small gradients would be 0 there
         self.loss = parallel.synchronised(loss)
 
-    def step(self, task: Task, batch: Batch, lr: float, beta: float, measure: bool = False) -> dict[str, Tensor]:
-        """Train on one batch. Returns the loss by its parts, means over all processes, and `grad_norm` before clipping; detached.
+    def step(
+        self, task: Task, batch: Batch, lr: float, beta: float, measure: bool = False
+    ) -> dict[str, Tensor]:
+        """Train on one batch. Returns the loss by its parts, means over all processes, and `grad_norm` before
+        clipping; detached.
 
-        Where total or norm is not finite no update is made. The CPU sees that at once. A GPU is not waited for: there AdamW counts the
+        Where total or norm is not finite no update is made. The CPU sees that at once. A GPU is not waited
+        for: there AdamW counts the
         step all the same, and the teacher moves on towards weights that stand still.
         """
         with out_of_memory_advice(batch):
@@ -72,12 +87,16 @@ class Learner:
             self.scaler.scale(losses["total"] * batch.weight).backward()
         self.scaler.unscale_(self.optimizer)
         losses = parallel.mean(losses, batch.weight)
-        losses["grad_norm"] = nn.utils.get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        losses["grad_norm"] = nn.utils.get_total_norm(
+            [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        )
         bad = ~(torch.isfinite(losses["grad_norm"]) & torch.isfinite(losses["total"]))
         if self.device.type != "cpu" or not bad:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            excess = ((losses["grad_norm"] + 1e-6) / self.max_grad_norm).clamp_min(1.0)  # clips as `clip_grad_norm_` does
+            excess = ((losses["grad_norm"] + 1e-6) / self.max_grad_norm).clamp_min(
+                1.0
+            )  # clips as `clip_grad_norm_` does
             self.optimizer.step(grad_scale=excess, found_inf=bad.to(excess.dtype))
             if self.bregman:
                 self.bregman.update(self.model, beta)
@@ -88,7 +107,8 @@ class Learner:
 
 @dataclass
 class Progress:
-    """Where a run stands, beside its weights: with them, all that is needed to go on as if it had never been interrupted."""
+    """Where a run stands, beside its weights: with them, all that is needed to go on as if it had never been
+    interrupted."""
 
     step: int = 0  # the next one
     best: dict | None = None  # what `results.json` will say of the best epoch so far
@@ -97,15 +117,21 @@ class Progress:
     examples: int = 0  # rows trained on
     skipped: int = 0  # batches left out as not finite
     interval: Interval = field(default_factory=Interval)
-    first_losses: list[tuple[str, dict[str, float]]] = field(default_factory=list)  # of the first 20 steps, by task
+    first_losses: list[tuple[str, dict[str, float]]] = field(
+        default_factory=list
+    )  # of the first 20 steps, by task
     log_bytes: int = 0  # length of metrics.jsonl
 
     def __post_init__(self):
-        self._unchecked = []  # (step, task, rows, losses) since the last `check`, empty when a checkpoint is written
+        # (step, task, rows, losses) since the last `check`, empty when a checkpoint is written
+        self._unchecked = []
 
     def to_dict(self) -> dict:
         """As JSON can hold it; waits for a GPU."""
-        first = [(name, {part: float(value) for part, value in losses.items()}) for name, losses in self.first_losses]
+        first = [
+            (name, {part: float(value) for part, value in losses.items()})
+            for name, losses in self.first_losses
+        ]
         values = {setting.name: getattr(self, setting.name) for setting in fields(self)}
         return values | {"interval": self.interval.to_dict(), "first_losses": first}
 
@@ -118,10 +144,13 @@ class Progress:
             self.first_losses.append((task, losses))
         self.step += 1
 
-    def check(self, datasets: dict[str, TokenizedDataset], allowed: int, scaler: torch.amp.GradScaler) -> None:
+    def check(
+        self, datasets: dict[str, TokenizedDataset], allowed: int, scaler: torch.amp.GradScaler
+    ) -> None:
         """Forget the steps since the last check whose loss or gradient was not finite. Waits for a GPU.
 
-        Raises UserError if there have been more than `allowed`. Gradients beyond fp16 don't count while its scale can be lowered.
+        Raises UserError if there have been more than `allowed`. Gradients beyond fp16 don't count while its
+        scale can be lowered.
         """
         unchecked, self._unchecked = self._unchecked, []
         for step, task, rows, losses in unchecked:
@@ -147,7 +176,8 @@ class Progress:
 
     @classmethod
     def from_dict(cls, values: dict) -> "Progress":
-        """Inverse of `to_dict`. Raises TypeError, KeyError, ValueError or AttributeError if it is not such a record."""
+        """Inverse of `to_dict`. Raises TypeError, KeyError, ValueError or AttributeError if it is not such a
+        record."""
         progress = cls(**values | {"interval": Interval.from_dict(values["interval"])})
         progress.to_dict()  # fails where a loss is no number
         counts = (progress.step, progress.examples, progress.skipped, progress.log_bytes)
@@ -159,17 +189,23 @@ class Progress:
             *(value for scores in best["dev"].values() for value in scores.values()),
             *(value for steps in values["interval"].values() for _, *rest in steps for value in rest),
         ]
-        if not all(type(count) is int and count >= 0 for count in counts) or not all(isinstance(value, (int, float)) for value in measured):
+        if not all(type(count) is int and count >= 0 for count in counts) or not all(
+            isinstance(value, (int, float)) for value in measured
+        ):
             raise ValueError("not a place in a run")
         return progress
 
 
-def not_finite(losses: dict[str, Tensor], step: int, dataset: TokenizedDataset, rows: Sequence[int]) -> UserError:
+def not_finite(
+    losses: dict[str, Tensor], step: int, dataset: TokenizedDataset, rows: Sequence[int]
+) -> UserError:
     """The error that says which loss was inf or NaN, at which step, on which rows."""
     values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
     ids = ", ".join(dataset.ids[row] for row in rows)
     where = f"step {step}, task {dataset.task.name}, rows {ids}"
-    return UserError(f"loss or gradient is not finite ({values}) at {where}; no update was made; try a smaller --lr")
+    return UserError(
+        f"loss or gradient is not finite ({values}) at {where}; no update was made; try a smaller --lr"
+    )
 
 
 @contextlib.contextmanager
@@ -185,13 +221,18 @@ def out_of_memory_advice(batch: Batch):
         raise UserError(f"out of memory with {rows} rows of {tokens} tokens; try {advice}") from None
 
 
-def describe(model: nn.Module, tokenizer: Tokenizer, loaders: dict[str, Loader], plan: Plan, config: TrainConfig) -> None:
+def describe(
+    model: nn.Module, tokenizer: Tokenizer, loaders: dict[str, Loader], plan: Plan, config: TrainConfig
+) -> None:
     """Print what the run is about to do and what it will cost."""
     device, params = next(model.parameters()).device, [p for p in model.parameters() if p.requires_grad]
-    decayed, plain = (sum(p.numel() for p in group["params"]) for group in decay_groups(model, config.weight_decay))
+    decayed, plain = (
+        sum(p.numel() for p in group["params"]) for group in decay_groups(model, config.weight_decay)
+    )
     processes = f", {parallel.size()} processes" if parallel.size() > 1 else ""
     print(
-        f"{config.option} on {device} in {config.precision}{processes}: {decayed + plain:,} parameters in {len(params)} tensors,"
+        f"{config.option} on {device} in {config.precision}{processes}: {decayed + plain:,}"
+        f" parameters in {len(params)} tensors,"
         f" {decayed:,} of them decay"
     )
     tokens = {}
@@ -202,16 +243,24 @@ def describe(model: nn.Module, tokenizer: Tokenizer, loaders: dict[str, Loader],
         tokens[name] = count * lengths.sum() / len(batches)
         rows = len(loader.dataset)
         print(
-            f"  {name}: {rows:,} rows, {len(batches):,} batches of {loader.batch_size}, {lengths.mean():.1f} tokens a row,"
+            f"  {name}: {rows:,} rows, {len(batches):,} batches of {loader.batch_size},"
+            f" {lengths.mean():.1f} tokens a row,"
             f" {1 - lengths.sum() / padded:.1%} padding; {count:,} steps = {count / len(batches):.2f} passes"
         )
-        print(f"    for example: {tokenizer.decode(loader[0].input_ids[0].tolist(), skip_special_tokens=False)[:120]}")
+        print(
+            "    for example:"
+            f" {tokenizer.decode(loader[0].input_ids[0].tolist(), skip_special_tokens=False)[:120]}"
+        )
     # in forward passes: a backward pass is 2, or 1 where only the input's gradient is wanted (the ascent)
     cost = {"smart": 2 * config.smart_steps + 3, "bregman": 1, "rdrop": 3}
     encoder = sum(p.numel() for name, p in model.bert.named_parameters() if "embedding" not in name)
-    flops = sum(2 * encoder * count * (3 + sum(cost[term] for term in config.weights(name))) for name, count in tokens.items())
+    flops = sum(
+        2 * encoder * count * (3 + sum(cost[term] for term in config.weights(name)))
+        for name, count in tokens.items()
+    )
     print(
-        f"  {len(plan.steps):,} steps, {plan.per_epoch:,} an epoch ({config.schedule}), warm-up {plan.warmup}, peak lr {config.lr:g};"
+        f"  {len(plan.steps):,} steps, {plan.per_epoch:,} an epoch ({config.schedule}), warm-up"
+        f" {plan.warmup}, peak lr {config.lr:g};"
         f" {sum(tokens.values()):,.0f} tokens, about {flops / 1e12:,.0f} TFLOP"
     )
 
@@ -221,7 +270,9 @@ def warn_of_terms_without_effect(first_losses: list[tuple[str, dict]], config: T
     dead = set()
     for name in dict(first_losses):
         for term, weight in config.weights(name).items():
-            parts = [(float(losses[term]), float(losses["task"])) for task, losses in first_losses if task == name]
+            parts = [
+                (float(losses[term]), float(losses["task"])) for task, losses in first_losses if task == name
+            ]
             if weight * sum(part for part, _ in parts) < 1e-6 * abs(sum(whole for _, whole in parts)):
                 dead.add((term, name))
     if dead:
@@ -231,4 +282,8 @@ def warn_of_terms_without_effect(first_losses: list[tuple[str, dict]], config: T
             "rdrop": "--rdrop_weight",
         }
         said = "; ".join(f"{term} on {name} (raise {advice[term]})" for term, name in sorted(dead))
-        log.warning("no measurable effect in the first %d steps, below a millionth of the task loss: %s", len(first_losses), said)
+        log.warning(
+            "no measurable effect in the first %d steps, below a millionth of the task loss: %s",
+            len(first_losses),
+            said,
+        )

@@ -1,1 +1,2 @@
-"""Speed beside what a user would pick instead (`python -m benchmarks`), and growth with the work (`python -m benchmarks.growth`)."""
+"""Speed beside what a user would pick instead (`python -m benchmarks`), and growth with the work (`python -m
+benchmarks.growth`)."""

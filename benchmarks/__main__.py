@@ -3,7 +3,8 @@
     python -m benchmarks --data_dir path/to/data
     python -m benchmarks --data_dir path/to/data --only dense adamw
 
-Everything takes a few minutes on two cores. What each row measures is in `benchmarks/README.md` and in the docstrings of `rows.py`.
+Everything takes a few minutes on two cores. What each row measures is in `benchmarks/README.md` and in the
+docstrings of `rows.py`.
 """
 
 import argparse
@@ -31,19 +32,51 @@ def as_table(measured: list[Measurement]) -> str:
     rows = [["what", "unit", "ours", "peer", "ratio", "", "must reach", ""]]
     for m in measured:
         spread, verdict = f"({m.low:.2f} to {m.high:.2f})", "met" if m.goal.met(m.ratio) else "missed"
-        rows.append([m.what, m.unit, f"{m.ours:.4g}", f"{m.peer:.4g}", f"{m.ratio:.2f}", spread, str(m.goal), verdict])
+        rows.append(
+            [m.what, m.unit, f"{m.ours:.4g}", f"{m.peer:.4g}", f"{m.ratio:.2f}", spread, str(m.goal), verdict]
+        )
     return table(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     environment = os.environ.get("SMART_BERT_DATA_DIR")
-    parser.add_argument("--data_dir", type=Path, default=environment, required=not environment, help="default: $SMART_BERT_DATA_DIR")
-    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"rows to measure: {', '.join(ROWS)}")
-    parser.add_argument("--output", type=Path, default=HERE / "results.json", help="where the JSON goes (default: %(default)s)")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the steps; below 1 the ratios mean little (default: 1)")
-    parser.add_argument("--batch_size", type=int, default=Setting.batch_size, help="rows a training step (default: %(default)s)")
+    parser.add_argument(
+        "--data_dir",
+        type=Path,
+        default=environment,
+        required=not environment,
+        help="default: $SMART_BERT_DATA_DIR",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=ROWS,
+        default=list(ROWS),
+        metavar="ROW",
+        help=f"rows to measure: {', '.join(ROWS)}",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=HERE / "results.json",
+        help="where the JSON goes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="share of the steps; below 1 the ratios mean little (default: 1)",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        default=Setting.batch_size,
+        help="rows a training step (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     setting, measured, spent = Setting(options.data_dir, options.scale, options.batch_size), [], {}
     keep_freed_memory()  # as the program does
@@ -52,10 +85,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         begin = time.perf_counter()
         measured += ROWS[name](setting)
         spent[name] = round(time.perf_counter() - begin, 1)
-    machine = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    machine = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
     machine |= {"processor": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
     lines = [asdict(m) | {"met": m.goal.met(m.ratio)} for m in measured]
-    write_text(options.output, json.dumps({"machine": machine, "scale": options.scale, "seconds": spent, "rows": lines}, indent=2) + "\n")
+    write_text(
+        options.output,
+        json.dumps({"machine": machine, "scale": options.scale, "seconds": spent, "rows": lines}, indent=2)
+        + "\n",
+    )
     print(f"{as_table(measured)}\n{sum(spent.values()):.0f} s; written to {options.output}")
 
 

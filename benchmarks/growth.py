@@ -1,8 +1,10 @@
-"""Memory and time as the work grows: pairs to read, tokens a row, layers of the encoder. Prints, writes JSON and a plot.
+"""Memory and time as the work grows: pairs to read, tokens a row, layers of the encoder. Prints, writes JSON
+and a plot.
 
     python -m benchmarks.growth --data_dir path/to/data
 
-Each point is measured in a process of its own, whose peak of resident memory is taken above what it had after importing, before the work.
+Each point is measured in a process of its own, whose peak of resident memory is taken above what it had after
+importing, before the work.
 Linux only: the peak is read from /proc. Not handled: GPU memory.
 """
 
@@ -21,7 +23,8 @@ from pathlib import Path
 # torch and the project are imported by the points' own processes: this one stays small
 
 HERE = Path(__file__).resolve().parent
-# What grows -> its sizes. Each doubles, or nearly, so that a line of slope 1 in the plot is growth in proportion.
+# What grows -> its sizes. Each doubles, or nearly, so that a line of slope 1 in the plot is growth in
+# proportion.
 SERIES = {
     "pairs": (1_000, 4_000, 16_000, 64_000, 200_000, 400_000),
     "tokens": (16, 32, 64, 128, 256, 512),
@@ -51,7 +54,8 @@ def reading(size: int, path: Path):
 
 
 def training(rows: int, tokens: int, layers: int):
-    """Work on one plain training step of an encoder as wide as minilm with random weights, all rows of the same length."""
+    """Work on one plain training step of an encoder as wide as minilm with random weights, all rows of the
+    same length."""
     import numpy as np
     import torch
 
@@ -79,7 +83,8 @@ def training(rows: int, tokens: int, layers: int):
     return lambda: our_step(learner, dataset, np.arange(rows))
 
 
-# What grows -> how to prepare the work of one size (and, for pairs, the file), and how often to do it: the median of the times counts.
+# What grows -> how to prepare the work of one size (and, for pairs, the file), and how often to do it: the
+# median of the times counts.
 POINTS = {
     "pairs": (reading, 1),
     "tokens": (lambda size, path: training(8, size, 6), 3),
@@ -114,11 +119,14 @@ def measure_apart(series: str, size: int, data_dir: Path, scratch: Path) -> dict
     if series == "pairs":
         write_pairs(data_dir / "quora-train.csv", path, size)
     command = [sys.executable, "-m", "benchmarks.growth", "--point", series, str(size), str(path)]
-    return json.loads(subprocess.run(command, cwd=HERE.parent, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return json.loads(
+        subprocess.run(command, cwd=HERE.parent, check=True, stdout=subprocess.PIPE, text=True).stdout
+    )
 
 
 def plot(results: dict[str, dict[int, dict]], path: Path) -> None:
-    """Two panels a series, time and memory, on doubly logarithmic axes, with a dashed line of growth in proportion to the size."""
+    """Two panels a series, time and memory, on doubly logarithmic axes, with a dashed line of growth in
+    proportion to the size."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -132,8 +140,14 @@ def plot(results: dict[str, dict[int, dict]], path: Path) -> None:
         ):
             values = [points[size][quantity] for size in sizes]
             panel.loglog(sizes, values, "o-")
-            panel.loglog(sizes, [values[-1] * size / sizes[-1] for size in sizes], "--", color="gray", linewidth=1)
-            panel.set(xticks=sizes, xticklabels=[f"{size // 1000}k" if size >= 1000 else size for size in sizes], ylabel=label)
+            panel.loglog(
+                sizes, [values[-1] * size / sizes[-1] for size in sizes], "--", color="gray", linewidth=1
+            )
+            panel.set(
+                xticks=sizes,
+                xticklabels=[f"{size // 1000}k" if size >= 1000 else size for size in sizes],
+                ylabel=label,
+            )
             panel.minorticks_off()
         column[0].set_title(TITLES[series], fontsize=9)
     figure.tight_layout()
@@ -143,13 +157,37 @@ def plot(results: dict[str, dict[int, dict]], path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.growth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.growth",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data_dir", type=Path, default=os.environ.get("SMART_BERT_DATA_DIR"), help="default: $SMART_BERT_DATA_DIR")
-    parser.add_argument("--only", nargs="+", choices=SERIES, default=list(SERIES), metavar="SERIES", help=f"any of {', '.join(SERIES)}")
+    parser.add_argument(
+        "--data_dir",
+        type=Path,
+        default=os.environ.get("SMART_BERT_DATA_DIR"),
+        help="default: $SMART_BERT_DATA_DIR",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=SERIES,
+        default=list(SERIES),
+        metavar="SERIES",
+        help=f"any of {', '.join(SERIES)}",
+    )
     parser.add_argument("--largest", type=int, help="leave out the sizes above this one")
-    parser.add_argument("--output", type=Path, default=HERE / "growth.json", help="JSON; the plot is put beside it (default: %(default)s)")
-    parser.add_argument("--point", nargs=3, metavar=("SERIES", "SIZE", "PATH"), help="measure one point in this process, print JSON")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=HERE / "growth.json",
+        help="JSON; the plot is put beside it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--point",
+        nargs=3,
+        metavar=("SERIES", "SIZE", "PATH"),
+        help="measure one point in this process, print JSON",
+    )
     options = parser.parse_args(arguments)
     if options.point:
         series, size, path = options.point
@@ -164,8 +202,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results[series] = {}
             for size in SERIES[series]:
                 if options.largest is None or size <= options.largest:
-                    point = results[series][size] = measure_apart(series, size, options.data_dir, Path(scratch))
-                    print(f"  {size:>9,}  {point['seconds']:8.2f} s  {point['megabytes']:8.0f} MB", flush=True)
+                    point = results[series][size] = measure_apart(
+                        series, size, options.data_dir, Path(scratch)
+                    )
+                    print(
+                        f"  {size:>9,}  {point['seconds']:8.2f} s  {point['megabytes']:8.0f} MB", flush=True
+                    )
     options.output.write_text(json.dumps(results, indent=2) + "\n")
     plot({series: points for series, points in results.items() if points}, options.output.with_suffix(".png"))
     print(f"written to {options.output} and {options.output.with_suffix('.png')}")

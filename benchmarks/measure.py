@@ -1,7 +1,9 @@
 """Timing side by side, and what a comparison says. Knows clocks and numbers, no model.
 
-A machine's speed drifts by tens of per cent within minutes, so ours and the peer take turns, piece by piece, and only their ratio is
-compared with a goal. Not handled: confidence intervals; the spread over parts of the run shows how far a ratio can be trusted.
+A machine's speed drifts by tens of per cent within minutes, so ours and the peer take turns, piece by piece,
+and only their ratio is
+compared with a goal. Not handled: confidence intervals; the spread over parts of the run shows how far a
+ratio can be trusted.
 """
 
 import contextlib
@@ -12,12 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-GROUPS = 3  # parts of a measurement whose ratios are compared; each is a fair sample of the whole (see `evenly`)
+GROUPS = (
+    3  # parts of a measurement whose ratios are compared; each is a fair sample of the whole (see `evenly`)
+)
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a ratio of ours to the peer's must reach: at least `bound` where speeds are compared, at most `bound` where times are."""
+    """What a ratio of ours to the peer's must reach: at least `bound` where speeds are compared, at most
+    `bound` where times are."""
 
     compares: str  # "speed" (work / s) or "time" (s / work)
     bound: float
@@ -31,7 +36,8 @@ class Goal:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One line of the table. ours and peer are in `unit`; low and high are the extremes of the ratio over `GROUPS` parts of the run."""
+    """One line of the table. ours and peer are in `unit`; low and high are the extremes of the ratio over
+    `GROUPS` parts of the run."""
 
     what: str
     unit: str
@@ -44,9 +50,11 @@ class Measurement:
 
 
 class Apart:
-    """A contender with a process of its own, and so with the allocator and the threads that a user would have it run with.
+    """A contender with a process of its own, and so with the allocator and the threads that a user would have
+    it run with.
 
-    make(*arguments), called there, returns what a call of this object then calls there. It is ready when `wait` returns.
+    make(*arguments), called there, returns what a call of this object then calls there. It is ready when
+    `wait` returns.
     """
 
     def __init__(self, make: Callable[..., Callable[[int], object]], *arguments: object):
@@ -75,7 +83,11 @@ class Apart:
         self._process.kill()  # if it was still at work
 
 
-def _serve(pipe: multiprocessing.connection.Connection, make: Callable[..., Callable[[int], object]], arguments: tuple) -> None:
+def _serve(
+    pipe: multiprocessing.connection.Connection,
+    make: Callable[..., Callable[[int], object]],
+    arguments: tuple,
+) -> None:
     contender = make(*arguments)
     pipe.send("ready")
     while (k := pipe.recv()) is not None:
@@ -85,7 +97,8 @@ def _serve(pipe: multiprocessing.connection.Connection, make: Callable[..., Call
 
 @contextlib.contextmanager
 def apart(*makers: tuple) -> Iterator[list[Apart]]:
-    """A contender with a process of its own for each (make, *arguments), made at the same time; they end with the block."""
+    """A contender with a process of its own for each (make, *arguments), made at the same time; they end with
+    the block."""
     contenders = [Apart(*maker) for maker in makers]
     try:
         for contender in contenders:
@@ -97,7 +110,8 @@ def apart(*makers: tuple) -> Iterator[list[Apart]]:
 
 
 def take_turns(rounds: int, *contenders: Callable[[int], object], warm_up: int = 1) -> np.ndarray:
-    """Calls contender(k) for k = 0, 1, ..., one contender after the other in each round -> wall-clock seconds (rounds, contenders).
+    """Calls contender(k) for k = 0, 1, ..., one contender after the other in each round -> wall-clock seconds
+    (rounds, contenders).
 
     Each contender is first called with its last `warm_up` k, untimed: threads start and memory is claimed.
     """
@@ -113,8 +127,11 @@ def take_turns(rounds: int, *contenders: Callable[[int], object], warm_up: int =
     return seconds
 
 
-def compare(what: str, unit: str, goal: Goal, seconds: np.ndarray, work: float | np.ndarray = 1.0) -> Measurement:
-    """seconds (rounds, 2) of ours and the peer, work that each round did (a number, or an array that broadcasts to the same shape).
+def compare(
+    what: str, unit: str, goal: Goal, seconds: np.ndarray, work: float | np.ndarray = 1.0
+) -> Measurement:
+    """seconds (rounds, 2) of ours and the peer, work that each round did (a number, or an array that
+    broadcasts to the same shape).
 
     Ratios are of sums, not means of ratios: a slow round counts by the time it takes, as in a real run.
     """
@@ -127,13 +144,17 @@ def compare(what: str, unit: str, goal: Goal, seconds: np.ndarray, work: float |
     rounds = np.arange(len(seconds))
     ours, peer = ours_and_peer(rounds)
     ratios = [np.divide(*ours_and_peer(part)) for part in np.array_split(rounds, min(GROUPS, len(rounds)))]
-    return Measurement(what, unit, float(ours), float(peer), float(ours / peer), float(min(ratios)), float(max(ratios)), goal)
+    return Measurement(
+        what, unit, float(ours), float(peer), float(ours / peer), float(min(ratios)), float(max(ratios)), goal
+    )
 
 
 def evenly(batches: list[np.ndarray], lengths: np.ndarray, count: int) -> list[np.ndarray]:
-    """`count` of an epoch's batches of row numbers, at even distances in the order of their padded size, so that few stand for all.
+    """`count` of an epoch's batches of row numbers, at even distances in the order of their padded size, so
+    that few stand for all.
 
-    Ordered so that each of `GROUPS` parts of the list is such a sample itself. lengths: (rows,), tokens of each row.
+    Ordered so that each of `GROUPS` parts of the list is such a sample itself. lengths: (rows,), tokens of
+    each row.
     """
     by_size = np.argsort([lengths[rows].max() * len(rows) for rows in batches], kind="stable")
     chosen = by_size[((np.arange(count) + 0.5) * len(batches) / count).astype(int)]

@@ -1,6 +1,8 @@
-"""What a user would pick instead, on the same weights: `transformers`, `sentence-transformers`, `torch.optim`, `csv`, `smart-pytorch`.
+"""What a user would pick instead, on the same weights: `transformers`, `sentence-transformers`,
+`torch.optim`, `csv`, `smart-pytorch`.
 
-Written as a careful user of these would, and where there is a choice, the faster one: fused AdamW, no pooler, lists read by `csv.reader`.
+Written as a careful user of these would, and where there is a choice, the faster one: fused AdamW, no pooler,
+lists read by `csv.reader`.
 B batch, T tokens, H hidden, C outputs.
 """
 
@@ -18,25 +20,34 @@ from base_bert import find_pretrained
 from datasets import Batch, Example, Task, TokenizedDataset
 from multitask_classifier import MultitaskBERT
 
-transformers.logging.set_verbosity_error()  # its report that the file has a pooler, which is left out on purpose
+# its report that the file has a pooler, which is left out on purpose
+transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
 class Peer(nn.Module):
-    """`transformers.BertModel`, the mean of the real tokens, dropout, a linear head a task: what `MultitaskBERT` is, with its weights."""
+    """`transformers.BertModel`, the mean of the real tokens, dropout, a linear head a task: what
+    `MultitaskBERT` is, with its weights."""
 
     def __init__(self, ours: MultitaskBERT):
         super().__init__()
         folder = find_pretrained("minilm", "config.json").parent
         self.bert = transformers.BertModel.from_pretrained(
-            folder, attn_implementation="sdpa", add_pooling_layer=False, dtype=torch.float32, local_files_only=True
+            folder,
+            attn_implementation="sdpa",
+            add_pooling_layer=False,
+            dtype=torch.float32,
+            local_files_only=True,
         )
         self.dropout = nn.Dropout(ours.dropout.p)
-        self.heads = nn.ModuleDict({name: nn.Linear(head.in_features, head.out_features) for name, head in ours.heads.items()})
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(head.in_features, head.out_features) for name, head in ours.heads.items()}
+        )
         self.heads.load_state_dict(ours.heads.state_dict())
 
     def forward(self, task: str, attention_mask: Tensor | None = None, **inputs: Tensor | None) -> Tensor:
-        """Mask (B,T) or None, and input_ids or inputs_embeds and token_type_ids as `transformers.BertModel` takes them -> (B,C)."""
+        """Mask (B,T) or None, and input_ids or inputs_embeds and token_type_ids as `transformers.BertModel`
+        takes them -> (B,C)."""
         hidden = self.bert(attention_mask=attention_mask, **inputs).last_hidden_state  # (B,T,H)
         if attention_mask is None:
             return self.heads[task](self.dropout(hidden.mean(1)))
@@ -46,22 +57,29 @@ class Peer(nn.Module):
 
 def plain_loss(model: Peer, task: Task, batch: Batch) -> Tensor:
     """The task's loss, a scalar."""
-    logits = model(task.name, batch.attention_mask, input_ids=batch.input_ids, token_type_ids=batch.token_type_ids)
+    logits = model(
+        task.name, batch.attention_mask, input_ids=batch.input_ids, token_type_ids=batch.token_type_ids
+    )
     return task.loss(logits, batch.labels)
 
 
 def smart_loss(model: Peer, task: Task, batch: Batch) -> Tensor:
     """The task's loss and smart-pytorch's term with one ascent step, a scalar.
 
-    The divergence is ours, since the package's is 0 for heads of one output; it takes no time beside the encoder.
+    The divergence is ours, since the package's is 0 for heads of one output; it takes no time beside the
+    encoder.
     """
     embeddings = model.bert.embeddings.word_embeddings(batch.input_ids)  # (B,T,H)
 
     def logits_of(perturbed: Tensor) -> Tensor:
-        return model(task.name, batch.attention_mask, inputs_embeds=perturbed, token_type_ids=batch.token_type_ids)
+        return model(
+            task.name, batch.attention_mask, inputs_embeds=perturbed, token_type_ids=batch.token_type_ids
+        )
 
     logits = logits_of(embeddings)
-    return task.loss(logits, batch.labels) + smart_pytorch.SMARTLoss(logits_of, task.divergence, num_steps=1)(embeddings, logits)
+    return task.loss(logits, batch.labels) + smart_pytorch.SMARTLoss(logits_of, task.divergence, num_steps=1)(
+        embeddings, logits
+    )
 
 
 def step(model: Peer, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -83,10 +101,14 @@ def random_batches(dataset: TokenizedDataset, batch_size: int) -> list[np.ndarra
 
 
 def load_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    return transformers.AutoTokenizer.from_pretrained(find_pretrained("minilm", "tokenizer.json").parent, local_files_only=True)
+    return transformers.AutoTokenizer.from_pretrained(
+        find_pretrained("minilm", "tokenizer.json").parent, local_files_only=True
+    )
 
 
-def tokenize(tokenizer: transformers.PreTrainedTokenizerFast, texts: Sequence[tuple[str, ...]], max_length: int) -> dict[str, list]:
+def tokenize(
+    tokenizer: transformers.PreTrainedTokenizerFast, texts: Sequence[tuple[str, ...]], max_length: int
+) -> dict[str, list]:
     """Token ids, segment ids and masks of every row, as lists."""
     encoded = {name: [] for name in tokenizer.model_input_names}
     for begin in range(0, len(texts), 1024):
@@ -96,18 +118,31 @@ def tokenize(tokenizer: transformers.PreTrainedTokenizerFast, texts: Sequence[tu
     return encoded
 
 
-def read_and_tokenize(path: Path, task: Task, tokenizer: transformers.PreTrainedTokenizerFast, max_length: int) -> tuple[dict, list[float]]:
+def read_and_tokenize(
+    path: Path, task: Task, tokenizer: transformers.PreTrainedTokenizerFast, max_length: int
+) -> tuple[dict, list[float]]:
     """A labelled file's inputs and labels; rows that lack a text or a label are left out."""
     with open(path, encoding="utf-8", newline="") as file:
         rows = csv.reader(file, delimiter="\t")
         header = [name.strip() for name in next(rows)]
         columns = [header.index(name) for name in (*task.text_columns, task.label_column)]
-        fields = [values for row in rows if len(row) == len(header) and all(values := [row[column] for column in columns])]
-    return tokenize(tokenizer, [tuple(row[:-1]) for row in fields], max_length), [float(row[-1]) for row in fields]
+        fields = [
+            values
+            for row in rows
+            if len(row) == len(header) and all(values := [row[column] for column in columns])
+        ]
+    return tokenize(tokenizer, [tuple(row[:-1]) for row in fields], max_length), [
+        float(row[-1]) for row in fields
+    ]
 
 
 def predict(
-    model: Peer, tokenizer: transformers.PreTrainedTokenizerFast, task: Task, examples: list[Example], batch_size: int, max_length: int
+    model: Peer,
+    tokenizer: transformers.PreTrainedTokenizerFast,
+    task: Task,
+    examples: list[Example],
+    batch_size: int,
+    max_length: int,
 ) -> np.ndarray:
     """Predictions (rows,) in file order, computed in the order of length."""
     encoded = tokenize(tokenizer, [example.texts for example in examples], max_length)
@@ -116,7 +151,9 @@ def predict(
     with torch.inference_mode():
         for begin in range(0, len(order), batch_size):
             rows = order[begin : begin + batch_size]
-            batch = tokenizer.pad({name: [column[i] for i in rows] for name, column in encoded.items()}, return_tensors="pt")
+            batch = tokenizer.pad(
+                {name: [column[i] for i in rows] for name, column in encoded.items()}, return_tensors="pt"
+            )
             outputs.append(task.predict(model(task.name, **batch)))
     sorted_predictions = torch.cat(outputs).numpy()
     predictions = np.empty_like(sorted_predictions)
@@ -125,11 +162,13 @@ def predict(
 
 
 def sentence_transformers_predict(task: Task) -> Callable[[list[Example]], np.ndarray]:
-    """From texts to the vectors (rows,H) of sentences, or to the scores (rows,) of pairs, by the package's own classes and their defaults.
+    """From texts to the vectors (rows,H) of sentences, or to the scores (rows,) of pairs, by the package's
+    own classes and their defaults.
 
     The encoder has our weights; a score comes from a new head on the pooler.
     """
-    import sentence_transformers  # imported late, into a process of its own: seconds that no other row is to wait for
+    # imported late, into a process of its own: seconds that no other row is to wait for
+    import sentence_transformers
 
     folder = str(find_pretrained("minilm", "config.json").parent)
     if len(task.text_columns) == 1:

@@ -1,7 +1,9 @@
 """The comparisons, one function a row of the table. Each takes a `Setting` and returns its measurements.
 
-Models start from the same weights and train on the same files; where batches differ, that is the point of the comparison. Batches of both
-sides are made inside the timed step, by the same function. Where the whole of a program is compared, each side has a process of its own
+Models start from the same weights and train on the same files; where batches differ, that is the point of the
+comparison. Batches of both
+sides are made inside the timed step, by the same function. Where the whole of a program is compared, each
+side has a process of its own
 (`our_...`, `peer_...`); parts of one share this process. B batch.
 """
 
@@ -37,7 +39,8 @@ MIXED = ("sst", "para", "sts")
 PLAIN = TrainConfig()
 SMART = TrainConfig(use_smart=True, bregman_weight=0.0)
 BREGMAN = TrainConfig(use_smart=True)
-# The program, stopped after its first optimizer step. _exit: the clock is not to run through the interpreter's clearing up.
+# The program, stopped after its first optimizer step. _exit: the clock is not to run through the
+# interpreter's clearing up.
 FIRST_STEP = """
 import os, sys, multitask_classifier as program
 whole = program.Learner.step
@@ -68,7 +71,9 @@ class Setting:
 @functools.cache
 def training_data(path: Path, task: str) -> TokenizedDataset:
     """A training file's rows, or `MAX_ROWS` of them; read once in a process, however often it is used."""
-    return tokenize(sample_rows(read_examples(path, TASKS[task]), MAX_ROWS), TASKS[task], load_tokenizer(), MAX_LENGTH)
+    return tokenize(
+        sample_rows(read_examples(path, TASKS[task]), MAX_ROWS), TASKS[task], load_tokenizer(), MAX_LENGTH
+    )
 
 
 def new_models() -> tuple[program.MultitaskBERT, peers.Peer]:
@@ -80,7 +85,12 @@ def new_models() -> tuple[program.MultitaskBERT, peers.Peer]:
 
 def new_learner(model: program.MultitaskBERT, config: TrainConfig = PLAIN) -> Learner:
     """As `multitask_classifier.train` has it."""
-    return Learner(program.TrainingLoss(model, config, BregmanProximal(model) if config.weights("sst").get("bregman") else None), config)
+    return Learner(
+        program.TrainingLoss(
+            model, config, BregmanProximal(model) if config.weights("sst").get("bregman") else None
+        ),
+        config,
+    )
 
 
 def our_step(learner: Learner, dataset: TokenizedDataset, rows: np.ndarray) -> None:
@@ -93,14 +103,18 @@ def epoch_in_buckets(dataset: TokenizedDataset, batch_size: int) -> list[np.ndar
     return [rows for rows in Loader(dataset, batch_size, (0,)).epoch_batches(0) if len(rows) == batch_size]
 
 
-def mixed_batches(setting: Setting, count: int, epoch: Callable = epoch_in_buckets) -> list[tuple[TokenizedDataset, np.ndarray]]:
+def mixed_batches(
+    setting: Setting, count: int, epoch: Callable = epoch_in_buckets
+) -> list[tuple[TokenizedDataset, np.ndarray]]:
     """A sample of `count` batches of each task's `epoch`, the tasks taking turns as in training."""
     datasets = [training_data(setting.path(name, "train"), name) for name in MIXED]
     samples = [evenly(epoch(dataset, setting.batch_size), dataset.lengths, count) for dataset in datasets]
-    return [(dataset, sample[k]) for k in range(count) for dataset, sample in zip(datasets, samples, strict=True)]
+    return [
+        (dataset, sample[k]) for k in range(count) for dataset, sample in zip(datasets, samples, strict=True)
+    ]
 
 
-# ------------------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 def our_training(setting: Setting, count: int, config: TrainConfig) -> Callable[[int], None]:
@@ -113,7 +127,10 @@ def our_training(setting: Setting, count: int, config: TrainConfig) -> Callable[
 def peer_training(setting: Setting, count: int, loss: Callable) -> Callable[[int], None]:
     """Steps on random batches, each padded to its longest row."""
     _, peer = new_models()
-    optimizer, batches = peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay)), mixed_batches(setting, count, peers.random_batches)
+    optimizer, batches = (
+        peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay)),
+        mixed_batches(setting, count, peers.random_batches),
+    )
 
     def step(k: int) -> None:
         dataset, rows = batches[k]
@@ -122,13 +139,18 @@ def peer_training(setting: Setting, count: int, loss: Callable) -> Callable[[int
     return step
 
 
-def training(setting: Setting, what: str, goal: Goal, steps: int, config: TrainConfig, peer_loss: Callable) -> list[Measurement]:
+def training(
+    setting: Setting, what: str, goal: Goal, steps: int, config: TrainConfig, peer_loss: Callable
+) -> list[Measurement]:
     """Examples/s of each task and of all."""
     count = setting.count(steps)
-    with apart((our_training, setting, count, config), (peer_training, setting, count, peer_loss)) as contenders:
+    with apart(
+        (our_training, setting, count, config), (peer_training, setting, count, peer_loss)
+    ) as contenders:
         seconds = take_turns(count * len(MIXED), *contenders, warm_up=-(-count // GROUPS) * len(MIXED))
     of_tasks = [
-        compare(f"{what}: {name}", "examples/s", goal, seconds[place :: len(MIXED)], setting.batch_size) for place, name in enumerate(MIXED)
+        compare(f"{what}: {name}", "examples/s", goal, seconds[place :: len(MIXED)], setting.batch_size)
+        for place, name in enumerate(MIXED)
     ]
     return [*of_tasks, compare(f"{what}: all three", "examples/s", goal, seconds, setting.batch_size)]
 
@@ -165,10 +187,13 @@ def peer_dense_training(setting: Setting) -> Callable[[int], None]:
 
 
 def dense(setting: Setting) -> list[Measurement]:
-    """A plain step on one and the same batch of SST, its rows all of about 25 tokens, so that neither side pads or masks."""
+    """A plain step on one and the same batch of SST, its rows all of about 25 tokens, so that neither side
+    pads or masks."""
     with apart((our_dense_training, setting), (peer_dense_training, setting)) as contenders:
         seconds = take_turns(setting.count(18), *contenders)
-    return [compare("plain step, dense batch", "examples/s", Goal("speed", 1.05), seconds, setting.batch_size)]
+    return [
+        compare("plain step, dense batch", "examples/s", Goal("speed", 1.05), seconds, setting.batch_size)
+    ]
 
 
 def terms(setting: Setting) -> list[Measurement]:
@@ -177,7 +202,9 @@ def terms(setting: Setting) -> list[Measurement]:
         [new_learner(new_models()[0], config) for config in (PLAIN, SMART, BREGMAN)],
         mixed_batches(setting, setting.count(3)),
     )
-    seconds = take_turns(len(batches), *(lambda k, learner=learner: our_step(learner, *batches[k]) for learner in learners))
+    seconds = take_turns(
+        len(batches), *(lambda k, learner=learner: our_step(learner, *batches[k]) for learner in learners)
+    )
     return [
         compare("SMART / plain step", "s/step", Goal("time", 2.75), seconds[:, [1, 0]]),
         compare("SMART + Bregman / plain step", "s/step", Goal("time", 3.1), seconds[:, [2, 0]]),
@@ -185,9 +212,12 @@ def terms(setting: Setting) -> list[Measurement]:
 
 
 def products(hidden: int, intermediate: int, tokens: int) -> Callable[[], None]:
-    """All matrix products that training does in one layer, forward and both backward, as one function without arguments."""
+    """All matrix products that training does in one layer, forward and both backward, as one function without
+    arguments."""
     shapes = ((hidden, 3 * hidden), (hidden, hidden), (hidden, intermediate), (intermediate, hidden))
-    operands = [(torch.randn(tokens, wide), torch.randn(out, wide), torch.randn(tokens, out)) for wide, out in shapes]
+    operands = [
+        (torch.randn(tokens, wide), torch.randn(out, wide), torch.randn(tokens, out)) for wide, out in shapes
+    ]
 
     def multiply() -> None:
         for x, weight, gradient in operands:
@@ -199,12 +229,18 @@ def products(hidden: int, intermediate: int, tokens: int) -> Callable[[], None]:
 
 
 def rate(setting: Setting) -> list[Measurement]:
-    """Useful arithmetic of training, with and without SMART: flops per parameter of the layers and real token, beside bare products."""
-    learners, batches = [new_learner(new_models()[0], config) for config in (PLAIN, SMART)], mixed_batches(setting, setting.count(4))
+    """Useful arithmetic of training, with and without SMART: flops per parameter of the layers and real
+    token, beside bare products."""
+    learners, batches = (
+        [new_learner(new_models()[0], config) for config in (PLAIN, SMART)],
+        mixed_batches(setting, setting.count(4)),
+    )
     bert, tokens = learners[0].model.bert, 800  # of a batch, about
     shape, encoder = bert.config, sum(parameter.numel() for parameter in bert.bert_layers.parameters())
     multiply = products(shape.hidden_size, shape.intermediate_size, tokens)
-    matrices = 4 * shape.hidden_size**2 + 2 * shape.hidden_size * shape.intermediate_size  # parameters of one layer's products
+    matrices = (
+        4 * shape.hidden_size**2 + 2 * shape.hidden_size * shape.intermediate_size
+    )  # parameters of one layer's products
     seconds = take_turns(
         len(batches),
         *(lambda k, learner=learner: our_step(learner, *batches[k]) for learner in learners),
@@ -212,15 +248,22 @@ def rate(setting: Setting) -> list[Measurement]:
     )
     real = np.array([dataset.lengths[rows].sum() for dataset, rows in batches])
     bare = np.full_like(real, tokens * matrices * shape.num_hidden_layers)
-    # (steps, 3) GFLOP. Per parameter and token 2 forward, 4 backward; SMART: three passes forward, two backward whole, one to its input
+    # (steps, 3) GFLOP. Per parameter and token 2 forward, 4 backward; SMART: three passes forward, two
+    # backward whole, one to its input
     work = 1e-9 * np.stack([6 * real * encoder, 16 * real * encoder, 6 * bare], axis=1)
     return [
-        compare(f"{what} / bare products", "GFLOP/s", Goal("speed", 0.60), seconds[:, [place, 2]], work[:, [place, 2]])
+        compare(
+            f"{what} / bare products",
+            "GFLOP/s",
+            Goal("speed", 0.60),
+            seconds[:, [place, 2]],
+            work[:, [place, 2]],
+        )
         for place, what in enumerate(("useful arithmetic", "useful arithmetic with SMART"))
     ]
 
 
-# -------------------------------------------------------------------------------------------------------------------- the rest
+# ----------------------------------------------------------------------------------------- the rest
 
 
 def unlabelled_parts(setting: Setting, name: str) -> list[list[Example]]:
@@ -250,15 +293,23 @@ def sentence_transformers_prediction(setting: Setting, name: str) -> Callable[[i
 
 
 def prediction(setting: Setting) -> list[Measurement]:
-    """Rows/s of the test files of SST (sentences) and Quora (pairs), from text to predictions; sorted by length, 32 rows a batch."""
+    """Rows/s of the test files of SST (sentences) and Quora (pairs), from text to predictions; sorted by
+    length, 32 rows a batch."""
     measured = []
-    others = {"sentence-transformers": sentence_transformers_prediction, "a transformers loop": peer_prediction}
+    others = {
+        "sentence-transformers": sentence_transformers_prediction,
+        "a transformers loop": peer_prediction,
+    }
     for name in ("sst", "para"):
         with apart(*((make, setting, name) for make in (our_prediction, *others.values()))) as contenders:
             seconds = take_turns(GROUPS, *contenders)
         rows = np.array([[len(part)] for part in unlabelled_parts(setting, name)])
         for place, other in enumerate(others, start=1):
-            measured.append(compare(f"prediction: {name}, {other}", "rows/s", Goal("speed", 1.2), seconds[:, [0, place]], rows))
+            measured.append(
+                compare(
+                    f"prediction: {name}, {other}", "rows/s", Goal("speed", 1.2), seconds[:, [0, place]], rows
+                )
+            )
     return measured
 
 
@@ -269,7 +320,8 @@ def adamw(setting: Setting) -> list[Measurement]:
         mine.grad = torch.randn_like(mine)
         theirs.grad = mine.grad.clone()
     optimizer, peer_optimizer = (
-        make(decay_groups(model, PLAIN.weight_decay)) for make, model in ((AdamW, ours), (peers.fused_adamw, peer))
+        make(decay_groups(model, PLAIN.weight_decay))
+        for make, model in ((AdamW, ours), (peers.fused_adamw, peer))
     )
     seconds = take_turns(setting.count(100), lambda k: optimizer.step(), lambda k: peer_optimizer.step())
     return [compare("AdamW step, 22.7 M parameters", "s/step", Goal("time", 1.2), seconds)]
@@ -277,7 +329,12 @@ def adamw(setting: Setting) -> list[Measurement]:
 
 def reading(setting: Setting) -> list[Measurement]:
     """Reading and tokenising Quora's training file."""
-    path, task, tokenizer, peer_tokenizer = setting.path("para", "train"), TASKS["para"], load_tokenizer(), peers.load_tokenizer()
+    path, task, tokenizer, peer_tokenizer = (
+        setting.path("para", "train"),
+        TASKS["para"],
+        load_tokenizer(),
+        peers.load_tokenizer(),
+    )
     seconds = take_turns(
         setting.count(3),
         lambda k: tokenize(read_examples(path, task), task, tokenizer, MAX_LENGTH),
@@ -287,15 +344,26 @@ def reading(setting: Setting) -> list[Measurement]:
 
 
 def start(setting: Setting) -> list[Measurement]:
-    """From the command line to the end of the first step on SST, the whole files read, beside importing the libraries."""
+    """From the command line to the end of the first step on SST, the whole files read, beside importing the
+    libraries."""
 
     def run(code: str, *arguments: str) -> None:
-        output = subprocess.run([sys.executable, "-c", code, *arguments], cwd=HERE.parent, capture_output=True, text=True)
+        output = subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=HERE.parent, capture_output=True, text=True
+        )
         if output.returncode:
             raise RuntimeError(f"{code}\n{output.stderr}")
 
     with tempfile.TemporaryDirectory() as folder:
-        flags = ("--tasks", "sst", "--data_dir", os.path.abspath(setting.data_dir), "--output_dir", folder, "--overwrite_output_dir")
+        flags = (
+            "--tasks",
+            "sst",
+            "--data_dir",
+            os.path.abspath(setting.data_dir),
+            "--output_dir",
+            folder,
+            "--overwrite_output_dir",
+        )
         seconds = take_turns(setting.count(3), lambda k: run(FIRST_STEP, *flags), lambda k: run(IMPORTS))
     return [compare("start to first step, SST", "s", Goal("time", 2.0), seconds)]
 

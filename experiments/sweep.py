@@ -1,11 +1,16 @@
-"""Choose SMART's defaults by measurement: many short runs of the main program, resumable run by run, and a table of the results.
+"""Choose SMART's defaults by measurement: many short runs of the main program, resumable run by run, and a
+table of the results.
 
-    python experiments/sweep.py --data_dir path/to/data --work_dir runs/sweep            # what is not there yet is run
-    python experiments/sweep.py --table                                                  # the table of what has been measured
+    python experiments/sweep.py --data_dir path/to/data --work_dir runs/sweep            # what is not there
+    yet is run
+    python experiments/sweep.py --table                                                  # the table of what
+    has been measured
 
-1,000 training rows and 96 steps of 32 (3 passes), single-task, the whole dev set scored once, at the end: a setting where
+1,000 training rows and 96 steps of 32 (3 passes), single-task, the whole dev set scored once, at the end: a
+setting where
 regularisation shows, which the full data hides, and no choice among epochs that would flatter a noisy run.
-Each finished run adds one line to `experiments/sweep.jsonl`; an interrupted one goes on from its own checkpoint.
+Each finished run adds one line to `experiments/sweep.jsonl`; an interrupted one goes on from its own
+checkpoint.
 """
 
 import argparse
@@ -18,14 +23,22 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "sweep.jsonl"
 TASKS = {"sst": "accuracy", "sts": "pearson"}
-SHORT = {"sst": "ids-sst-test-student.csv", "sts": "sts-test-student.csv"}  # of the sample: nobody looks at these predictions
+SHORT = {
+    "sst": "ids-sst-test-student.csv",
+    "sts": "sts-test-student.csv",
+}  # of the sample: nobody looks at these predictions
 COMMON = ["--max_train_samples=1000", "--epochs=1", "--steps_per_epoch=96", "--keep=student"]
 SAMPLE = HERE.parent / "data" / "sample"
 
 
 def smart(epsilon: float, weight: float = 1.0, mu: float = 0.0, step: float = 1.0) -> list[str]:
     """Flags of a SMART run: ε, λ_s, μ, and η in units of ε."""
-    settings = {"smart_epsilon": epsilon, "smart_step_size": step * epsilon, "smart_weight": weight, "bregman_weight": mu}
+    settings = {
+        "smart_epsilon": epsilon,
+        "smart_step_size": step * epsilon,
+        "smart_weight": weight,
+        "bregman_weight": mu,
+    }
     return ["--use_smart", *(f"--{name}={value:g}" for name, value in settings.items())]
 
 
@@ -56,36 +69,71 @@ def measured() -> dict[tuple[str, str, int], dict]:
 def run(setting: str, task: str, seed: int, data_dir: str, work_dir: Path) -> None:
     """One run of the main program, or the rest of it; appends its line to `sweep.jsonl`."""
     folder = work_dir / f"{list(SETTINGS).index(setting):02d}-{task}-{seed}"
-    start = ["--resume"] if (folder / "last").exists() else [*COMMON, *SETTINGS[setting], "--tasks", task, "--seed", str(seed)]
+    start = (
+        ["--resume"]
+        if (folder / "last").exists()
+        else [*COMMON, *SETTINGS[setting], "--tasks", task, "--seed", str(seed)]
+    )
     start += [f"--{task}_test", str(SAMPLE / SHORT[task])]
-    command = [sys.executable, str(HERE.parent / "multitask_classifier.py"), *start, "--data_dir", data_dir, "--output_dir", str(folder)]
+    command = [
+        sys.executable,
+        str(HERE.parent / "multitask_classifier.py"),
+        *start,
+        "--data_dir",
+        data_dir,
+        "--output_dir",
+        str(folder),
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     results = json.loads((folder / "results.json").read_text())
-    line = {"setting": setting, "task": task, "seed": seed, "score": results["dev"][task][TASKS[task]], "seconds": results["train_seconds"]}
+    line = {
+        "setting": setting,
+        "task": task,
+        "seed": seed,
+        "score": results["dev"][task][TASKS[task]],
+        "seconds": results["train_seconds"],
+    }
     with RESULTS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def table() -> str:
-    """Dev scores as a Markdown table, one for each seed that was run and their mean: seeds differ by more than settings do."""
+    """Dev scores as a Markdown table, one for each seed that was run and their mean: seeds differ by more
+    than settings do."""
     results = measured()
     seeds = sorted({seed for _, _, seed in results})
-    rows = [f"| setting | SST accuracy, seed {', '.join(map(str, seeds))} | mean | STS Pearson | mean |", "|---|---|---|---|---|"]
+    rows = [
+        f"| setting | SST accuracy, seed {', '.join(map(str, seeds))} | mean | STS Pearson | mean |",
+        "|---|---|---|---|---|",
+    ]
     for setting in SETTINGS:
-        scores = {task: [results[setting, task, seed]["score"] for seed in seeds if (setting, task, seed) in results] for task in TASKS}
-        cells = [f"{', '.join(f'{v:.3f}' for v in values)} | {statistics.fmean(values):.4f}" for values in scores.values() if values]
+        scores = {
+            task: [
+                results[setting, task, seed]["score"] for seed in seeds if (setting, task, seed) in results
+            ]
+            for task in TASKS
+        }
+        cells = [
+            f"{', '.join(f'{v:.3f}' for v in values)} | {statistics.fmean(values):.4f}"
+            for values in scores.values()
+            if values
+        ]
         if cells:
             rows.append(f"| {setting} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data_dir", help="folder of the course's files")
     parser.add_argument("--work_dir", type=Path, default=Path("runs/sweep"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--table", action="store_true", help="print the table of what has been measured, run nothing")
+    parser.add_argument(
+        "--table", action="store_true", help="print the table of what has been measured, run nothing"
+    )
     arguments = parser.parse_args()
     if not arguments.table and not arguments.data_dir:
         parser.error("--data_dir is needed to run")

@@ -1,8 +1,10 @@
-"""Kill a training run with SIGKILL at random moments, resume it, and compare what it ends with to a run that was never interrupted.
+"""Kill a training run with SIGKILL at random moments, resume it, and compare what it ends with to a run that
+was never interrupted.
 
     python tests/kill_and_resume.py --kills 20 --folder runs/kills
 
-Every kill is a run of its own, with SMART, Bregman and R-Drop on: started as a process, killed, resumed to its end. Every second kill falls
+Every kill is a run of its own, with SMART, Bregman and R-Drop on: started as a process, killed, resumed to
+its end. Every second kill falls
 while a checkpoint is being written. Both tests/test_resume.py (3 kills) and the command line use this.
 """
 
@@ -17,13 +19,25 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PROGRAM = HERE.parent / "multitask_classifier.py"
-RUN = ["--use_smart", "--rdrop_weight=0.1", "--max_train_samples=40", "--max_eval_samples=12", "--batch_size=4", "--epochs=2"]
+RUN = [
+    "--use_smart",
+    "--rdrop_weight=0.1",
+    "--max_train_samples=40",
+    "--max_eval_samples=12",
+    "--batch_size=4",
+    "--epochs=2",
+]
 RUN += ["--steps_per_epoch=15", "--logging_steps=4", "--save_steps=1"]
 
 
 def outcome(folder: Path) -> dict:
-    """All that a finished run leaves and that does not depend on the clock: files byte by byte, the log, the scores."""
-    files = [*(folder / "predictions").iterdir(), *(folder / "best").glob("*.safetensors"), *(folder / "last").glob("*.safetensors")]
+    """All that a finished run leaves and that does not depend on the clock: files byte by byte, the log, the
+    scores."""
+    files = [
+        *(folder / "predictions").iterdir(),
+        *(folder / "best").glob("*.safetensors"),
+        *(folder / "last").glob("*.safetensors"),
+    ]
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     results = json.loads((folder / "results.json").read_text())
     clock_or_path = ("train_seconds", "save_seconds", "examples_per_second", "config")
@@ -36,7 +50,12 @@ def outcome(folder: Path) -> dict:
 
 def start(*arguments: str) -> subprocess.Popen:
     """The program as a process of its own."""
-    return subprocess.Popen([sys.executable, str(PROGRAM), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, str(PROGRAM), *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(process: subprocess.Popen) -> None:
@@ -52,8 +71,11 @@ def wait_for(process: subprocess.Popen, path: Path) -> None:
         time.sleep(0.0002)
 
 
-def kill_once(folder: Path, arguments: list[str], seconds: float, while_writing: bool, moment: random.Random) -> str:
-    """One run, killed within `seconds` of its first checkpoint and resumed to its end. Returns what the kill left in its folder."""
+def kill_once(
+    folder: Path, arguments: list[str], seconds: float, while_writing: bool, moment: random.Random
+) -> str:
+    """One run, killed within `seconds` of its first checkpoint and resumed to its end. Returns what the kill
+    left in its folder."""
     process = start(*arguments, "--output_dir", str(folder))
     wait_for(process, folder / "last")
     time.sleep(moment.uniform(0, seconds))
@@ -71,7 +93,8 @@ def kill_once(folder: Path, arguments: list[str], seconds: float, while_writing:
 
 
 def compare(kills: int, folder: Path, encoder: str, seed: int = 0) -> int:
-    """The number of `kills` after which the resumed run ended like the uninterrupted one; prints a line for each."""
+    """The number of `kills` after which the resumed run ended like the uninterrupted one; prints a line for
+    each."""
     arguments, moment = [*RUN, "--model_name_or_path", encoder], random.Random(seed)
     process = start(*arguments, "--output_dir", str(folder / "whole"))
     wait_for(process, folder / "whole" / "last")
@@ -94,7 +117,13 @@ def tiny_encoder(folder: Path, dropout: float = 0.1) -> str:
     from bert import BertModel
 
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}
+    shape = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 64,
+    }
     shape |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     BertModel(BertConfig(**shape)).save_pretrained(folder)
     load_tokenizer().save(str(folder / "tokenizer.json"))
@@ -103,7 +132,9 @@ def tiny_encoder(folder: Path, dropout: float = 0.1) -> str:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(HERE.parent))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--folder", type=Path, required=True, help="a new folder for all the runs")
     parser.add_argument("--encoder", help="--model_name_or_path of the runs (default: a small random BERT)")

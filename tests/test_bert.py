@@ -14,7 +14,7 @@ from bert import BertModel
 from config import TASKS
 from datasets import collate, read_examples, tokenize
 
-# ---------------------------------------------------------------------------------------------------------------- computation
+# -------------------------------------------------------------------------------------- computation
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,8 @@ def minilm():
 
 @pytest.mark.parametrize("name", ["sst", "para", "sts"])
 def test_minilm_on_real_sentences(minilm, name):
-    """Guards against an encoder that is nearly BERT (approximate GELU, wrong eps, segment ids lost): it trains, only worse."""
+    """Guards against an encoder that is nearly BERT (approximate GELU, wrong eps, segment ids lost): it
+    trains, only worse."""
     ours, reference, tokenizer = minilm
     examples = read_examples(ROOT / "data" / "sample" / TASKS[name].filename("dev"), TASKS[name])[:16]
     batch = collate(tokenize(examples, TASKS[name], tokenizer, 256), np.arange(16))
@@ -67,12 +68,17 @@ def test_a_padded_row_is_the_row_alone(tmp_path):
     together = ours(ids, mask, types)
     for row, length in enumerate(mask.sum(1)):
         alone = ours(ids[row : row + 1, :length], None, types[row : row + 1, :length])
-        torch.testing.assert_close(together["last_hidden_state"][row, :length], alone["last_hidden_state"][0], atol=2e-6, rtol=0)
-        torch.testing.assert_close(together["pooler_output"][row], alone["pooler_output"][0], atol=2e-6, rtol=0)
+        torch.testing.assert_close(
+            together["last_hidden_state"][row, :length], alone["last_hidden_state"][0], atol=2e-6, rtol=0
+        )
+        torch.testing.assert_close(
+            together["pooler_output"][row], alone["pooler_output"][0], atol=2e-6, rtol=0
+        )
 
 
 def test_gradients(tmp_path):
-    """Guards against a right output with a wrong gradient (something detached, a weight joined from a copy)."""
+    """Guards against a right output with a wrong gradient (something detached, a weight joined from a
+    copy)."""
     ours, reference = (model.double() for model in both_berts(tmp_path))
     ids, mask, types = inputs()
     for output in (ours(ids, mask, types), reference(ids, attention_mask=mask.long(), token_type_ids=types)):
@@ -86,7 +92,8 @@ def test_gradients(tmp_path):
 
 @pytest.mark.parametrize(("hidden", "attention"), [(0.0, 0.5), (0.5, 0.0), (0.3, 0.2)])
 def test_dropout_is_where_bert_has_it(tmp_path, monkeypatch, hidden, attention):
-    """Guards against attention dropout that is built and never applied, a dropout left out, or one that stays on in eval mode."""
+    """Guards against attention dropout that is built and never applied, a dropout left out, or one that stays
+    on in eval mode."""
     monkeypatch.setattr(bert, "dropout", torch.nn.functional.dropout)  # torch's own draws
     ours, reference = both_berts(tmp_path, hidden_dropout_prob=hidden, attention_probs_dropout_prob=attention)
     ids, mask, types = inputs()
@@ -95,20 +102,25 @@ def test_dropout_is_where_bert_has_it(tmp_path, monkeypatch, hidden, attention):
         torch.manual_seed(3)
         outputs.append(model(ids, attention_mask=mask, token_type_ids=types)["last_hidden_state"])
     torch.testing.assert_close(*outputs, atol=1e-5, rtol=0)  # the same draws at the same places
-    assert not torch.allclose(outputs[0], ours(ids, mask, types)["last_hidden_state"], atol=1e-2)  # other draws
+    assert not torch.allclose(
+        outputs[0], ours(ids, mask, types)["last_hidden_state"], atol=1e-2
+    )  # other draws
     assert_same(ours.eval(), reference.eval(), ids, mask, types)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("shape", [(1,), (7, 13), (40, 50, 60)])
 def test_dropout_keeps_what_it_should(p, shape):
-    """Guards against a dropout rate or scale that is not the one asked for, or elements that are dropped together."""
+    """Guards against a dropout rate or scale that is not the one asked for, or elements that are dropped
+    together."""
     torch.manual_seed(0)
     x = torch.ones(shape, dtype=torch.float64, requires_grad=True)
     draws = torch.stack([bert.dropout(x, p) for _ in range(20_000 // x.numel() + 3)])
     kept = (draws != 0).double()
     assert abs(kept.mean() - (1 - p)) < 5 * (p * (1 - p) / kept.numel()) ** 0.5 + 2**-16
-    torch.testing.assert_close(draws[draws != 0].unique(), torch.tensor([1 / (1 - p)], dtype=torch.float64), rtol=2**-12, atol=0)
+    torch.testing.assert_close(
+        draws[draws != 0].unique(), torch.tensor([1 / (1 - p)], dtype=torch.float64), rtol=2**-12, atol=0
+    )
     if len(shape) == 3:
         neighbours = (kept[:, :, :, 1:] - kept.mean()) * (kept[:, :, :, :-1] - kept.mean())
         assert abs(neighbours.mean()) < 5 * p * (1 - p) / neighbours.numel() ** 0.5
@@ -117,7 +129,8 @@ def test_dropout_keeps_what_it_should(p, shape):
 
 
 def test_kept_masks(tmp_path):
-    """Guards against a pass with masks other than the first one's, in another order, or drawn again at the cost of a first pass."""
+    """Guards against a pass with masks other than the first one's, in another order, or drawn again at the
+    cost of a first pass."""
     ours = both_berts(tmp_path, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)[0].train()
     ids, mask, types = inputs()
     masks = []
@@ -133,13 +146,18 @@ def test_kept_masks(tmp_path):
         whole = ours(ids, mask, types)["last_hidden_state"]
     with bert.keep_masks(masks, start):
         again = ours.encode(embeddings, mask)
-    assert torch.equal(first, whole) and torch.equal(first, again) and not torch.allclose(first, other, atol=1e-2)
+    assert (
+        torch.equal(first, whole)
+        and torch.equal(first, again)
+        and not torch.allclose(first, other, atol=1e-2)
+    )
     assert torch.equal(torch.get_rng_state(), state) and len(masks) == 1 + 3 * ours.config.num_hidden_layers
     assert not torch.allclose(first, ours.encode(embeddings, mask), atol=1e-2)  # drawn anew outside
 
 
 def test_forward_is_embed_encode_pool(tmp_path):
-    """Guards against a perturbation hook between embed and encode that the plain forward pass does not go through."""
+    """Guards against a perturbation hook between embed and encode that the plain forward pass does not go
+    through."""
     ours = both_berts(tmp_path)[0].train()
     ids, mask, types = inputs()
     torch.manual_seed(3)
@@ -151,7 +169,8 @@ def test_forward_is_embed_encode_pool(tmp_path):
 
 
 def test_nothing_given_means_all_ones_and_zeros(tmp_path):
-    """Guards against a missing mask or missing segment ids meaning anything but 'all real' and 'all of segment 0'."""
+    """Guards against a missing mask or missing segment ids meaning anything but 'all real' and 'all of
+    segment 0'."""
     ours, reference = both_berts(tmp_path)
     ids, _, _ = inputs()
     plain, explicit = ours(ids), ours(ids, torch.ones_like(ids), torch.zeros_like(ids))
@@ -181,5 +200,7 @@ def test_initial_values():
     torch.manual_seed(0)
     ours = BertModel(BertConfig(initializer_range=0.05, num_hidden_layers=1, vocab_size=500, hidden_size=96))
     for name, parameter in ours.named_parameters():
-        expected = (1.0, 0.0) if "layer_norm.weight" in name else (0.0, 0.0) if parameter.ndim == 1 else (0.0, 0.05)
+        expected = (
+            (1.0, 0.0) if "layer_norm.weight" in name else (0.0, 0.0) if parameter.ndim == 1 else (0.0, 0.05)
+        )
         assert (parameter.mean().item(), parameter.std().item()) == pytest.approx(expected, abs=0.006), name

@@ -1,4 +1,5 @@
-"""Checkpoints: what is saved comes back, a crash leaves one whole checkpoint, and nothing damaged or hostile gets in."""
+"""Checkpoints: what is saved comes back, a crash leaves one whole checkpoint, and nothing damaged or hostile
+gets in."""
 
 import hashlib
 import io
@@ -15,8 +16,14 @@ import checkpoint
 from checkpoint import MANIFEST, Checkpoint, load_checkpoint, save_checkpoint
 from errors import UserError
 
-OLD = Checkpoint({"model": {"w": torch.arange(6.0)}, "heads": {"b": torch.tensor(1.5)}}, {"run": {"step": 1}, "config": {"a": [1, "ü"]}})
-NEW = Checkpoint({"model": {"w": -torch.arange(6.0)}, "heads": {"b": torch.tensor(2.5)}}, {"run": {"step": 2}, "config": {"a": None}})
+OLD = Checkpoint(
+    {"model": {"w": torch.arange(6.0)}, "heads": {"b": torch.tensor(1.5)}},
+    {"run": {"step": 1}, "config": {"a": [1, "ü"]}},
+)
+NEW = Checkpoint(
+    {"model": {"w": -torch.arange(6.0)}, "heads": {"b": torch.tensor(2.5)}},
+    {"run": {"step": 2}, "config": {"a": None}},
+)
 FILES = ["config.json", "heads.safetensors", MANIFEST, "model.safetensors", "run.json"]
 
 
@@ -26,7 +33,10 @@ def bits(tensor: torch.Tensor) -> tuple:
 
 
 def same(a: Checkpoint, b: Checkpoint) -> bool:
-    packed = [{name: {key: bits(tensor) for key, tensor in group.items()} for name, group in c.tensors.items()} for c in (a, b)]
+    packed = [
+        {name: {key: bits(tensor) for key, tensor in group.items()} for name, group in c.tensors.items()}
+        for c in (a, b)
+    ]
     return packed[0] == packed[1] and a.records == b.records
 
 
@@ -42,7 +52,7 @@ def relist(folder: Path, file: str, data: bytes) -> None:
     (folder / MANIFEST).write_text(json.dumps({**digests, file: hashlib.sha256(data).hexdigest()}))
 
 
-# ------------------------------------------------------------------------------------------------------------------- round trip
+# --------------------------------------------------------------------------------------- round trip
 
 TENSORS = {
     "fp32": torch.tensor([[1.5, -0.0, 0.0], [float("nan"), float("-inf"), 1e-45]]),
@@ -66,7 +76,8 @@ TENSORS = {
 
 @pytest.mark.parametrize("name", TENSORS)
 def test_tensors_come_back_bit_equal(tmp_path, name):
-    """Guards against a resumed run that differs: rounded types, strides read as values, scalars that became vectors."""
+    """Guards against a resumed run that differs: rounded types, strides read as values, scalars that became
+    vectors."""
     loaded = load_checkpoint(saved(tmp_path / "c", Checkpoint({"state": {name: TENSORS[name]}}, {})))
     assert bits(loaded.tensors["state"][name]) == bits(TENSORS[name]) and loaded.records == {}
     assert not loaded.tensors["state"][name].requires_grad
@@ -74,16 +85,22 @@ def test_tensors_come_back_bit_equal(tmp_path, name):
 
 def test_records_and_names_come_back(tmp_path):
     """Guards against records rounded, reordered or confused with each other."""
-    record = {"b": [1, 2.5, None, True, "ü\n\u2028🎬"], "a": {"seed": 2**63 - 1, "lr": 1e-4, "third": 1 / 3}, "": {}}
+    record = {
+        "b": [1, 2.5, None, True, "ü\n\u2028🎬"],
+        "a": {"seed": 2**63 - 1, "lr": 1e-4, "third": 1 / 3},
+        "": {},
+    }
     content = Checkpoint(
-        {"model": TENSORS, "teacher.ema": {"w": torch.ones(2)}, "empty": {}}, {"run": record, "model": {}, "v1.2": {"x": 1}}
+        {"model": TENSORS, "teacher.ema": {"w": torch.ones(2)}, "empty": {}},
+        {"run": record, "model": {}, "v1.2": {"x": 1}},
     )
     loaded = load_checkpoint(saved(tmp_path / "c", content))
     assert same(loaded, content) and list(loaded.records["run"]) == ["b", "a", ""]
 
 
 def test_a_new_checkpoint_replaces_all_of_the_old(tmp_path):
-    """Guards against files of an older checkpoint read as part of the new one, and against folders left lying about."""
+    """Guards against files of an older checkpoint read as part of the new one, and against folders left lying
+    about."""
     folder = saved(tmp_path / "deep" / "er" / "c")
     only = Checkpoint({}, {"run": {"step": 3}})
     save_checkpoint(folder, only)
@@ -91,13 +108,21 @@ def test_a_new_checkpoint_replaces_all_of_the_old(tmp_path):
     assert sorted(os.listdir(folder)) == [MANIFEST, "run.json"] and os.listdir(folder.parent) == ["c"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------- crashes
+# ------------------------------------------------------------------------------------------ crashes
 
-POINTS = {"write": (checkpoint, "_write"), "fsync": (os, "fsync"), "rename": (os, "replace"), "delete": (shutil, "rmtree")}
+POINTS = {
+    "write": (checkpoint, "_write"),
+    "fsync": (os, "fsync"),
+    "rename": (os, "replace"),
+    "delete": (shutil, "rmtree"),
+}
 
 
-def save_with_fault(monkeypatch, point: str, n: int, error: BaseException, after: bool, folder: Path, tolerated: bool = False) -> int:
-    """Save NEW with `error` raised before (or after) the n-th call of a function; returns the number of calls."""
+def save_with_fault(
+    monkeypatch, point: str, n: int, error: BaseException, after: bool, folder: Path, tolerated: bool = False
+) -> int:
+    """Save NEW with `error` raised before (or after) the n-th call of a function; returns the number of
+    calls."""
     module, name = POINTS[point]
     real, calls = getattr(module, name), []
 
@@ -160,8 +185,16 @@ def crashed_between_renames(monkeypatch, folder: Path) -> Path:
 
 @pytest.mark.parametrize("point", POINTS)
 def test_two_crashes_in_a_row(tmp_path, monkeypatch, point):
-    """Guards against a second save that deletes the only whole copy, which the first crash left under another name."""
-    calls = save_with_fault(monkeypatch, point, 0, KeyboardInterrupt(), False, crashed_between_renames(monkeypatch, tmp_path / "0"))
+    """Guards against a second save that deletes the only whole copy, which the first crash left under another
+    name."""
+    calls = save_with_fault(
+        monkeypatch,
+        point,
+        0,
+        KeyboardInterrupt(),
+        False,
+        crashed_between_renames(monkeypatch, tmp_path / "0"),
+    )
     for n in range(1, calls + 1):
         folder = crashed_between_renames(monkeypatch, tmp_path / str(n))
         save_with_fault(monkeypatch, point, n, KeyboardInterrupt(), False, folder)
@@ -171,12 +204,15 @@ def test_two_crashes_in_a_row(tmp_path, monkeypatch, point):
 
 @pytest.mark.parametrize("point", ["write", "fsync", "rename"])
 def test_a_full_disk_is_a_user_error_and_keeps_the_old_checkpoint(tmp_path, monkeypatch, point):
-    """Guards against a traceback at the end of a run, and against the last good checkpoint lost to the next one."""
+    """Guards against a traceback at the end of a run, and against the last good checkpoint lost to the next
+    one."""
     full = OSError(28, "No space left on device")
     calls = save_with_fault(monkeypatch, point, 0, full, False, saved(tmp_path / "0"))
     for n in range(1, calls + 1):
         folder = saved(tmp_path / str(n) / "c")
-        is_last_fsync = point == "fsync" and n == calls  # of the parent folder, when the new one is in its place: no harm
+        is_last_fsync = (
+            point == "fsync" and n == calls
+        )  # of the parent folder, when the new one is in its place: no harm
         save_with_fault(monkeypatch, point, n, full, False, folder, tolerated=is_last_fsync)
         assert same(load_checkpoint(folder), NEW if is_last_fsync else OLD), n
         assert not folder.with_name("c.new").exists(), n
@@ -191,7 +227,8 @@ def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
 
 
 def test_files_are_synced_before_the_rename(tmp_path, monkeypatch):
-    """Guards against a rename that reaches the disk before the data: whole by name, empty after a power cut."""
+    """Guards against a rename that reaches the disk before the data: whole by name, empty after a power
+    cut."""
     events, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: (events.append("fsync"), fsync(descriptor)))
     monkeypatch.setattr(os, "replace", lambda *paths: (events.append("rename"), replace(*paths)))
@@ -200,11 +237,13 @@ def test_files_are_synced_before_the_rename(tmp_path, monkeypatch):
     assert events[-1] == ("fsync" if os.name == "posix" else "rename")
 
 
-# --------------------------------------------------------------------------------------------------------------- training state
+# ----------------------------------------------------------------------------------- training state
 
 NOT_THIS_STATE = {
     "a moment is missing": lambda tensors, record: tensors["optimizer"].pop("0.exp_avg"),
-    "a moment of one number": lambda tensors, record: tensors["optimizer"].update({"0.exp_avg": torch.ones(1)}),
+    "a moment of one number": lambda tensors, record: tensors["optimizer"].update(
+        {"0.exp_avg": torch.ones(1)}
+    ),
     "before the first step": lambda tensors, record: tensors["optimizer"].update({"0.step": torch.tensor(0)}),
     "another parameter": lambda tensors, record: tensors["optimizer"].update({"9.step": torch.tensor(1)}),
     "another weight": lambda tensors, record: tensors["model"].update({"weight": torch.ones(1, 1)}),
@@ -215,7 +254,8 @@ NOT_THIS_STATE = {
 
 @pytest.mark.parametrize("change", NOT_THIS_STATE.values(), ids=NOT_THIS_STATE)
 def test_a_state_that_does_not_fit_is_not_taken(change):
-    """Guards against moments spread over a weight, a step that divides by zero, and numpy reading memory beyond its generator."""
+    """Guards against moments spread over a weight, a step that divides by zero, and numpy reading memory
+    beyond its generator."""
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 3)).sum().backward()
@@ -223,14 +263,18 @@ def test_a_state_that_does_not_fit_is_not_taken(change):
     cpu = torch.device("cpu")
     tensors, record = checkpoint.training_state({"model": model}, optimizer, cpu)
     record = json.loads(json.dumps(record))
-    checkpoint.restore_training_state(tensors, record, {"model": model}, torch.optim.AdamW(model.parameters()), cpu)
+    checkpoint.restore_training_state(
+        tensors, record, {"model": model}, torch.optim.AdamW(model.parameters()), cpu
+    )
     tensors["model"] = dict(tensors["model"])
     change(tensors, record)
     with pytest.raises((LookupError, RuntimeError, ValueError)):
-        checkpoint.restore_training_state(tensors, record, {"model": model}, torch.optim.AdamW(model.parameters()), cpu)
+        checkpoint.restore_training_state(
+            tensors, record, {"model": model}, torch.optim.AdamW(model.parameters()), cpu
+        )
 
 
-# ---------------------------------------------------------------------------------------------------------------------- damage
+# ------------------------------------------------------------------------------------------- damage
 
 
 def refuses(folder: Path, file: str, word: str | None = None) -> None:
@@ -271,7 +315,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, place):
     refuses(tmp_path / place, MANIFEST, "not a checkpoint folder")
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"not JSON", b"\xff\xfe", b"[" * 100_000, b"[]", b'"run.json"', b"1", b"null"])
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"not JSON", b"\xff\xfe", b"[" * 100_000, b"[]", b'"run.json"', b"1", b"null"]
+)
 @pytest.mark.parametrize("file", [MANIFEST, "run.json"])
 def test_json_that_is_none_is_refused(tmp_path, file, data):
     """Guards against an exception of the parser's, or a list where the code expects names."""
@@ -292,9 +338,13 @@ def test_a_manifest_with_a_wrong_checksum_is_refused(tmp_path, digest):
     refuses(folder, "run.json", "checksum")
 
 
-@pytest.mark.parametrize("file", ["../evil.json", "../c/run.json", "evil.bin", "evil.pt", "evil", "sub/evil.json", "./run.json", "..", ""])
+@pytest.mark.parametrize(
+    "file",
+    ["../evil.json", "../c/run.json", "evil.bin", "evil.pt", "evil", "sub/evil.json", "./run.json", "..", ""],
+)
 def test_a_manifest_that_lists_other_files_is_refused(tmp_path, file):
-    """Guards against a checkpoint from a stranger that reads files outside its folder, or a format that runs code."""
+    """Guards against a checkpoint from a stranger that reads files outside its folder, or a format that runs
+    code."""
     folder = saved(tmp_path / "c")
     (folder / "sub").mkdir()
     if not (folder / file).is_dir():
@@ -316,7 +366,8 @@ def torch_file() -> bytes:
 
 @pytest.mark.parametrize("file", ["model.safetensors", "run.json"])
 def test_a_renamed_pickle_does_not_run(tmp_path, file):
-    """Guards against a checkpoint from a stranger that runs code: a fitting checksum and name must not help it."""
+    """Guards against a checkpoint from a stranger that runs code: a fitting checksum and name must not help
+    it."""
     pickle.loads(pickle_that_makes(tmp_path / "works"))
     assert (tmp_path / "works").exists(), "the attack itself must work"
     folder = saved(tmp_path / "c")
@@ -335,8 +386,12 @@ NOT_SAFETENSORS = {
     "huge header": b"\xff" * 8 + b"{}",
     "long header": (10**6).to_bytes(8, "little") + b"{}",
     "header that is no JSON": safetensors_file("xx", b""),
-    "less data than listed": safetensors_file('{"w":{"dtype":"F32","shape":[1000],"data_offsets":[0,4000]}}', b"\0" * 4),
-    "more data than listed": safetensors_file('{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"\0" * 8),
+    "less data than listed": safetensors_file(
+        '{"w":{"dtype":"F32","shape":[1000],"data_offsets":[0,4000]}}', b"\0" * 4
+    ),
+    "more data than listed": safetensors_file(
+        '{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"\0" * 8
+    ),
     "unknown type": safetensors_file('{"w":{"dtype":"X32","shape":[1],"data_offsets":[0,4]}}', b"\0" * 4),
     "type torch lacks": safetensors_file('{"w":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}', b"\0"),
     "torch.save": torch_file(),
@@ -352,7 +407,8 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path, data):
 
 
 def test_a_failed_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
-    """Guards against a message that says the earlier checkpoint is untouched while it lies under another name."""
+    """Guards against a message that says the earlier checkpoint is untouched while it lies under another
+    name."""
     folder, real, calls = saved(tmp_path / "last"), os.replace, []
 
     def second_fails(*paths):

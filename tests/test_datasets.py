@@ -40,7 +40,9 @@ ODD_TEXTS = [  # to a tokenizer
 ]
 
 
-def dataset_of(rows: list[list[int]], seconds: list[int] | None = None, labels: list[float] | None = None, task=SST) -> TokenizedDataset:
+def dataset_of(
+    rows: list[list[int]], seconds: list[int] | None = None, labels: list[float] | None = None, task=SST
+) -> TokenizedDataset:
     lengths = [len(row) for row in rows]
     return TokenizedDataset(
         task=task,
@@ -59,11 +61,12 @@ def rows_of_random_length(count: int) -> TokenizedDataset:
 
 
 def test_the_module_is_ours():
-    """Guards against Hugging Face's `datasets` being imported under our name (transformers, imported above, must not mind ours)."""
+    """Guards against Hugging Face's `datasets` being imported under our name (transformers, imported above,
+    must not mind ours)."""
     assert Path(datasets.__file__).resolve() == HOME / "datasets.py"
 
 
-# ------------------------------------------------------------------------------------------------------------------- tokenising
+# --------------------------------------------------------------------------------------- tokenising
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +90,15 @@ def test_tokens_are_those_of_transformers(tokenizer, reference, task, max_length
     """Guards against ids, segment ids or truncation that differ from what the encoder was trained on."""
     texts = sample_texts()
     columns = [texts, texts[::-1]][: len(task.text_columns)]
-    dataset = tokenize([Example("id", row, 0.0) for row in zip(*columns, strict=True)], task, tokenizer, max_length)
+    dataset = tokenize(
+        [Example("id", row, 0.0) for row in zip(*columns, strict=True)], task, tokenizer, max_length
+    )
     expected = reference(*columns, truncation=True, max_length=max_length, return_token_type_ids=True)
     rows = np.split(dataset.tokens, dataset.starts[1:-1])
     assert [row.tolist() for row in rows] == expected["input_ids"]
-    types = [[int(i >= second) for i in range(len(row))] for row, second in zip(rows, dataset.seconds, strict=True)]
+    types = [
+        [int(i >= second) for i in range(len(row))] for row, second in zip(rows, dataset.seconds, strict=True)
+    ]
     assert types == expected["token_type_ids"]
     assert dataset.num_truncated == sum(len(ids) > max_length for ids in reference(*columns)["input_ids"])
     assert (dataset.num_truncated > 0) == (max_length < 512)
@@ -102,7 +109,9 @@ def test_num_truncated_counts_rows_that_lost_tokens(tokenizer, length, truncated
     """Guards against counting rows that just fit."""
     examples = [Example("id", ("film " * words,), None) for words in (1, 5, 6, 7)]  # and [CLS] and [SEP]
     dataset = tokenize(examples, SST, tokenizer, length)
-    assert dataset.num_truncated == truncated and dataset.lengths.tolist() == [min(n, length) for n in (3, 7, 8, 9)]
+    assert dataset.num_truncated == truncated and dataset.lengths.tolist() == [
+        min(n, length) for n in (3, 7, 8, 9)
+    ]
     assert dataset.labels is None
 
 
@@ -112,7 +121,7 @@ def test_no_examples_is_an_empty_dataset(tokenizer):
     assert len(dataset) == 0 and dataset.lengths.tolist() == [] and dataset.num_truncated == 0
 
 
-# -------------------------------------------------------------------------------------------------------------------- collating
+# ---------------------------------------------------------------------------------------- collating
 
 
 def test_collate_pads_on_the_right():
@@ -124,11 +133,16 @@ def test_collate_pads_on_the_right():
     assert batch.token_type_ids.tolist() == [[0, 1, 0], [0, 0, 1]]
     assert batch.attention_mask.tolist() == [[True, True, False], [True, True, True]]
     assert batch.labels.tolist() == [2.0, 0.0]
-    assert (batch.input_ids.dtype, batch.token_type_ids.dtype, batch.attention_mask.dtype) == (torch.int64, torch.int64, torch.bool)
+    assert (batch.input_ids.dtype, batch.token_type_ids.dtype, batch.attention_mask.dtype) == (
+        torch.int64,
+        torch.int64,
+        torch.bool,
+    )
 
 
 def test_collate_leaves_out_what_is_trivial():
-    """Guards against a mask where none is needed, which costs attention its fast path, and against one missing where it is."""
+    """Guards against a mask where none is needed, which costs attention its fast path, and against one
+    missing where it is."""
     dataset = dataset_of([[5, 6], [7, 8], [9]])
     full, padded = collate(dataset, np.array([0, 1])), collate(dataset, np.array([1, 2]))
     assert full.attention_mask is None and padded.attention_mask.tolist() == [[True, True], [True, False]]
@@ -142,15 +156,20 @@ def test_pairs_are_one_sequence(tokenizer):
     dataset = tokenize([Example("id", pair, None) for pair in pairs], STS, tokenizer, 32)
     batch = collate(dataset, np.arange(2))
     tokens = [" ".join(tokenizer.id_to_token(id) for id in row) for row in batch.input_ids.tolist()]
-    assert tokens == ["[CLS] cats sleep [SEP] dogs bark loudly [SEP]", "[CLS] a cat [SEP] [SEP] [PAD] [PAD] [PAD]"]
+    assert tokens == [
+        "[CLS] cats sleep [SEP] dogs bark loudly [SEP]",
+        "[CLS] a cat [SEP] [SEP] [PAD] [PAD] [PAD]",
+    ]
     assert batch.token_type_ids.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 0, 0, 0]]
     assert batch.attention_mask.sum(1).tolist() == [8, 5]
 
 
-# --------------------------------------------------------------------------------------------------------------------- batching
+# ----------------------------------------------------------------------------------------- batching
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (3, [3]), (4, [4]), (10, [2, 4, 4]), (33, [1] + 8 * [4])])
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(1, [1]), (3, [3]), (4, [4]), (10, [2, 4, 4]), (33, [1] + 8 * [4])]
+)
 def test_length_buckets_hold_each_row_once(count, sizes):
     """Guards against rows never trained on (the last, partial batch above all) or trained on twice."""
     lengths = rows_of_random_length(count).lengths
@@ -163,9 +182,13 @@ def test_length_buckets_depend_on_the_seed_alone():
     """Guards against runs that cannot be repeated, and against every epoch or run seeing the same batches."""
     lengths = rows_of_random_length(200).lengths
     np.random.seed(1)
-    first, again, other = ([batch.tolist() for batch in length_buckets(lengths, 8, seed)] for seed in ((0, 1), (0, 1), (0, 2)))
+    first, again, other = (
+        [batch.tolist() for batch in length_buckets(lengths, 8, seed)] for seed in ((0, 1), (0, 1), (0, 2))
+    )
     assert first == again != other
-    assert {frozenset(batch) for batch in first} != {frozenset(batch) for batch in other}, "rows must meet other rows"
+    assert {frozenset(batch) for batch in first} != {frozenset(batch) for batch in other}, (
+        "rows must meet other rows"
+    )
 
 
 def test_length_buckets_come_in_random_order():
@@ -178,14 +201,22 @@ def test_length_buckets_come_in_random_order():
 def test_length_buckets_hold_rows_of_similar_length():
     """Guards against a sort that is lost: no batch may reach into another's range of lengths."""
     lengths = rows_of_random_length(80).lengths
-    ranges = sorted((lengths[batch].min(), lengths[batch].max()) for batch in length_buckets(lengths, 8, (0,)))
+    ranges = sorted(
+        (lengths[batch].min(), lengths[batch].max()) for batch in length_buckets(lengths, 8, (0,))
+    )
     assert all(longest <= shortest for (_, longest), (shortest, _) in zip(ranges, ranges[1:], strict=False))
 
 
 def test_the_partial_batch_is_not_always_of_the_longest_rows():
-    """Guards against a few long rows that weigh as much as a batch of others in each epoch, as they do where the sort comes first."""
+    """Guards against a few long rows that weigh as much as a batch of others in each epoch, as they do where
+    the sort comes first."""
     lengths = np.arange(21)
-    rests = [batch.item() for epoch in range(50) for batch in length_buckets(lengths, 4, (epoch,)) if len(batch) < 4]
+    rests = [
+        batch.item()
+        for epoch in range(50)
+        for batch in length_buckets(lengths, 4, (epoch,))
+        if len(batch) < 4
+    ]
     assert len(rests) == 50 and len(set(rests)) > 10
 
 
@@ -209,7 +240,9 @@ def test_loader_batch_is_a_function_of_its_number():
     in_order = [Loader(dataset, 4, (7, 1))[k] for k in range(18)]
     loader = Loader(dataset, 4, (7, 1))
     for k in np.random.default_rng(0).permutation(18).tolist() * 2:
-        assert np.array_equal(loader[k].rows, in_order[k].rows) and torch.equal(loader[k].input_ids, in_order[k].input_ids)
+        assert np.array_equal(loader[k].rows, in_order[k].rows) and torch.equal(
+            loader[k].input_ids, in_order[k].input_ids
+        )
     assert any(not np.array_equal(Loader(dataset, 4, (7, 2))[k].rows, in_order[k].rows) for k in range(18))
 
 
@@ -238,17 +271,24 @@ def test_loader_covers_all_rows_in_each_epoch():
 )
 def test_schedules_by_hand(schedule, steps_per_epoch, num_tasks, expected):
     """Guards against a task that gets no step, or one more than its share."""
-    assert "".join(str(schedule(step, steps_per_epoch, num_tasks)) for step in range(len(expected))) == expected
+    assert (
+        "".join(str(schedule(step, steps_per_epoch, num_tasks)) for step in range(len(expected))) == expected
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 21, 100])
 def test_evaluation_batches_hold_all_rows_once_longest_first(batch_size):
-    """Guards against rows that are not scored, and against running out of memory at the end of an evaluation."""
+    """Guards against rows that are not scored, and against running out of memory at the end of an
+    evaluation."""
     dataset = rows_of_random_length(21)
     batches = evaluation_batches(dataset, batch_size)
     rows = np.concatenate([batch.rows for batch in batches])
     assert sorted(rows) == list(range(21)) and (np.diff(dataset.lengths[rows]) <= 0).all()
     assert [len(batch.rows) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
     for batch in batches:
-        real = torch.ones_like(batch.input_ids, dtype=torch.bool) if batch.attention_mask is None else batch.attention_mask
+        real = (
+            torch.ones_like(batch.input_ids, dtype=torch.bool)
+            if batch.attention_mask is None
+            else batch.attention_mask
+        )
         assert real.sum(1).tolist() == dataset.lengths[batch.rows].tolist() and batch.num_tokens == real.sum()

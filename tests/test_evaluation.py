@@ -16,7 +16,16 @@ import evaluation
 from config import TASKS
 from datasets import TokenizedDataset
 from errors import UserError
-from evaluation import accuracy, macro_f1, outputs, pearson, prevalence_shift, score, spearman, write_predictions
+from evaluation import (
+    accuracy,
+    macro_f1,
+    outputs,
+    pearson,
+    prevalence_shift,
+    score,
+    spearman,
+    write_predictions,
+)
 
 CPU = torch.device("cpu")
 
@@ -32,7 +41,7 @@ def dataset_of(task: str, rows: list[list[int]]) -> TokenizedDataset:
     return TokenizedDataset(TASKS[task], ids, None, np.concatenate(rows).astype(np.int32), starts, lengths, 0)
 
 
-# ---------------------------------------------------------------------------------------------------------------------- metrics
+# ------------------------------------------------------------------------------------------ metrics
 
 
 @pytest.mark.parametrize(
@@ -60,7 +69,10 @@ def test_metrics_by_hand(metric, predictions, labels, expected):
     ("metric", "reference"),
     [
         (accuracy, lambda predictions, labels: sklearn.metrics.accuracy_score(labels, predictions)),
-        (macro_f1, lambda predictions, labels: sklearn.metrics.f1_score(labels, predictions, average="macro")),
+        (
+            macro_f1,
+            lambda predictions, labels: sklearn.metrics.f1_score(labels, predictions, average="macro"),
+        ),
         (pearson, lambda predictions, labels: scipy.stats.pearsonr(predictions, labels)[0]),
         (pearson, lambda predictions, labels: np.corrcoef(predictions, labels)[0, 1]),
         (spearman, lambda predictions, labels: scipy.stats.spearmanr(predictions, labels)[0]),
@@ -129,20 +141,25 @@ def test_score_names_the_main_metric_first(task, expected):
     assert scores == pytest.approx(expected)
 
 
-# ------------------------------------------------------------------------------------------------------------------ predictions
+# -------------------------------------------------------------------------------------- predictions
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 100])
 @pytest.mark.parametrize("task", TASKS)
 def test_predictions_are_in_file_order(task, batch_size):
-    """Guards against predictions left in the order of the batches, where every row would get another row's score."""
+    """Guards against predictions left in the order of the batches, where every row would get another row's
+    score."""
     lengths = np.random.default_rng(0).permutation(20) % 9 + 1
     rows = [[1000 + i] * int(length) for i, length in enumerate(lengths)]
     width = TASKS[task].num_outputs
 
     def logits(batch):
         assert not torch.is_grad_enabled()
-        totals = batch.input_ids.sum(1) if batch.attention_mask is None else (batch.input_ids * batch.attention_mask).sum(1)
+        totals = (
+            batch.input_ids.sum(1)
+            if batch.attention_mask is None
+            else (batch.input_ids * batch.attention_mask).sum(1)
+        )
         if width > 1:
             return F.one_hot(totals % width, width).float()
         return (totals % 7 - 3.5)[:, None]
@@ -156,7 +173,11 @@ def test_predictions_are_in_file_order(task, batch_size):
 @pytest.mark.parametrize(
     ("logits", "labels", "expected"),
     [
-        ([0.0, 1.0, 2.0, 3.0, 4.0], [1, 0, 0, 0, 0], -3.2),  # above 0 stays the 4: numpy's quantile at .8 of the way
+        (
+            [0.0, 1.0, 2.0, 3.0, 4.0],
+            [1, 0, 0, 0, 0],
+            -3.2,
+        ),  # above 0 stays the 4: numpy's quantile at .8 of the way
         ([4.0, 0.0, 3.0, 2.0, 1.0], [1, 1, 1, 0, 1], -0.8),
         ([-3.0, 5.0], [0, 1], -1.0),
         ([1.0, 2.0], [1, 1], 0.0),
@@ -166,7 +187,8 @@ def test_predictions_are_in_file_order(task, batch_size):
     ],
 )
 def test_prevalence_shift_by_hand(logits, labels, expected, monkeypatch):
-    """Guards against a shift of the wrong sign, and against one that is not a number, which would be saved in the head."""
+    """Guards against a shift of the wrong sign, and against one that is not a number, which would be saved in
+    the head."""
     monkeypatch.setattr(evaluation, "MIN_SHIFT_ROWS", 2)
     assert prevalence_shift(torch.tensor(logits)[:, None], torch.tensor(labels)) == pytest.approx(expected)
 
@@ -174,7 +196,8 @@ def test_prevalence_shift_by_hand(logits, labels, expected, monkeypatch):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("ones", [1, 40, 366, 998])
 def test_prevalence_shift_makes_as_many_ones_as_there_are(seed, ones):
-    """Guards against counts that are off by some, and against a fit to which rows are ones: only their number may count."""
+    """Guards against counts that are off by some, and against a fit to which rows are ones: only their number
+    may count."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(999, 1, generator=generator) * 3 + 1
     labels = (torch.arange(999) < ones).float()
@@ -184,12 +207,18 @@ def test_prevalence_shift_makes_as_many_ones_as_there_are(seed, ones):
 
 @pytest.mark.parametrize("rows", [199, 200])
 def test_prevalence_shift_needs_200_rows(rows):
-    """Guards against a threshold that the chance of a few dozen rows has set: the sample's dev file has 50."""
+    """Guards against a threshold that the chance of a few dozen rows has set: the sample's dev file has
+    50."""
     logits, labels = torch.ones(rows, 1), (torch.arange(rows) < 70).float()
     assert (prevalence_shift(logits, labels) == 0) == (rows < 200)
 
 
-HEADERS = {"sst": "Predicted_Sentiment", "cfimdb": "Predicted_Sentiment", "para": "Predicted_Is_Paraphrase", "sts": "Predicted_Similiary"}
+HEADERS = {
+    "sst": "Predicted_Sentiment",
+    "cfimdb": "Predicted_Sentiment",
+    "para": "Predicted_Is_Paraphrase",
+    "sts": "Predicted_Similiary",
+}
 
 
 @pytest.mark.parametrize(
@@ -260,7 +289,7 @@ def test_nothing_is_half_written(tmp_path, monkeypatch, obstacle):
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
-# ------------------------------------------------------------------------------------------------------------------------ tasks
+# -------------------------------------------------------------------------------------------- tasks
 
 ACCEPTED = {
     "sst": {"0": 0, "4": 4, "3.0": 3},
@@ -276,7 +305,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("task", "text", "label"), [(task, *pair) for task in TASKS for pair in ACCEPTED[task].items()])
+@pytest.mark.parametrize(
+    ("task", "text", "label"), [(task, *pair) for task in TASKS for pair in ACCEPTED[task].items()]
+)
 def test_labels_accepted(task, text, label):
     """Guards against `1.0` refused where an integer is meant, and 3.8 cut to 3."""
     parsed = TASKS[task].parse_label(text)
@@ -284,10 +315,16 @@ def test_labels_accepted(task, text, label):
 
 
 @pytest.mark.parametrize(
-    ("task", "text"), [(task, text) for task in TASKS for text in [*REFUSED[task], "nan", "inf", "-inf", "", "two", "1,0", "0x1"]]
+    ("task", "text"),
+    [
+        (task, text)
+        for task in TASKS
+        for text in [*REFUSED[task], "nan", "inf", "-inf", "", "two", "1,0", "0x1"]
+    ],
 )
 def test_labels_refused(task, text):
-    """Guards against a label outside the range: an index error at best, a loss that means nothing at worst."""
+    """Guards against a label outside the range: an index error at best, a loss that means nothing at
+    worst."""
     with pytest.raises(ValueError):
         TASKS[task].parse_label(text)
 
@@ -296,7 +333,11 @@ LOG3 = math.log(3)  # sigmoid and two-class softmax give 3/4
 LOSSES = {  # logits, labels, loss by hand
     "sst": ([[0.0] * 5, [0, 0, math.log(4), 0, 0]], [3.0, 2.0], (math.log(5) + math.log(2)) / 2),
     "cfimdb": ([[0.0, LOG3], [0.0, LOG3]], [1.0, 0.0], -(math.log(3 / 4) + math.log(1 / 4)) / 2),
-    "para": ([[LOG3], [LOG3], [0.0]], [1.0, 0.0, 1.0], -(math.log(3 / 4) + math.log(1 / 4) + math.log(1 / 2)) / 3),
+    "para": (
+        [[LOG3], [LOG3], [0.0]],
+        [1.0, 0.0, 1.0],
+        -(math.log(3 / 4) + math.log(1 / 4) + math.log(1 / 2)) / 3,
+    ),
     "sts": ([[3.0], [1.0], [2.5]], [3.8, 0.0, 2.5], (0.64 + 1 + 0) / 3),
 }
 
@@ -305,13 +346,17 @@ LOSSES = {  # logits, labels, loss by hand
 def test_losses_by_hand(task):
     """Guards against (B,) broadcast over (B,1), sums in place of means, and labels cut to integers."""
     logits, labels, expected = LOSSES[task]
-    assert TASKS[task].loss(torch.tensor(logits), torch.tensor(labels)).item() == pytest.approx(expected, rel=1e-6)
+    assert TASKS[task].loss(torch.tensor(logits), torch.tensor(labels)).item() == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 TORCH_LOSSES = {
     "sst": lambda logits, labels: torch.nn.CrossEntropyLoss()(logits, labels.long()),
     "cfimdb": lambda logits, labels: torch.nn.CrossEntropyLoss()(logits, labels.long()),
-    "para": lambda logits, labels: torch.nn.BCELoss()(logits[:, 0].double().sigmoid(), labels.double()).float(),
+    "para": lambda logits, labels: torch.nn.BCELoss()(
+        logits[:, 0].double().sigmoid(), labels.double()
+    ).float(),
     "sts": lambda logits, labels: torch.nn.MSELoss()(logits[:, 0], labels),
 }
 

@@ -19,14 +19,21 @@ from datasets import Loader, read_examples, tokenize
 from errors import UserError
 from multitask_classifier import main, plan_steps
 
-FAST = ["--max_train_samples=32", "--max_eval_samples=24", "--batch_size=8", "--epochs=1", "--steps_per_epoch=6", "--logging_steps=3"]
+FAST = [
+    "--max_train_samples=32",
+    "--max_eval_samples=24",
+    "--batch_size=8",
+    "--epochs=1",
+    "--steps_per_epoch=6",
+    "--logging_steps=3",
+]
 
 
 def run(*arguments: str) -> int:
     return main([*map(str, arguments)])
 
 
-# ------------------------------------------------------------------------------------------------------------------- schedules
+# ---------------------------------------------------------------------------------------- schedules
 
 
 def loaders_of(tokenizer, sizes: dict[str, int]) -> dict[str, Loader]:
@@ -43,20 +50,31 @@ def test_plan_interleaves_and_numbers_each_tasks_batches(tokenizer):
     loaders = loaders_of(tokenizer, {"sst": 16, "para": 80, "sts": 24})
     plan = plan_steps(TrainConfig(epochs=2), loaders)
     assert plan.per_epoch == 9  # the median task, sts, has 3 batches
-    assert plan.steps[:7] == [("sst", 0), ("para", 0), ("sts", 0), ("sst", 1), ("para", 1), ("sts", 1), ("sst", 2)]
+    assert plan.steps[:7] == [
+        ("sst", 0),
+        ("para", 0),
+        ("sts", 0),
+        ("sst", 1),
+        ("para", 1),
+        ("sts", 1),
+        ("sst", 2),
+    ]
     assert len(plan.steps) == 18 and plan.steps[-1] == ("sts", 5) and plan.warmup == 2
 
 
 def test_plan_in_sequence(tokenizer):
     """Guards against `--schedule sequential` changing the order of tasks or their share."""
     loaders = loaders_of(tokenizer, {"sts": 24, "sst": 16})
-    plan = plan_steps(TrainConfig(tasks=("sts", "sst"), schedule="sequential", steps_per_epoch=5, epochs=2, warmup_steps=1), loaders)
+    plan = plan_steps(
+        TrainConfig(tasks=("sts", "sst"), schedule="sequential", steps_per_epoch=5, epochs=2, warmup_steps=1),
+        loaders,
+    )
     epoch = [name for name, _ in plan.steps[:5]]
     assert epoch == ["sts"] * 3 + ["sst"] * 2 and [name for name, _ in plan.steps[5:]] == epoch
     assert plan.steps[5] == ("sts", 3) and plan.warmup == 1
 
 
-# ---------------------------------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------------- command line
 
 
 @pytest.mark.parametrize(
@@ -129,15 +147,35 @@ def test_a_broken_row_is_named(capsys, tmp_path, monkeypatch):
     broken = tmp_path / "train.csv"
     broken.write_text("\tid\tsentence\tsentiment\n0\ta\tgood\t4\n1\tb\tbad\t9\n")
     data = run_files.HERE / "data" / "sample"
-    assert run("--tasks", "sst", "--data_dir", data, "--sst_train", broken, "--output_dir", tmp_path / "out") == 2
+    assert (
+        run("--tasks", "sst", "--data_dir", data, "--sst_train", broken, "--output_dir", tmp_path / "out")
+        == 2
+    )
     assert f"{broken}:3:" in capsys.readouterr().err
 
 
 def test_every_setting_is_a_flag():
     """Guards against a setting that the command line ignores."""
-    arguments = ["--option", "pretrain", "--tasks", "sts,cfimdb", "--eval_tasks", "sst", "--lr", "0.5", "--use_smart", "--smart_norm", "2"]
+    arguments = [
+        "--option",
+        "pretrain",
+        "--tasks",
+        "sts,cfimdb",
+        "--eval_tasks",
+        "sst",
+        "--lr",
+        "0.5",
+        "--use_smart",
+        "--smart_norm",
+        "2",
+    ]
     config, given = parse_arguments([*arguments, "--sst_dev", "a.csv", "--cfimdb_test_out", "b.csv"])
-    assert (config.option, config.tasks, config.eval_tasks, config.lr) == ("pretrain", ("sts", "cfimdb"), ("sst",), 0.5)
+    assert (config.option, config.tasks, config.eval_tasks, config.lr) == (
+        "pretrain",
+        ("sts", "cfimdb"),
+        ("sst",),
+        0.5,
+    )
     assert config.use_smart and config.smart_norm == "2"
     assert config.files == {"sst_dev": "a.csv", "cfimdb_test_out": "b.csv"}
     assert given == {"option", "tasks", "eval_tasks", "lr", "use_smart", "smart_norm", "files"}
@@ -145,9 +183,26 @@ def test_every_setting_is_a_flag():
 
 def test_weights_by_task():
     """Guards against a per-task weight applied to every task, and against a term that is off but paid for."""
-    config, _ = parse_arguments(["--use_smart", "--smart_weight", "sst=1,para=0.5", "--bregman_weight", "0", "--rdrop_weight", "sts=2"])
-    assert [config.weights(task) for task in ("sst", "para", "sts")] == [{"smart": 1.0}, {"smart": 0.5}, {"rdrop": 2.0}]
-    assert TrainConfig().weights("sst") == {} and TrainConfig(use_smart=True).weights("sst") == {"smart": 1.0, "bregman": 1.0}
+    config, _ = parse_arguments(
+        [
+            "--use_smart",
+            "--smart_weight",
+            "sst=1,para=0.5",
+            "--bregman_weight",
+            "0",
+            "--rdrop_weight",
+            "sts=2",
+        ]
+    )
+    assert [config.weights(task) for task in ("sst", "para", "sts")] == [
+        {"smart": 1.0},
+        {"smart": 0.5},
+        {"rdrop": 2.0},
+    ]
+    assert TrainConfig().weights("sst") == {} and TrainConfig(use_smart=True).weights("sst") == {
+        "smart": 1.0,
+        "bregman": 1.0,
+    }
 
 
 def test_defaults_that_depend_on_others():
@@ -156,7 +211,7 @@ def test_defaults_that_depend_on_others():
     assert TrainConfig().tasks == TrainConfig().eval_tasks == ("sst", "para", "sts")
 
 
-# ------------------------------------------------------------------------------------------------------------------ whole runs
+# --------------------------------------------------------------------------------------- whole runs
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +232,11 @@ def test_results_and_files(sample_run):
     assert set(results["dev"]) == {"sst", "para", "sts"} and results["data"] == "sample"
     assert set(results["dev"]["sst"]) == set(results["dev"]["para"]) == {"accuracy", "macro_f1"}
     assert set(results["dev"]["sts"]) == {"pearson", "spearman"}
-    main_scores = [results["dev"]["sst"]["accuracy"], results["dev"]["para"]["accuracy"], results["dev"]["sts"]["pearson"]]
+    main_scores = [
+        results["dev"]["sst"]["accuracy"],
+        results["dev"]["para"]["accuracy"],
+        results["dev"]["sts"]["pearson"],
+    ]
     assert results["dev_mean"] == pytest.approx(sum(main_scores) / 3)
     assert results["trained_tasks"] == ["sst", "para", "sts"] and results["config"]["use_smart"] is True
     assert results["train_seconds"] > 0 and results["examples_per_second"] > 0
@@ -188,12 +247,16 @@ def test_results_and_files(sample_run):
 
 
 @pytest.mark.parametrize(
-    ("task", "column"), [("sst", "Predicted_Sentiment"), ("para", "Predicted_Is_Paraphrase"), ("sts", "Predicted_Similiary")]
+    ("task", "column"),
+    [("sst", "Predicted_Sentiment"), ("para", "Predicted_Is_Paraphrase"), ("sts", "Predicted_Similiary")],
 )
 def test_prediction_files_hold_every_id_in_order(sample_run, task, column):
-    """Guards against predictions in length order, dropped rows, or a header that the course's grader does not know."""
+    """Guards against predictions in length order, dropped rows, or a header that the course's grader does not
+    know."""
     for split, rows in (("dev", 24), ("test", 50)):
-        lines = (sample_run / "predictions" / f"{task}-{split}-output.csv").read_text().splitlines(keepends=True)
+        lines = (
+            (sample_run / "predictions" / f"{task}-{split}-output.csv").read_text().splitlines(keepends=True)
+        )
         assert lines[0] == f"id \t {column} \n"
         ids, values = zip(*(line.removesuffix(" \n").split(" , ") for line in lines[1:]), strict=True)
         assert len(ids) == rows
@@ -205,28 +268,46 @@ def test_prediction_files_hold_every_id_in_order(sample_run, task, column):
 
 
 def test_evaluate_repeats_the_scores_from_a_moved_folder(sample_run, tmp_path, monkeypatch):
-    """Guards against a checkpoint that needs the place it was made in, or that is not the model that was scored."""
+    """Guards against a checkpoint that needs the place it was made in, or that is not the model that was
+    scored."""
     monkeypatch.delenv("SMART_BERT_DATA_DIR", raising=False)
     moved = tmp_path / "moved"
     shutil.copytree(sample_run / "best", moved)
     monkeypatch.chdir(tmp_path)
     status = run(
-        "--option", "evaluate", "--checkpoint", moved, "--max_eval_samples", 24, "--batch_size", 8, "--output_dir", tmp_path / "again"
+        "--option",
+        "evaluate",
+        "--checkpoint",
+        moved,
+        "--max_eval_samples",
+        24,
+        "--batch_size",
+        8,
+        "--output_dir",
+        tmp_path / "again",
     )
     assert status == 0
-    first, again = (json.loads((folder / "results.json").read_text()) for folder in (sample_run, tmp_path / "again"))
+    first, again = (
+        json.loads((folder / "results.json").read_text()) for folder in (sample_run, tmp_path / "again")
+    )
     assert again["dev"] == first["dev"] and again["dev_mean"] == first["dev_mean"]
     for file in (sample_run / "predictions").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / "predictions" / file.name).read_bytes()
 
 
 def test_the_threshold_fitted_on_dev_is_in_the_saved_head_and_nowhere_else(sample_run):
-    """Guards against test predictions at another threshold than the dev score's, and against a training run that dev labels reach."""
+    """Guards against test predictions at another threshold than the dev score's, and against a training run
+    that dev labels reach."""
     results = json.loads((sample_run / "results.json").read_text())
     data = run_files.HERE / "data" / "sample"
-    assert list(results["fitted_on_dev"]) == ["para"]  # neither the classes of sst nor the scores of sts have a threshold
+    assert list(results["fitted_on_dev"]) == [
+        "para"
+    ]  # neither the classes of sst nor the scores of sts have a threshold
     fitted = results["fitted_on_dev"]["para"]
-    labels = {example.id: example.label for example in read_examples(data / TASKS["para"].filename("dev"), TASKS["para"])}
+    labels = {
+        example.id: example.label
+        for example in read_examples(data / TASKS["para"].filename("dev"), TASKS["para"])
+    }
     lines = (sample_run / "predictions" / "para-dev-output.csv").read_text().splitlines()[1:]
     predicted = {id: float(value) for id, value in (line.split(" , ") for line in lines)}
     assert sum(predicted.values()) == sum(labels[id] for id in predicted)  # as many ones as there are
@@ -235,7 +316,10 @@ def test_the_threshold_fitted_on_dev_is_in_the_saved_head_and_nowhere_else(sampl
     kept = best.records["run"]["kept"]
     diary = [json.loads(line) for line in (sample_run / "metrics.jsonl").read_text().splitlines()]
     shifts = {record["kind"]: record["shift"] for record in diary if "shift" in record}
-    fits = {"student": shifts["dev/para"], "teacher": shifts["teacher/para"]}  # the one that isn't kept has a threshold of its own
+    fits = {
+        "student": shifts["dev/para"],
+        "teacher": shifts["teacher/para"],
+    }  # the one that isn't kept has a threshold of its own
     saved = {kept: {f"heads.{name}": bias for name, bias in best.tensors["heads"].items()}}
     for role, task in itertools.product(fits, TASKS):
         name, shift = f"heads.{task}.bias", fits[role] if task == "para" else 0.0
@@ -249,12 +333,45 @@ def test_predict_needs_the_checkpoint_alone(sample_run, tmp_path, monkeypatch):
     moved, tests = tmp_path / "moved", run_files.HERE / "data" / "sample"
     shutil.copytree(sample_run / "best", moved)
     monkeypatch.chdir(tmp_path)
-    assert run("--option", "predict", "--checkpoint", "moved", "--sts_test", tests / TASKS["sts"].filename("test"), "--batch_size", 8) == 0
-    assert [file.name for file in (tmp_path / "runs" / "predict" / "predictions").iterdir()] == ["sts-test-output.csv"]  # as asked
+    assert (
+        run(
+            "--option",
+            "predict",
+            "--checkpoint",
+            "moved",
+            "--sts_test",
+            tests / TASKS["sts"].filename("test"),
+            "--batch_size",
+            8,
+        )
+        == 0
+    )
+    assert [file.name for file in (tmp_path / "runs" / "predict" / "predictions").iterdir()] == [
+        "sts-test-output.csv"
+    ]  # as asked
     monkeypatch.setenv("SMART_BERT_DATA_DIR", str(tests))
-    assert run("--option", "predict", "--checkpoint", "moved", "--output_dir", "all", "--sst_test_out", "mine.csv", "--batch_size", 8) == 0
-    for task, path in {"sst": "mine.csv", **{task: f"all/predictions/{task}-test-output.csv" for task in ("para", "sts")}}.items():
-        assert (tmp_path / path).read_bytes() == (sample_run / "predictions" / f"{task}-test-output.csv").read_bytes()
+    assert (
+        run(
+            "--option",
+            "predict",
+            "--checkpoint",
+            "moved",
+            "--output_dir",
+            "all",
+            "--sst_test_out",
+            "mine.csv",
+            "--batch_size",
+            8,
+        )
+        == 0
+    )
+    for task, path in {
+        "sst": "mine.csv",
+        **{task: f"all/predictions/{task}-test-output.csv" for task in ("para", "sts")},
+    }.items():
+        assert (tmp_path / path).read_bytes() == (
+            sample_run / "predictions" / f"{task}-test-output.csv"
+        ).read_bytes()
 
 
 ODD_TEXTS = {
@@ -272,12 +389,23 @@ ODD_TEXTS = {
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("task", ["sst", "sts"])
 def test_predict_gives_every_id_a_value_whatever_its_text(sample_run, tmp_path, task, end):
-    """Guards against rows that are dropped, joined or end a prediction: the file would no longer match the ids."""
+    """Guards against rows that are dropped, joined or end a prediction: the file would no longer match the
+    ids."""
     columns = TASKS[task].text_columns
     header = "\t".join(["", "id", *columns])
-    rows = [f"{i}\t{name}\t" + "\t".join([text] * len(columns)) for i, (name, text) in enumerate(ODD_TEXTS.items())]
+    rows = [
+        f"{i}\t{name}\t" + "\t".join([text] * len(columns))
+        for i, (name, text) in enumerate(ODD_TEXTS.items())
+    ]
     (tmp_path / "odd.csv").write_bytes(("\ufeff" + end.join([header, "", *rows, "", ""])).encode())
-    arguments = ["--checkpoint", sample_run / "best", f"--{task}_test", tmp_path / "odd.csv", "--output_dir", tmp_path / "out"]
+    arguments = [
+        "--checkpoint",
+        sample_run / "best",
+        f"--{task}_test",
+        tmp_path / "odd.csv",
+        "--output_dir",
+        tmp_path / "out",
+    ]
     assert run("--option", "predict", *arguments) == 0
     lines = (tmp_path / "out" / "predictions" / f"{task}-test-output.csv").read_text().splitlines()
     assert [line.split(" , ")[0] for line in lines[1:]] == list(ODD_TEXTS)
@@ -285,25 +413,43 @@ def test_predict_gives_every_id_a_value_whatever_its_text(sample_run, tmp_path, 
 
 
 def test_a_lone_surrogate_is_one_line_naming_file_and_line(sample_run, tmp_path, capsys):
-    """Guards against a traceback from bytes that only look like UTF-8, and against an output folder left by a run that did nothing."""
+    """Guards against a traceback from bytes that only look like UTF-8, and against an output folder left by a
+    run that did nothing."""
     (tmp_path / "odd.csv").write_bytes(b"\tid\tsentence\n0\ta\tfine\n1\tb\t\xed\xa0\x80\n")
-    status = run("--option", "predict", "--checkpoint", sample_run, "--sst_test", tmp_path / "odd.csv", "--output_dir", tmp_path / "out")
-    assert status == 2 and f"{tmp_path / 'odd.csv'}:3: not UTF-8" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    status = run(
+        "--option",
+        "predict",
+        "--checkpoint",
+        sample_run,
+        "--sst_test",
+        tmp_path / "odd.csv",
+        "--output_dir",
+        tmp_path / "out",
+    )
+    assert (
+        status == 2
+        and f"{tmp_path / 'odd.csv'}:3: not UTF-8" in capsys.readouterr().err
+        and not (tmp_path / "out").exists()
+    )
 
 
 def test_the_best_folder_is_a_model_to_start_from(sample_run):
-    """Guards against a saved encoder that transformers, or `--model_name_or_path`, reads as something else."""
+    """Guards against a saved encoder that transformers, or `--model_name_or_path`, reads as something
+    else."""
     import transformers
 
     theirs = transformers.BertModel.from_pretrained(sample_run / "best").eval()
     ours = BertModel.from_pretrained(str(sample_run / "best"))
     ids = torch.tensor([[101, 2023, 2003, 1037, 3185, 102]])
     with torch.no_grad():
-        torch.testing.assert_close(ours(ids)["last_hidden_state"], theirs(ids).last_hidden_state, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            ours(ids)["last_hidden_state"], theirs(ids).last_hidden_state, atol=1e-5, rtol=0
+        )
 
 
 def test_same_seed_same_losses_and_untrained_tasks_are_marked(tmp_path, monkeypatch):
-    """Guards against runs that can't be repeated, and against scores of an untrained head passing for results."""
+    """Guards against runs that can't be repeated, and against scores of an untrained head passing for
+    results."""
     monkeypatch.delenv("SMART_BERT_DATA_DIR", raising=False)
     arguments = ["--tasks", "sts", "--eval_tasks", "sts,sst", "--use_smart", *FAST]
     records = []
@@ -313,7 +459,11 @@ def test_same_seed_same_losses_and_untrained_tasks_are_marked(tmp_path, monkeypa
         records.append([{key: value for key, value in line.items() if "per_" not in key} for line in lines])
     assert records[0] == records[1]
     results = json.loads((tmp_path / "a" / "results.json").read_text())
-    assert results["dev"]["sst"]["trained"] is False and "trained" not in results["dev"]["sts"] and results["trained_tasks"] == ["sts"]
+    assert (
+        results["dev"]["sst"]["trained"] is False
+        and "trained" not in results["dev"]["sts"]
+        and results["trained_tasks"] == ["sts"]
+    )
 
 
 def test_pretrain_changes_the_heads_only(tmp_path, monkeypatch):
@@ -341,9 +491,21 @@ def test_a_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch, capsys
     [("sst", "accuracy", 0.3, ["--use_smart"]), ("para", "accuracy", 0.65, []), ("sts", "pearson", 0.5, [])],
 )
 def test_real_data_is_learned(course_data, tmp_path, task, metric, floor, extra):
-    """Guards against a pipeline that runs to the end and learns nothing (a constant prediction scores .26, .63 and 0)."""
+    """Guards against a pipeline that runs to the end and learns nothing (a constant prediction scores .26,
+    .63 and 0)."""
     few = run_files.HERE / "data" / "sample" / TASKS[task].filename("test")
-    arguments = ["--data_dir", course_data, "--tasks", task, f"--{task}_test", few, "--epochs", 2, "--output_dir", tmp_path / "out"]
+    arguments = [
+        "--data_dir",
+        course_data,
+        "--tasks",
+        task,
+        f"--{task}_test",
+        few,
+        "--epochs",
+        2,
+        "--output_dir",
+        tmp_path / "out",
+    ]
     assert run(*arguments, "--max_train_samples", 640, "--max_eval_samples", 300, *extra) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["dev"][task][metric] > floor and results["data"] == str(course_data)
@@ -359,7 +521,8 @@ def test_unusable_checkpoint_settings_are_refused(sample_run, tmp_path):
 
 
 def test_the_notebooks_commands_are_right(sample_run, monkeypatch, capsys):
-    """Guards against a notebook whose flags the program has since lost, and a plot that no longer reads the log."""
+    """Guards against a notebook whose flags the program has since lost, and a plot that no longer reads the
+    log."""
     cells = json.loads((run_files.HERE / "colab.ipynb").read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     commands = [line for text in code for line in text.splitlines() if "multitask_classifier.py" in line]

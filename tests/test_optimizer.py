@@ -1,4 +1,5 @@
-"""AdamW against torch.optim.AdamW, its own formula in float64 and a case worked by hand; parameter groups; the schedule."""
+"""AdamW against torch.optim.AdamW, its own formula in float64 and a case worked by hand; parameter groups;
+the schedule."""
 
 import copy
 import io
@@ -51,21 +52,30 @@ def by_formula(param, grads, lr, betas, eps, weight_decay, correct_bias):
     return theta
 
 
-# ---------------------------------------------------------------------------------------------------------------------- AdamW
+# -------------------------------------------------------------------------------------------- AdamW
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
 @pytest.mark.parametrize("split", [False, True], ids=["one group", "two groups"])
 def test_fifty_steps_are_torchs(dtype, tolerance, split):
-    """Guards against moments, bias correction or a group's settings slightly off: training works, only slower."""
+    """Guards against moments, bias correction or a group's settings slightly off: training works, only
+    slower."""
     ours, theirs = parameters(dtype), parameters(dtype)
 
     def groups(params):
-        return [{"params": params[:1], "lr": 3e-3, "betas": (0.8, 0.95)}, {"params": params[1:]}] if split else params
+        return (
+            [{"params": params[:1], "lr": 3e-3, "betas": (0.8, 0.95)}, {"params": params[1:]}]
+            if split
+            else params
+        )
 
     plain = {"foreach": False, "fused": False}  # torch's loop, not the primitive that ours is built on
     run(AdamW(groups(ours), lr=1e-2, eps=1e-30), ours, gradients(50, dtype))
-    run(torch.optim.AdamW(groups(theirs), lr=1e-2, eps=1e-30, weight_decay=0, **plain), theirs, gradients(50, dtype))
+    run(
+        torch.optim.AdamW(groups(theirs), lr=1e-2, eps=1e-30, weight_decay=0, **plain),
+        theirs,
+        gradients(50, dtype),
+    )
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
 
 
@@ -74,10 +84,20 @@ def test_fifty_steps_are_torchs(dtype, tolerance, split):
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.7), (0.0, 0.9), (0.9, 0.0)])
 @pytest.mark.parametrize(("eps", "weight_decay"), [(1e-6, 0.0), (0.3, 0.0), (1e-6, 0.5), (0.3, 0.5)])
 def test_fifty_steps_are_the_formulas(dtype, tolerance, correct_bias, betas, eps, weight_decay):
-    """Guards against ε beside the wrong root, decay before the update or through the moments, a correction that can't be switched off."""
-    settings = {"lr": 0.1, "betas": betas, "eps": eps, "weight_decay": weight_decay, "correct_bias": correct_bias}
+    """Guards against ε beside the wrong root, decay before the update or through the moments, a correction
+    that can't be switched off."""
+    settings = {
+        "lr": 0.1,
+        "betas": betas,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "correct_bias": correct_bias,
+    }
     params, grads = parameters(dtype), gradients(50, dtype)
-    expected = [by_formula(param, series, **settings).to(dtype) for param, series in zip(params, zip(*grads, strict=True), strict=True)]
+    expected = [
+        by_formula(param, series, **settings).to(dtype)
+        for param, series in zip(params, zip(*grads, strict=True), strict=True)
+    ]
     run(AdamW(params, **settings), params, grads)
     torch.testing.assert_close([param.detach() for param in params], expected, atol=tolerance, rtol=tolerance)
 
@@ -85,15 +105,21 @@ def test_fifty_steps_are_the_formulas(dtype, tolerance, correct_bias, betas, eps
 @pytest.mark.parametrize(
     ("correct_bias", "expected"),
     [
-        (True, 0.9025),  # α_t = .1 √.001 / .1 = .0316228; θ = 1 - .0316228 (.05 / .0316228) = .95; less .1 x .5 of itself
+        (
+            True,
+            0.9025,
+        ),  # α_t = .1 √.001 / .1 = .0316228; θ = 1 - .0316228 (.05 / .0316228) = .95; less .1 x .5 of itself
         (False, 0.7997918),  # θ = 1 - .1 (.05 / .0316228) = .8418861; less .1 x .5 of itself
     ],
 )
 def test_first_step_by_hand(correct_bias, expected):
-    """Guards against the formula and its test being wrong in the same way (g = .5, so m = .05, √v = √.00025 = .0158114; ε the same)."""
+    """Guards against the formula and its test being wrong in the same way (g = .5, so m = .05, √v = √.00025 =
+    .0158114; ε the same)."""
     theta = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
     theta.grad = torch.tensor(0.5, dtype=torch.float64)
-    AdamW([theta], lr=0.1, betas=(0.9, 0.999), eps=0.00025**0.5, weight_decay=0.5, correct_bias=correct_bias).step()
+    AdamW(
+        [theta], lr=0.1, betas=(0.9, 0.999), eps=0.00025**0.5, weight_decay=0.5, correct_bias=correct_bias
+    ).step()
     assert theta.item() == pytest.approx(expected, abs=1e-7)
 
 
@@ -148,7 +174,8 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradients_in_any_memory_layout(layout):
-    """Guards against a gradient that is a view (set by hand, or by a hook) being applied to the wrong entries."""
+    """Guards against a gradient that is a view (set by hand, or by a hook) being applied to the wrong
+    entries."""
     params = parameters()[:1]
     grads = [LAYOUTS[layout](step[0]) for step in gradients(3)]
     settings = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.0, "correct_bias": True}
@@ -230,13 +257,16 @@ def test_sparse_gradients_are_refused():
         AdamW(embedding.parameters()).step()
 
 
-# ----------------------------------------------------------------------------------------------------------- groups and schedule
+# ------------------------------------------------------------------------------ groups and schedule
 
 
 @pytest.mark.parametrize("frozen", ["nothing", "bert.", "bert.word_embedding", "heads.sst.bias"])
 def test_decay_groups(frozen):
-    """Guards against a parameter in no group (never trained) or in two (trained twice), and against decay that pulls LayerNorm to 0."""
-    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    """Guards against a parameter in no group (never trained) or in two (trained twice), and against decay
+    that pulls LayerNorm to 0."""
+    config = BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
     model = MultitaskBERT(BertModel(config))
     for name, param in model.named_parameters():
         param.requires_grad_(not name.startswith(frozen))
@@ -252,10 +282,14 @@ def test_decay_groups(frozen):
     assert sum(map(len, ids)) == len(trainable) == len(set().union(*ids))
     if frozen == "nothing":
         assert {id(param) for param in model.bert.word_embedding.parameters()} <= set(ids[0])
-        assert len(ids[1]) == 2 + 2 * (4 + 2 * 2) + 1 + 4  # LayerNorm; per layer 4 biases, 2 LayerNorms; pooler; heads
+        assert (
+            len(ids[1]) == 2 + 2 * (4 + 2 * 2) + 1 + 4
+        )  # LayerNorm; per layer 4 biases, 2 LayerNorms; pooler; heads
 
 
-@pytest.mark.parametrize(("warmup", "total"), [(0, 10), (3, 10), (9, 10), (10, 10), (1, 1), (0, 1), (100, 1000)])
+@pytest.mark.parametrize(
+    ("warmup", "total"), [(0, 10), (3, 10), (9, 10), (10, 10), (1, 1), (0, 1), (100, 1000)]
+)
 def test_warmup_decay_is_transformers(warmup, total):
     """Guards against a schedule off by one: a first step at full rate, or a last one below zero."""
     optimizer = torch.optim.SGD(parameters(), lr=1.0)

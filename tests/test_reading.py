@@ -43,21 +43,30 @@ def warnings_of(caplog) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
-# --------------------------------------------------------------------------------------------------------------- real and sample
+# ---------------------------------------------------------------------------------- real and sample
 
 
-@pytest.mark.parametrize(("name", "split"), [(name, split) for name, splits in COURSE_ROWS.items() for split in splits])
+@pytest.mark.parametrize(
+    ("name", "split"), [(name, split) for name, splits in COURSE_ROWS.items() for split in splits]
+)
 def test_course_files_are_read_whole(course_data, caplog, name, split):
-    """Guards against rows lost, merged or shifted by quoting, and against labels cut to integers: the csv module is the reference."""
+    """Guards against rows lost, merged or shifted by quoting, and against labels cut to integers: the csv
+    module is the reference."""
     task, labelled = TASKS[name], split != "test"
     path = course_data / task.filename(split)
     examples = read_examples(path, task, labelled)
     assert len(examples) == COURSE_ROWS[name][split]
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
-    for example, row in zip(examples, (row for row in rows if not labelled or row[task.label_column]), strict=True):
+    for example, row in zip(
+        examples, (row for row in rows if not labelled or row[task.label_column]), strict=True
+    ):
         label = float(row[task.label_column]) if labelled else None
-        assert example == (row["id"].strip(), tuple(row[column].strip() for column in task.text_columns), label)
+        assert example == (
+            row["id"].strip(),
+            tuple(row[column].strip() for column in task.text_columns),
+            label,
+        )
     assert all(re.fullmatch("[0-9a-f]{25}", example.id) for example in examples)
     reports = warnings_of(caplog)
     assert len(reports) == (name == "para" and split == "train")
@@ -93,12 +102,15 @@ def test_sample_has_the_promised_rows(caplog, name, split, count):
 def test_sample_sentences_are_all_distinct():
     """Guards against a test sentence that was trained on."""
     names = [(name, split) for name in ("sst", "para", "sts") for split in ("train", "dev", "test")]
-    read = [read_examples(SAMPLE / TASKS[name].filename(split), TASKS[name], split != "test") for name, split in names]
+    read = [
+        read_examples(SAMPLE / TASKS[name].filename(split), TASKS[name], split != "test")
+        for name, split in names
+    ]
     texts = [text.casefold() for examples in read for example in examples for text in example.texts]
     assert len(texts) == len(set(texts)) == 3 * 300 + 2 * 300
 
 
-# -------------------------------------------------------------------------------------------------------------- hand-made files
+# ---------------------------------------------------------------------------------- hand-made files
 
 
 VALID_FILES = {
@@ -111,7 +123,10 @@ VALID_FILES = {
     "no last newline": (lines(HEADER, "0\ta\tplain\t3")[:-1], "plain"),
     "NUL": (lines(HEADER, "0\ta\tnul\0byte\t3"), "nul\0byte"),
     "emoji": (lines(HEADER, "0\ta\tbravo 🎬👍🏽\t3"), "bravo 🎬👍🏽"),
-    "line separators": (lines(HEADER, "0\ta\tone\u2028two\x85three\x0bfour\t3"), "one\u2028two\x85three\x0bfour"),
+    "line separators": (
+        lines(HEADER, "0\ta\tone\u2028two\x85three\x0bfour\t3"),
+        "one\u2028two\x85three\x0bfour",
+    ),
     "quoted newline": (lines(HEADER, '0\ta\t"one\ntwo"\t3'), "one\ntwo"),
     "trailing empty fields": (lines(HEADER, "0\ta\tplain\t3\t\t"), "plain"),
     "trailing empty columns": (lines(HEADER + "\t\t", "0\ta\tplain\t3\t\t"), "plain"),
@@ -134,7 +149,10 @@ def test_odd_but_valid_files(tmp_path, caplog, content, text):
 def test_line_numbers_after_a_quoted_newline(tmp_path, caplog, end):
     """Guards against reporting row numbers as line numbers: the user would look at an innocent line."""
     rows = good_rows(200)
-    rows[4:6] = ['4\tid4\t"one' + end + "two" + end + 'three"\t1', "5\tid5\tno label\t"]  # lines 6 to 8, then line 9
+    rows[4:6] = [
+        '4\tid4\t"one' + end + "two" + end + 'three"\t1',
+        "5\tid5\tno label\t",
+    ]  # lines 6 to 8, then line 9
     examples = read_examples(write(tmp_path, lines(HEADER, *rows, end=end)), SST)
     assert len(examples) == 199 and examples[4].texts == (f"one{end}two{end}three",)
     assert "1 of 200 rows" in caplog.text and "(line 9;" in caplog.text
@@ -164,7 +182,8 @@ BAD_ROWS = {
 
 @pytest.mark.parametrize("row", BAD_ROWS.values(), ids=BAD_ROWS)
 def test_unusable_rows_are_skipped_and_reported_once(tmp_path, caplog, row):
-    """Guards against a bad row trained on with a wrong label, dropped without a word, or reported once a row."""
+    """Guards against a bad row trained on with a wrong label, dropped without a word, or reported once a
+    row."""
     rows = good_rows(400)
     for place in (9, 99, 199, 299):  # lines 11, 101, 201, 301: exactly 1 %
         rows[place] = row
@@ -186,7 +205,10 @@ def test_too_many_unusable_rows_are_an_error(tmp_path, row):
     assert str(error.value).startswith(f"{path}:11: ")
 
 
-@pytest.mark.parametrize("fields", ["\ttwo\t3", "one\t\t3", "one\ttwo\t", "one\ttwo\t5.1", "one\ttwo\tnan", "one\ttwo", "o\tne\ttwo\t3"])
+@pytest.mark.parametrize(
+    "fields",
+    ["\ttwo\t3", "one\t\t3", "one\ttwo\t", "one\ttwo\t5.1", "one\ttwo\tnan", "one\ttwo", "o\tne\ttwo\t3"],
+)
 def test_unusable_pairs_are_skipped(tmp_path, caplog, fields):
     """Guards against pairs with one text only, and scores outside the scale."""
     rows = [f"{i}\tid{i}\tone\ttwo\t{i / 20}" for i in range(100)]
@@ -209,19 +231,59 @@ UNUSABLE_FILES = {
     "only a BOM": (b"\xef\xbb\xbf", True, 1, "empty"),
     "header only": (lines(HEADER), True, 1, "no rows"),
     "header only, unlabelled": (lines("\tid\tsentence"), False, 1, "no rows"),
-    "Latin-1": (lines(HEADER, "0\ta\tplain\t1", "1\tb\tplain\t1", "2\tc\tcafé\t1").encode("latin-1"), True, 4, "UTF-8"),
-    "Latin-1, CR": (lines(HEADER, "0\ta\tplain\t1", "1\tb\tcafé\t1", end="\r").encode("latin-1"), True, 3, "UTF-8"),
-    "Latin-1, CRLF": (lines(HEADER, "0\ta\tplain\t1", "1\tb\tcafé\t1", end="\r\n").encode("latin-1"), True, 3, "UTF-8"),
-    "Latin-1, BOM": (b"\xef\xbb\xbf" + lines(HEADER, "0\ta\tplain\t1", "é\tb\tplain\t1").encode("latin-1"), True, 3, "UTF-8"),
+    "Latin-1": (
+        lines(HEADER, "0\ta\tplain\t1", "1\tb\tplain\t1", "2\tc\tcafé\t1").encode("latin-1"),
+        True,
+        4,
+        "UTF-8",
+    ),
+    "Latin-1, CR": (
+        lines(HEADER, "0\ta\tplain\t1", "1\tb\tcafé\t1", end="\r").encode("latin-1"),
+        True,
+        3,
+        "UTF-8",
+    ),
+    "Latin-1, CRLF": (
+        lines(HEADER, "0\ta\tplain\t1", "1\tb\tcafé\t1", end="\r\n").encode("latin-1"),
+        True,
+        3,
+        "UTF-8",
+    ),
+    "Latin-1, BOM": (
+        b"\xef\xbb\xbf" + lines(HEADER, "0\ta\tplain\t1", "é\tb\tplain\t1").encode("latin-1"),
+        True,
+        3,
+        "UTF-8",
+    ),
     "cut in a character": (lines(HEADER, "0\ta\tcafé").encode()[:-2], True, 2, "UTF-8"),
     "UTF-16": (lines(HEADER, "0\ta\tplain\t1").encode("utf-16"), True, 1, "UTF-8"),
     "open quote": (lines(HEADER, "0\ta\tplain\t1", '1\tb\t"open\t1', *good_rows(300)), True, 3, "quote"),
-    "open quote, unlabelled": (lines("\tid\tsentence", "0\ta\tplain", '1\tb\t"open', "2\tc\tplain"), False, 3, "quote"),
-    "open quote, closed by a later one": (lines(HEADER, '0\ta\t"open\t1', '1\tb\tan "innocent" row\t1'), True, 2, "quote"),
+    "open quote, unlabelled": (
+        lines("\tid\tsentence", "0\ta\tplain", '1\tb\t"open', "2\tc\tplain"),
+        False,
+        3,
+        "quote",
+    ),
+    "open quote, closed by a later one": (
+        lines(HEADER, '0\ta\t"open\t1', '1\tb\tan "innocent" row\t1'),
+        True,
+        2,
+        "quote",
+    ),
     "open quote, CRLF": (lines(HEADER, '0\ta\t"open\t1', *good_rows(9), end="\r\n"), True, 2, "quote"),
     "unlabelled row without id": (lines("\tid\tsentence", "0\ta\tplain", "1\t\tplain"), False, 3, "id"),
-    "unlabelled id with a line break": (lines("\tid\tsentence", "0\ta\tplain", '1\t"b\nc"\tplain'), False, 3, "id"),
-    "unlabelled id that ends like the separator": (lines("\tid\tsentence", "0\ta\tplain", "1\tb ,\tplain"), False, 3, "id"),
+    "unlabelled id with a line break": (
+        lines("\tid\tsentence", "0\ta\tplain", '1\t"b\nc"\tplain'),
+        False,
+        3,
+        "id",
+    ),
+    "unlabelled id that ends like the separator": (
+        lines("\tid\tsentence", "0\ta\tplain", "1\tb ,\tplain"),
+        False,
+        3,
+        "id",
+    ),
     "unlabelled row that ends before the id": (lines("\tid\tsentence", "0\ta\tplain", "1"), False, 3, "id"),
 }
 
@@ -260,7 +322,10 @@ def test_unlabelled_rows_are_all_kept_in_order(tmp_path, caplog):
     [
         ('\tid\tsentence1\tsentence2\n0\ta\tb\tc\n1\ta\t"x\ty" z\n', 3),  # on one line
         ('\tid\tsentence1\tsentence2\r0\ta\t"x\r1\tb\ty\tz\r', 2),  # bare carriage returns
-        ('"0"\t"id"\t"sentence1"\t"sentence2"\n"0"\t"a"\t"x"\t"y\n"1"\t"b"\t"y"\t"z"\n', 2),  # everything quoted
+        (
+            '"0"\t"id"\t"sentence1"\t"sentence2"\n"0"\t"a"\t"x"\t"y\n"1"\t"b"\t"y"\t"z"\n',
+            2,
+        ),  # everything quoted
         ('\tid\tsentence1\tsentence2\n0\ta\tb\t"c\n1\tb\tx\ty\n2\tc\tx\ty\n', 2),
     ],
 )
@@ -284,7 +349,9 @@ def test_an_id_that_comes_twice_is_reported(tmp_path, caplog, labelled):
 def test_similarity_labels_stay_floats(tmp_path, tokenizer):
     """Guards against scores cut to integers, which costs correlation and nothing else."""
     scores = ["3.8", "0", "5.0", "0.25", "4.999"]
-    content = lines("\tid\tsentence1\tsentence2\tsimilarity", *(f"0\tid\tone\ttwo\t{score}" for score in scores))
+    content = lines(
+        "\tid\tsentence1\tsentence2\tsimilarity", *(f"0\tid\tone\ttwo\t{score}" for score in scores)
+    )
     examples = read_examples(write(tmp_path, content), STS)
     assert [example.label for example in examples] == [3.8, 0.0, 5.0, 0.25, 4.999]
     labels = tokenize(examples, STS, tokenizer, 32).labels
@@ -301,7 +368,9 @@ def test_sample_rows_is_always_the_same_and_in_file_order(limit):
         torch.manual_seed(seed)
         chosen.append([int(example.id) for example in sample_rows(examples, limit)])
     assert chosen[0] == chosen[1] == sorted(set(chosen[0])) and len(chosen[0]) == limit
-    assert limit != 7 or len({row // 10 for row in chosen[0]}) > 1, "a sorted file must not give one label only"
+    assert limit != 7 or len({row // 10 for row in chosen[0]}) > 1, (
+        "a sorted file must not give one label only"
+    )
 
 
 @pytest.mark.parametrize("limit", [None, 50, 51])

@@ -1,4 +1,5 @@
-"""Interrupted runs: resuming is bit-identical, whatever the moment; a folder with a run in it is not overwritten by accident."""
+"""Interrupted runs: resuming is bit-identical, whatever the moment; a folder with a run in it is not
+overwritten by accident."""
 
 import hashlib
 import json
@@ -31,7 +32,9 @@ def encoder(tmp_path_factory) -> str:
 def main(encoder, monkeypatch):
     """The command line on the sample data with the small encoder."""
     monkeypatch.delenv("SMART_BERT_DATA_DIR", raising=False)
-    return lambda *arguments: multitask_classifier.main(["--model_name_or_path", encoder, *map(str, arguments)])
+    return lambda *arguments: multitask_classifier.main(
+        ["--model_name_or_path", encoder, *map(str, arguments)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,10 @@ def uninterrupted(encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("SMART_BERT_DATA_DIR", raising=False)
-        assert multitask_classifier.main(["--model_name_or_path", encoder, *RUN, "--output_dir", str(folder)]) == 0
+        assert (
+            multitask_classifier.main(["--model_name_or_path", encoder, *RUN, "--output_dir", str(folder)])
+            == 0
+        )
     return folder
 
 
@@ -71,7 +77,8 @@ def kill():
     ],
 )
 def test_a_killed_run_resumes_bit_identically(main, uninterrupted, tmp_path, monkeypatch, owner, name, n):
-    """Guards against lost or doubled steps, dropout masks, log lines, or a teacher that starts anew after an interruption."""
+    """Guards against lost or doubled steps, dropout masks, log lines, or a teacher that starts anew after an
+    interruption."""
     with monkeypatch.context() as patch:
         raise_at(patch, owner, name, n, kill)
         with pytest.raises(Killed):
@@ -83,14 +90,18 @@ def test_a_killed_run_resumes_bit_identically(main, uninterrupted, tmp_path, mon
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_processes_killed_at_random_moments_resume_bit_identically(encoder, tmp_path, monkeypatch, kills):
-    """Guards against what only a real SIGKILL leaves behind: files half written, a log beyond the checkpoint, no `last` for a moment."""
+    """Guards against what only a real SIGKILL leaves behind: files half written, a log beyond the checkpoint,
+    no `last` for a moment."""
     monkeypatch.delenv("SMART_BERT_DATA_DIR", raising=False)
     assert compare(kills, tmp_path, encoder) == kills
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_save_and_say_how_to_go_on(main, uninterrupted, tmp_path, monkeypatch, capsys, number, status):
-    """Guards against Ctrl-C, or a machine that is being shut down, costing the work since the last checkpoint."""
+def test_signals_save_and_say_how_to_go_on(
+    main, uninterrupted, tmp_path, monkeypatch, capsys, number, status
+):
+    """Guards against Ctrl-C, or a machine that is being shut down, costing the work since the last
+    checkpoint."""
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         raise_at(patch, multitask_classifier, "training_loss", 4, lambda: os.kill(os.getpid(), number))
@@ -104,11 +115,19 @@ def test_signals_save_and_say_how_to_go_on(main, uninterrupted, tmp_path, monkey
 def test_resuming_with_another_setting(main, uninterrupted, tmp_path, capsys):
     """Guards against a resumed run that mixes two settings, and against refusing what does not matter."""
     shutil.copytree(uninterrupted, tmp_path / "run")
-    for flag, value in [("--lr", "0.5"), ("--tasks", "sst"), ("--smart_epsilon", "1"), ("--epochs", "1"), ("--seed", "3")]:
+    for flag, value in [
+        ("--lr", "0.5"),
+        ("--tasks", "sst"),
+        ("--smart_epsilon", "1"),
+        ("--epochs", "1"),
+        ("--seed", "3"),
+    ]:
         assert main("--resume", flag, value, "--output_dir", tmp_path / "run") == 2
         assert capsys.readouterr().err.startswith(f"multitask_classifier.py: error: {flag} ")
     assert main("--resume", "--epochs", 3, "--logging_steps", 2, "--output_dir", tmp_path / "run") == 0
-    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == sorted(steps) and steps[-1] == 21
 
 
@@ -116,7 +135,9 @@ def test_resuming_with_other_data_is_refused(main, uninterrupted, tmp_path, caps
     """Guards against going on with a file that was changed in between."""
     shutil.copytree(uninterrupted, tmp_path / "run")
     changed = tmp_path / "train.csv"
-    changed.write_text((run_files.HERE / "data" / "sample" / "ids-sst-train.csv").read_text().replace("film", "movie"))
+    changed.write_text(
+        (run_files.HERE / "data" / "sample" / "ids-sst-train.csv").read_text().replace("film", "movie")
+    )
     given = ["--data_dir", run_files.HERE / "data" / "sample", "--sst_train", changed]
     assert main("--resume", *given, "--output_dir", tmp_path / "run") == 2
     assert "--sst_train: its content" in capsys.readouterr().err
@@ -127,7 +148,9 @@ def test_a_folder_with_a_run_is_refused_and_overwritten_on_request(main, uninter
     shutil.copytree(uninterrupted, tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("the user's own")
     assert main(*RUN, "--output_dir", tmp_path / "run") == 2
-    assert "--overwrite_output_dir" in capsys.readouterr().err and outcome(tmp_path / "run") == outcome(uninterrupted)
+    assert "--overwrite_output_dir" in capsys.readouterr().err and outcome(tmp_path / "run") == outcome(
+        uninterrupted
+    )
     assert main(*RUN, "--overwrite_output_dir", "--output_dir", tmp_path / "run") == 0
     assert outcome(tmp_path / "run") == outcome(uninterrupted) and (tmp_path / "run" / "notes.txt").exists()
 
@@ -135,12 +158,18 @@ def test_a_folder_with_a_run_is_refused_and_overwritten_on_request(main, uninter
 def test_a_wrong_flag_does_not_delete_the_run(main, uninterrupted, tmp_path):
     """Guards against `--overwrite_output_dir` deleting a run before it is known that another can start."""
     shutil.copytree(uninterrupted, tmp_path / "run")
-    assert main(*RUN, "--overwrite_output_dir", "--data_dir", tmp_path / "none", "--output_dir", tmp_path / "run") == 2
+    assert (
+        main(
+            *RUN, "--overwrite_output_dir", "--data_dir", tmp_path / "none", "--output_dir", tmp_path / "run"
+        )
+        == 2
+    )
     assert outcome(tmp_path / "run") == outcome(uninterrupted)
 
 
 def test_nonfinite_batches(main, tmp_path, monkeypatch, capsys):
-    """Guards against NaN weights: the update is left out, tolerated as often as asked for, and `last` stays as it was."""
+    """Guards against NaN weights: the update is left out, tolerated as often as asked for, and `last` stays
+    as it was."""
     real = multitask_classifier.training_loss
 
     def poisoned(*args, **kwargs):
@@ -163,7 +192,8 @@ def test_out_of_memory_says_what_to_try(main, tmp_path, monkeypatch, capsys):
 
     def no_memory():
         raise RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."
+            "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: not enough"
+            " memory: you tried to allocate 9 bytes."
         )
 
     raise_at(monkeypatch, multitask_classifier, "training_loss", 4, no_memory)
@@ -200,8 +230,12 @@ def missing(folder, file, marker):
 
 def of_another_architecture(folder, file, marker):
     saved = checkpoint.load_checkpoint(folder)
-    tensors = {name: tensor[:-1] if tensor.ndim else tensor for name, tensor in saved.tensors[file.stem].items()}
-    checkpoint.save_checkpoint(folder, checkpoint.Checkpoint(saved.tensors | {file.stem: tensors}, saved.records))
+    tensors = {
+        name: tensor[:-1] if tensor.ndim else tensor for name, tensor in saved.tensors[file.stem].items()
+    }
+    checkpoint.save_checkpoint(
+        folder, checkpoint.Checkpoint(saved.tensors | {file.stem: tensors}, saved.records)
+    )
 
 
 def a_pickle_that_runs_code(folder, file, marker):
@@ -211,15 +245,24 @@ def a_pickle_that_runs_code(folder, file, marker):
     (folder / "manifest.json").write_text(json.dumps(digests))
 
 
-@pytest.mark.parametrize("harm", [truncated, flipped, missing, of_another_architecture, a_pickle_that_runs_code])
+@pytest.mark.parametrize(
+    "harm", [truncated, flipped, missing, of_another_architecture, a_pickle_that_runs_code]
+)
 @pytest.mark.parametrize("option", ["evaluate", "predict", "resume"])
 def test_a_harmed_checkpoint_is_refused_in_one_line(main, uninterrupted, tmp_path, capsys, option, harm):
-    """Guards against trusting a file from the internet: a traceback, scores of damaged weights, or code that is executed."""
+    """Guards against trusting a file from the internet: a traceback, scores of damaged weights, or code that
+    is executed."""
     shutil.copytree(uninterrupted, tmp_path / "run")
     part, stem = ("last", "student") if option == "resume" else ("best", "model")
     harm(tmp_path / "run" / part, tmp_path / "run" / part / f"{stem}.safetensors", tmp_path / "executed")
-    given = ["--resume", "--epochs", 3] if option == "resume" else ["--option", option, "--checkpoint", tmp_path / "run"]
+    given = (
+        ["--resume", "--epochs", 3]
+        if option == "resume"
+        else ["--option", option, "--checkpoint", tmp_path / "run"]
+    )
     assert main(*given, "--output_dir", tmp_path / ("run" if option == "resume" else "out")) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and error.startswith(f"multitask_classifier.py: error: {tmp_path / 'run' / part}")
+    assert error.count("\n") == 1 and error.startswith(
+        f"multitask_classifier.py: error: {tmp_path / 'run' / part}"
+    )
     assert not (tmp_path / "executed").exists() and not (tmp_path / "out").exists()

@@ -17,7 +17,12 @@ from optimizer import AdamW
 from training import Learner, Progress
 
 TINY = BertConfig(
-    vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=20
+    vocab_size=60,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=20,
 )
 
 
@@ -47,7 +52,7 @@ def losses_of(model: MultitaskBERT, task: str, **settings) -> dict[str, torch.Te
     return training_loss(model, TASKS[task], tiny_batch(task, device), TrainConfig(**settings), bregman)
 
 
-# ---------------------------------------------------------------------------------------------------------------------- model
+# -------------------------------------------------------------------------------------------- model
 
 
 def test_mean_pooling_ignores_padding():
@@ -59,7 +64,10 @@ def test_mean_pooling_ignores_padding():
     torch.testing.assert_close(whole[2:3], alone)
 
 
-@pytest.mark.parametrize(("method", "task", "outputs"), [("sentiment", "sst", 5), ("paraphrase", "para", 1), ("similarity", "sts", 1)])
+@pytest.mark.parametrize(
+    ("method", "task", "outputs"),
+    [("sentiment", "sst", 5), ("paraphrase", "para", 1), ("similarity", "sts", 1)],
+)
 def test_predict_methods_use_their_heads(method, task, outputs):
     """Guards against a head wired to the wrong task."""
     model, batch = tiny_model().eval(), tiny_batch(task)
@@ -74,23 +82,32 @@ def test_cls_pooling_is_the_pooler():
     """Guards against `--pooling cls` taking the raw [CLS] state, without BERT's trained pooler."""
     model, batch = tiny_model(pooling="cls").eval(), tiny_batch("sst")
     pooled = model.bert(batch.input_ids, batch.attention_mask)["pooler_output"]
-    torch.testing.assert_close(model("sst", batch.input_ids, batch.attention_mask), model.heads["sst"](pooled))
+    torch.testing.assert_close(
+        model("sst", batch.input_ids, batch.attention_mask), model.heads["sst"](pooled)
+    )
 
 
-# --------------------------------------------------------------------------------------------------------------- training loss
+# ------------------------------------------------------------------------------------ training loss
 
 
 @pytest.mark.parametrize("term", ["smart", "bregman", "rdrop"])
 @pytest.mark.parametrize("task", TASKS)
 def test_each_term_reaches_every_encoder_parameter(task, term):
-    """Guards against a regulariser that never reaches backward (`.item()`, a dropped return value, the pooled vector attacked)."""
+    """Guards against a regulariser that never reaches backward (`.item()`, a dropped return value, the pooled
+    vector attacked)."""
     gradients = []
     for weight in (0.0, 1.0):
         model = tiny_model(pooling="cls")
         weights = {"smart_weight": 0.0, "bregman_weight": 0.0, f"{term}_weight": weight}
-        losses_of(model, task, use_smart=True, smart_epsilon=0.1, smart_step_size=0.1, **weights)["total"].backward()
-        gradients.append(to_published({name: parameter.grad for name, parameter in model.bert.named_parameters()}))
-    key_bias = {name for name in gradients[0] if name.endswith("attention.self.key.bias")}  # softmax is invariant to it
+        losses_of(model, task, use_smart=True, smart_epsilon=0.1, smart_step_size=0.1, **weights)[
+            "total"
+        ].backward()
+        gradients.append(
+            to_published({name: parameter.grad for name, parameter in model.bert.named_parameters()})
+        )
+    key_bias = {
+        name for name in gradients[0] if name.endswith("attention.self.key.bias")
+    }  # softmax is invariant to it
     same = {name for name in gradients[0] if torch.equal(gradients[0][name], gradients[1][name])}
     assert same - key_bias == set()
 
@@ -105,12 +122,15 @@ def test_weight_zero_is_bit_identical_to_no_flag(task):
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         results.append((gradients, torch.get_rng_state()))
     (plain, plain_state), (off, off_state) = results
-    assert all(torch.equal(a, b) for a, b in zip(plain, off, strict=True)) and torch.equal(plain_state, off_state)
+    assert all(torch.equal(a, b) for a, b in zip(plain, off, strict=True)) and torch.equal(
+        plain_state, off_state
+    )
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_smart_leaves_the_generator_where_it_was(task):
-    """Guards against a run whose later dropout masks depend on whether SMART is on: the two could not be compared."""
+    """Guards against a run whose later dropout masks depend on whether SMART is on: the two could not be
+    compared."""
     states = []
     for settings in ({}, {"use_smart": True}):
         losses_of(tiny_model(), task, **settings)
@@ -126,14 +146,20 @@ def test_the_task_loss_is_the_same_with_and_without_smart():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_step_on_the_meta_device(task):
-    """Guards against tensors made on the wrong device, and numbers that wait for the device in every step: only a GPU would show them."""
+    """Guards against tensors made on the wrong device, and numbers that wait for the device in every step:
+    only a GPU would show them."""
     with torch.device("meta"):
         model = MultitaskBERT(BertModel(TINY)).train()
     config = TrainConfig(use_smart=True, rdrop_weight=1.0)
     learner = Learner(TrainingLoss(model, config, BregmanProximal(model)), config)
     for measure in (True, False):  # on meta a number cannot be had at all: `.item()` raises
         losses = learner.step(TASKS[task], tiny_batch(task, "meta"), lr=1e-4, beta=0.9, measure=measure)
-    assert {loss.device.type for loss in losses.values()} == {"meta"} and {"smart", "bregman", "rdrop", "grad_norm"} <= losses.keys()
+    assert {loss.device.type for loss in losses.values()} == {"meta"} and {
+        "smart",
+        "bregman",
+        "rdrop",
+        "grad_norm",
+    } <= losses.keys()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -141,12 +167,17 @@ def test_narrow_compute_types_leave_embeddings_and_heads_in_fp32(precision):
     """Guards against perturbations below the resolution of bf16, and scores rounded to its steps."""
     model, batch, seen = tiny_model().eval(), tiny_batch("sts"), {}
     for name in ("bert.bert_layers.0.interm_dense", "heads.sts"):
-        model.get_submodule(name).register_forward_hook(lambda module, inputs, output, name=name: seen.update({name: output.dtype}))
+        model.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.update({name: output.dtype})
+        )
     exact = model("sts", *batch.inputs)
     model.compute_type = COMPUTE_TYPES[precision]
     embeddings = model.bert.embed(batch.input_ids)
     logits = model.logits("sts", embeddings, batch.attention_mask)
-    assert embeddings.dtype == torch.float32 and seen == {"bert.bert_layers.0.interm_dense": model.compute_type, "heads.sts": torch.float32}
+    assert embeddings.dtype == torch.float32 and seen == {
+        "bert.bert_layers.0.interm_dense": model.compute_type,
+        "heads.sts": torch.float32,
+    }
     torch.testing.assert_close(logits, exact, rtol=0.02, atol=0.02)
     assert not torch.equal(logits, exact)
 
@@ -162,7 +193,8 @@ def test_the_ascent_works_in_narrow_compute_types(precision):
 
 
 def test_fp16_lowers_its_scale_without_counting_a_bad_batch():
-    """Guards against fp16's first steps, whose scaled gradients overflow on purpose, ending the run or changing a weight."""
+    """Guards against fp16's first steps, whose scaled gradients overflow on purpose, ending the run or
+    changing a weight."""
     model, config = tiny_model(), TrainConfig(precision="fp16")
     model.compute_type = torch.float16
     learner, progress = Learner(TrainingLoss(model, config), config), Progress()
@@ -171,7 +203,11 @@ def test_fp16_lowers_its_scale_without_counting_a_bad_batch():
     losses = learner.step(TASKS["sst"], tiny_batch("sst"), lr=1e-3, beta=0.9)
     progress.add("sst", losses, tiny_batch("sst"), 0.1)
     progress.check({}, 0, learner.scaler)
-    assert not torch.isfinite(losses["grad_norm"]) and learner.scaler.get_scale() == 2.0**39 and progress.interval.lacks("sst")
+    assert (
+        not torch.isfinite(losses["grad_norm"])
+        and learner.scaler.get_scale() == 2.0**39
+        and progress.interval.lacks("sst")
+    )
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
     for _ in range(39):
         if torch.isfinite(losses["grad_norm"]):
@@ -181,7 +217,8 @@ def test_fp16_lowers_its_scale_without_counting_a_bad_batch():
 
 
 def test_the_learners_step_is_torchs_clipping_and_an_update():
-    """Guards against clipping folded into the update that is not clipping: too long a step, or a short gradient made longer."""
+    """Guards against clipping folded into the update that is not clipping: too long a step, or a short
+    gradient made longer."""
     ours, theirs = tiny_model(), tiny_model()
     for model in (ours, theirs):
         model.eval()  # no dropout

@@ -16,7 +16,13 @@ from bert import BertModel
 from errors import UserError
 
 ROOT = Path(base_bert.__file__).resolve().parent
-TINY = {"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
+TINY = {
+    "vocab_size": 50,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+}
 TINY |= {"max_position_embeddings": 16, "pad_token_id": 0}
 
 
@@ -31,7 +37,9 @@ def randomise(model):
 
 def reference_bert(**settings) -> transformers.BertModel:
     torch.manual_seed(0)
-    return randomise(transformers.BertModel(transformers.BertConfig(**TINY | settings, attn_implementation="eager")))
+    return randomise(
+        transformers.BertModel(transformers.BertConfig(**TINY | settings, attn_implementation="eager"))
+    )
 
 
 def both_berts(folder: Path, **settings) -> tuple[BertModel, transformers.BertModel]:
@@ -41,13 +49,20 @@ def both_berts(folder: Path, **settings) -> tuple[BertModel, transformers.BertMo
     return BertModel.from_pretrained(str(folder)), reference
 
 
-def inputs(batch: int = 4, tokens: int = 9, kind: str = "right") -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+def inputs(
+    batch: int = 4, tokens: int = 9, kind: str = "right"
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Random ids, a mask of that kind (row i has one token less than row i - 1) and segment ids."""
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(1, TINY["vocab_size"], (batch, tokens), generator=generator)
     types = torch.randint(0, 2, (batch, tokens), generator=generator)
     right = torch.arange(tokens) < tokens - torch.arange(batch)[:, None]
-    masks = {"none": None, "right": right, "left": right.flip(1), "holes": right & (torch.arange(tokens) % 3 != 1)}
+    masks = {
+        "none": None,
+        "right": right,
+        "left": right.flip(1),
+        "holes": right & (torch.arange(tokens) % 3 != 1),
+    }
     masks |= {"int64": right.long(), "float": right.float()}
     return ids, masks[kind], types
 
