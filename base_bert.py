@@ -18,8 +18,8 @@ import torch
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 from torch import Tensor, nn
 
-from errors import UserError, first_line
-from files import parse_json, read_bytes
+from support.errors import UserError, first_line
+from support.files import parse_json, read_bytes
 
 EMBEDDED = "minilm"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

@@ -18,8 +18,8 @@ import evaluation
 import mysmartloss
 from base_bert import EMBEDDED
 from datasets import SCHEDULES, Task, class_label, score_label
-from devices import COMPUTE_TYPES
-from errors import UserError
+from support.devices import COMPUTE_TYPES
+from support.errors import UserError
 
 SPLITS = ("train", "dev", "test")
 

@@ -20,8 +20,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from errors import UserError
-from files import read_bytes
+from support.errors import UserError
+from support.files import read_bytes
 
 log = logging.getLogger("smart_bert")
 MAX_BAD_SHARE = 0.01  # of a labelled file's rows; above it the file is not what it claims to be

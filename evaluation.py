@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import devices
-import parallel
 from datasets import Batch, Task, TokenizedDataset, evaluation_batches
-from files import write_text
+from support import devices, parallel
+from support.files import write_text
 
 log = logging.getLogger("smart_bert")
 

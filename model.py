@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from base_bert import BertConfig, load_tokenizer
 from bert import BertModel, Dropout
-from checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from config import TASKS, TrainConfig
-from devices import COMPUTE_TYPES
-from errors import UserError, first_line
+from support.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
+from support.devices import COMPUTE_TYPES
+from support.errors import UserError, first_line
 
 
 class MultitaskBERT(nn.Module):

@@ -28,9 +28,14 @@ from tqdm import tqdm
 
 import evaluation
 import mysmartloss
-import parallel
 from bert import keep_masks
-from checkpoint import (
+from config import NORMS, TASKS, TrainConfig, parse_arguments
+from datasets import Batch, Loader, Task, TokenizedDataset
+from model import MultitaskBERT, load_model, load_pretrained, save_model
+from optimizer import warmup_decay
+from run_files import Data, check_outputs, find_files, fingerprint, load_data, prepare_folder
+from support import parallel
+from support.checkpoint import (
     Checkpoint,
     StopSignal,
     has_checkpoint,
@@ -39,15 +44,10 @@ from checkpoint import (
     save_checkpoint,
     training_state,
 )
-from config import NORMS, TASKS, TrainConfig, parse_arguments
-from datasets import Batch, Loader, Task, TokenizedDataset
-from devices import COMPUTE_TYPES, default_precision, pick_device
-from errors import UserError, first_line
-from files import write_text
-from model import MultitaskBERT, load_model, load_pretrained, save_model
-from optimizer import warmup_decay
-from reporting import RunLog, SilentLog, scores_table
-from run_files import Data, check_outputs, find_files, fingerprint, load_data, prepare_folder
+from support.devices import COMPUTE_TYPES, default_precision, pick_device
+from support.errors import UserError, first_line
+from support.files import write_text
+from support.reporting import RunLog, SilentLog, scores_table
 from training import Learner, Progress, describe, plan_steps, warn_of_terms_without_effect
 
 log = logging.getLogger("smart_bert")

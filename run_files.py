@@ -11,10 +11,10 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-import parallel
 from config import TASKS, TrainConfig
 from datasets import TokenizedDataset, read_examples, sample_rows, tokenize
-from errors import UserError
+from support import parallel
+from support.errors import UserError
 
 log = logging.getLogger("smart_bert")
 RUN_FILES = (

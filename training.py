@@ -14,12 +14,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-import parallel
 from config import TrainConfig
 from datasets import SCHEDULES, Batch, Loader, Task, TokenizedDataset
-from errors import UserError
 from optimizer import AdamW, decay_groups
-from reporting import Interval
+from support import parallel
+from support.errors import UserError
+from support.reporting import Interval
 
 log = logging.getLogger("smart_bert")
 MAX_STEPS = 10**7  # months; the plan of more would not fit into memory

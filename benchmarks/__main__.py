@@ -22,9 +22,9 @@ import transformers
 
 from benchmarks.measure import Measurement
 from benchmarks.rows import HERE, ROWS, Setting
-from devices import keep_freed_memory
-from files import write_text
-from reporting import table
+from support.devices import keep_freed_memory
+from support.files import write_text
+from support.reporting import table
 
 
 def as_table(measured: list[Measurement]) -> str:

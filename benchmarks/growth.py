@@ -65,7 +65,7 @@ def training(rows: int, tokens: int, layers: int):
     from bert import BertModel
     from config import TASKS
     from datasets import TokenizedDataset
-    from devices import keep_freed_memory
+    from support.devices import keep_freed_memory
 
     keep_freed_memory()  # as the program does
     shape = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}

@@ -26,9 +26,9 @@ from benchmarks.measure import GROUPS, Goal, Measurement, apart, compare, evenly
 from bert import BertModel
 from config import TASKS, TrainConfig
 from datasets import Example, Loader, TokenizedDataset, collate, read_examples, sample_rows, tokenize
-from devices import keep_freed_memory
 from mysmartloss import BregmanProximal
 from optimizer import AdamW, decay_groups
+from support.devices import keep_freed_memory
 from training import Learner
 
 HERE = Path(__file__).resolve().parent

@@ -25,7 +25,7 @@ from tiny_bert import (
 import base_bert
 from base_bert import BertConfig, load_tokenizer
 from bert import BertModel
-from errors import UserError
+from support.errors import UserError
 
 # ------------------------------------------------------------------------------ weights, in and out
 

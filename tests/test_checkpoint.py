@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
-from checkpoint import MANIFEST, Checkpoint, load_checkpoint, save_checkpoint
-from errors import UserError
+from support import checkpoint
+from support.checkpoint import MANIFEST, Checkpoint, load_checkpoint, save_checkpoint
+from support.errors import UserError
 
 OLD = Checkpoint(
     {"model": {"w": torch.arange(6.0)}, "heads": {"b": torch.tensor(1.5)}},

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 import evaluation
 from config import TASKS
 from datasets import TokenizedDataset
-from errors import UserError
 from evaluation import (
     accuracy,
     macro_f1,
@@ -26,6 +25,7 @@ from evaluation import (
     spearman,
     write_predictions,
 )
+from support.errors import UserError
 
 CPU = torch.device("cpu")
 

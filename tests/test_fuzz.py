@@ -28,11 +28,11 @@ from tokenizers import BertWordPieceTokenizer
 import multitask_classifier
 from base_bert import BertConfig
 from bert import BertModel
-from checkpoint import MANIFEST, load_checkpoint
 from config import TASKS, TrainConfig, parse_arguments
 from datasets import read_examples, tokenize
-from errors import UserError
 from evaluation import write_predictions
+from support.checkpoint import MANIFEST, load_checkpoint
+from support.errors import UserError
 
 SAMPLE = Path(multitask_classifier.__file__).resolve().parent / "data" / "sample"
 COUNTS = {  # inputs of each property: in the default tests, in the slow ones

@@ -13,11 +13,11 @@ import evaluation
 import multitask_classifier
 import run_files
 from bert import BertModel
-from checkpoint import load_checkpoint, save_checkpoint
 from config import TASKS, TrainConfig, parse_arguments
 from datasets import Loader, read_examples, tokenize
-from errors import UserError
 from multitask_classifier import main, plan_steps
+from support.checkpoint import load_checkpoint, save_checkpoint
+from support.errors import UserError
 
 FAST = [
     "--max_train_samples=32",

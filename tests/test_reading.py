@@ -11,7 +11,7 @@ import torch
 
 from config import TASKS
 from datasets import Example, read_examples, sample_rows, tokenize
-from errors import UserError
+from support.errors import UserError
 
 HOME = Path(__file__).resolve().parent.parent
 SAMPLE = HOME / "data" / "sample"

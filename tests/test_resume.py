@@ -12,9 +12,9 @@ import pytest
 import torch
 from kill_and_resume import compare, outcome, tiny_encoder
 
-import checkpoint
 import multitask_classifier
 import run_files
+from support import checkpoint
 
 RUN = [*kill_and_resume.RUN, "--steps_per_epoch=7", "--save_steps=2"]  # the later of two values counts
 

@@ -10,10 +10,10 @@ from base_bert import BertConfig, to_published
 from bert import BertModel
 from config import TASKS, TrainConfig
 from datasets import Batch
-from devices import COMPUTE_TYPES
 from multitask_classifier import MultitaskBERT, TrainingLoss, training_loss
 from mysmartloss import BregmanProximal
 from optimizer import AdamW
+from support.devices import COMPUTE_TYPES
 from training import Learner, Progress
 
 TINY = BertConfig(

@@ -13,7 +13,7 @@ import transformers
 
 import base_bert
 from bert import BertModel
-from errors import UserError
+from support.errors import UserError
 
 ROOT = Path(base_bert.__file__).resolve().parent
 TINY = {

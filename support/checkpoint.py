@@ -25,9 +25,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-import parallel
-from errors import UserError, first_line
-from files import parse_json, read_bytes
+from support import parallel
+from support.errors import UserError, first_line
+from support.files import parse_json, read_bytes
 
 MANIFEST = "manifest.json"
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of each weight

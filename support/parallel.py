@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from errors import UserError, first_line
+from support.errors import UserError, first_line
 
 
 @contextmanager

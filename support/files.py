@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from errors import UserError, first_line
+from support.errors import UserError, first_line
 
 
 def write_text(path: str | Path, text: str) -> None:

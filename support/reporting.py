@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from errors import UserError
+from support.errors import UserError
 
 
 class RunLog:

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-import parallel
-from errors import UserError
+from support import parallel
+from support.errors import UserError
 
 COMPUTE_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of --precision, for autocast
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h

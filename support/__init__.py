@@ -1,0 +1,1 @@
+"""What knows no BERT and no task. Nothing here imports a module of this project from outside this folder."""
