@@ -1,4 +1,4 @@
-"""What a run can be: the table of tasks, every setting with its default, and the command line made from them.
+"""What a run can be: every setting with its default, and the command line made from them.
 
 Not handled: configuration files; a run's settings are in its `results.json`.
 """
@@ -6,89 +6,20 @@ Not handled: configuration files; a run's settings are in its `results.json`.
 import argparse
 import json
 import math
-import types as types
+import types
 import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
-import torch.nn.functional as F
-from torch import Tensor
-
-import evaluation
 import mysmartloss
 from base_bert import EMBEDDED
-from datasets import SCHEDULES, Task, class_label, score_label
+from datasets import SCHEDULES
 from support.devices import COMPUTE_TYPES
 from support.errors import UserError
+from tasks import TASKS
 
 SPLITS = ("train", "dev", "test")
 
-# -------------------------------------------------------------------------------------------- tasks
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits (B,C), class numbers (B,) -> scalar."""
-    return F.cross_entropy(logits.float(), labels.long())
-
-
-def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits (B,1), 0 or 1 (B,) -> scalar."""
-    return F.binary_cross_entropy_with_logits(logits.float().squeeze(-1), labels)
-
-
-def mean_squared_error(logits: Tensor, labels: Tensor) -> Tensor:
-    """Outputs (B,1), scores (B,) -> scalar."""
-    return F.mse_loss(logits.float().squeeze(-1), labels)
-
-
-CLASSES = {
-    "loss": cross_entropy,
-    "divergence": mysmartloss.sym_kl_loss,
-    "predict": lambda logits: logits.argmax(-1),
-    "metrics": {"accuracy": evaluation.accuracy, "macro_f1": evaluation.macro_f1},
-}
-SENTIMENT = {
-    "text_columns": ("sentence",),
-    "label_column": "sentiment",
-    "prediction_column": "Predicted_Sentiment",
-    **CLASSES,
-}
-PAIR = ("sentence1", "sentence2")
-TASKS = {
-    task.name: task
-    for task in (
-        Task(name="sst", parse_label=class_label(5), num_outputs=5, file_stem="ids-sst", **SENTIMENT),
-        Task(
-            name="para",
-            text_columns=PAIR,
-            label_column="is_duplicate",
-            parse_label=class_label(2),
-            num_outputs=1,
-            loss=binary_cross_entropy,
-            divergence=mysmartloss.bernoulli_sym_kl_loss,
-            predict=lambda logits: (logits.squeeze(-1) > 0).float(),
-            fit_shift=evaluation.prevalence_shift,
-            metrics={"accuracy": evaluation.accuracy, "macro_f1": evaluation.macro_f1},
-            file_stem="quora",
-            prediction_column="Predicted_Is_Paraphrase",
-        ),
-        Task(
-            name="sts",
-            text_columns=PAIR,
-            label_column="similarity",
-            parse_label=score_label(0, 5),
-            num_outputs=1,
-            loss=mean_squared_error,
-            divergence=mysmartloss.squared_error,
-            predict=lambda logits: logits.squeeze(-1).float(),
-            metrics={"pearson": evaluation.pearson, "spearman": evaluation.spearman},
-            file_stem="sts",
-            prediction_column="Predicted_Similiary",  # spelled as the course spells it
-            first_output=2.5,
-        ),
-        Task(name="cfimdb", parse_label=class_label(2), num_outputs=2, file_stem="ids-cfimdb", **SENTIMENT),
-    )
-}
 BETAS = {"fitted": mysmartloss.fitted_beta, "paper": mysmartloss.paper_beta}
 Weight = (
     float | dict[str, float]

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from base_bert import BertConfig, load_tokenizer
 from bert import BertModel, Dropout
-from config import TASKS, TrainConfig
+from config import TrainConfig
 from support.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from support.devices import COMPUTE_TYPES
 from support.errors import UserError, first_line
+from tasks import TASKS
 
 
 class MultitaskBERT(nn.Module):

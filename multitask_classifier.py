@@ -29,7 +29,7 @@ from tqdm import tqdm
 import evaluation
 import mysmartloss
 from bert import keep_masks
-from config import NORMS, TASKS, TrainConfig, parse_arguments
+from config import NORMS, TrainConfig, parse_arguments
 from datasets import Batch, Loader, Task, TokenizedDataset
 from model import MultitaskBERT, load_model, load_pretrained, save_model
 from optimizer import warmup_decay
@@ -48,6 +48,7 @@ from support.devices import COMPUTE_TYPES, default_precision, pick_device
 from support.errors import UserError, first_line
 from support.files import write_text
 from support.reporting import RunLog, SilentLog, scores_table
+from tasks import TASKS
 from training import Learner, Progress, describe, plan_steps, warn_of_terms_without_effect
 
 log = logging.getLogger("smart_bert")

@@ -11,10 +11,11 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from config import TASKS, TrainConfig
+from config import TrainConfig
 from datasets import TokenizedDataset, read_examples, sample_rows, tokenize
 from support import parallel
 from support.errors import UserError
+from tasks import TASKS
 
 log = logging.getLogger("smart_bert")
 RUN_FILES = (

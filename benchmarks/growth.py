@@ -46,8 +46,8 @@ def resident(field: str) -> float:
 def reading(size: int, path: Path):
     """Work on `size` rows: a Quora file of them, read and tokenised."""
     from base_bert import load_tokenizer
-    from config import TASKS
     from datasets import read_examples, tokenize
+    from tasks import TASKS
 
     tokenizer = load_tokenizer()
     return lambda: tokenize(read_examples(path, TASKS["para"]), TASKS["para"], tokenizer, 256)
@@ -63,9 +63,9 @@ def training(rows: int, tokens: int, layers: int):
     from base_bert import BertConfig
     from benchmarks.rows import new_learner, our_step
     from bert import BertModel
-    from config import TASKS
     from datasets import TokenizedDataset
     from support.devices import keep_freed_memory
+    from tasks import TASKS
 
     keep_freed_memory()  # as the program does
     shape = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}

@@ -24,11 +24,12 @@ from base_bert import load_tokenizer
 from benchmarks import peers
 from benchmarks.measure import GROUPS, Goal, Measurement, apart, compare, evenly, take_turns
 from bert import BertModel
-from config import TASKS, TrainConfig
+from config import TrainConfig
 from datasets import Example, Loader, TokenizedDataset, collate, read_examples, sample_rows, tokenize
 from mysmartloss import BregmanProximal
 from optimizer import AdamW, decay_groups
 from support.devices import keep_freed_memory
+from tasks import TASKS
 from training import Learner
 
 HERE = Path(__file__).resolve().parent

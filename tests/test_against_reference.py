@@ -20,9 +20,10 @@ from tiny_bert import TINY, both_berts
 from torch import nn
 
 import multitask_classifier
-from config import TASKS, TrainConfig
+from config import TrainConfig
 from datasets import Loader, TokenizedDataset
 from multitask_classifier import MultitaskBERT, load_model, main, train
+from tasks import TASKS
 
 # ------------------------------------------------------------------------------------- Algorithm 1, both ways
 

@@ -11,8 +11,8 @@ import base_bert
 import bert
 from base_bert import BertConfig, load_tokenizer
 from bert import BertModel
-from config import TASKS
 from datasets import collate, read_examples, tokenize
+from tasks import TASKS
 
 # -------------------------------------------------------------------------------------- computation
 

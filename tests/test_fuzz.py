@@ -28,11 +28,12 @@ from tokenizers import BertWordPieceTokenizer
 import multitask_classifier
 from base_bert import BertConfig
 from bert import BertModel
-from config import TASKS, TrainConfig, parse_arguments
+from config import TrainConfig, parse_arguments
 from datasets import read_examples, tokenize
 from evaluation import write_predictions
 from support.checkpoint import MANIFEST, load_checkpoint
 from support.errors import UserError
+from tasks import TASKS
 
 SAMPLE = Path(multitask_classifier.__file__).resolve().parent / "data" / "sample"
 COUNTS = {  # inputs of each property: in the default tests, in the slow ones

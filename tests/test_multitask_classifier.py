@@ -13,11 +13,12 @@ import evaluation
 import multitask_classifier
 import run_files
 from bert import BertModel
-from config import TASKS, TrainConfig, parse_arguments
+from config import TrainConfig, parse_arguments
 from datasets import Loader, read_examples, tokenize
 from multitask_classifier import main, plan_steps
 from support.checkpoint import load_checkpoint, save_checkpoint
 from support.errors import UserError
+from tasks import TASKS
 
 FAST = [
     "--max_train_samples=32",

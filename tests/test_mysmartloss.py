@@ -11,7 +11,7 @@ from scipy import special, stats
 from torch import nn
 
 import mysmartloss
-from config import TASKS, TrainConfig
+from config import TrainConfig
 from datasets import collate, read_examples, tokenize
 from multitask_classifier import MultitaskBERT, training_loss
 from mysmartloss import (
@@ -31,6 +31,7 @@ from mysmartloss import (
     sym_kl_loss,
 )
 from run_files import HERE
+from tasks import TASKS
 
 SOFTMAX = {"kl_loss": kl_loss, "sym_kl_loss": sym_kl_loss, "js_loss": js_loss}
 BERNOULLI = {

@@ -13,9 +13,9 @@ import torch
 from kill_and_resume import HERE, PROGRAM, RUN, outcome, tiny_encoder, wait_for
 from safetensors.torch import load_file
 
-from config import TASKS
 from datasets import Batch, collate, read_examples, tokenize
 from run_files import HERE as PROJECT
+from tasks import TASKS
 
 SETTINGS = [*RUN, "--steps_per_epoch=5", "--save_steps=2"]  # the later of two values counts
 # The program, whose process 1 dies in its sixth step as by the kernel's hand.

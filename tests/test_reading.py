@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from config import TASKS
 from datasets import Example, read_examples, sample_rows, tokenize
 from support.errors import UserError
+from tasks import TASKS
 
 HOME = Path(__file__).resolve().parent.parent
 SAMPLE = HOME / "data" / "sample"

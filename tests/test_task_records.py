@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from config import TASKS
+from tasks import TASKS
 
 LOG3 = math.log(3)  # sigmoid(log 3) and softmax(0, log 3) give 3/4
 LOG4 = math.log(4)  # softmax(0, log 4, 0, 0, 0) gives 1/8, 1/2, 1/8, 1/8, 1/8

@@ -8,12 +8,13 @@ import torch
 
 from base_bert import BertConfig, to_published
 from bert import BertModel
-from config import TASKS, TrainConfig
+from config import TrainConfig
 from datasets import Batch
 from multitask_classifier import MultitaskBERT, TrainingLoss, training_loss
 from mysmartloss import BregmanProximal
 from optimizer import AdamW
 from support.devices import COMPUTE_TYPES
+from tasks import TASKS
 from training import Learner, Progress
 
 TINY = BertConfig(
