@@ -4,12 +4,14 @@ Metrics take two equally long arrays, predictions and labels. Not handled: confi
 """
 
 import logging
-from collections.abc import Callable, Iterable
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets import Batch, Task, TokenizedDataset, evaluation_batches
@@ -108,6 +110,71 @@ def prevalence_shift(logits: Tensor, labels: Tensor) -> float:
 def score(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Every metric of the task by name, the main one first."""
     return {name: metric(predictions, labels) for name, metric in task.metrics.items()}
+
+
+class Evaluation(NamedTuple):
+    """scores: by task, then by metric. predictions: by task, in file order. mean: of the tasks' main metrics.
+
+    shifts: by task whose head's bias was fitted, `shift` and the main metric without it.
+    """
+
+    scores: dict[str, dict]
+    predictions: dict[str, np.ndarray]
+    mean: float
+    shifts: dict[str, dict[str, float]]
+
+
+def model_outputs(model: nn.Module, dataset: TokenizedDataset, batch_size: int) -> Tensor:
+    """Logits (rows,C) in file order, on the CPU, without dropout; the model is left in eval mode."""
+    model.eval()
+
+    def logits(batch: Batch) -> Tensor:
+        return model(dataset.task.name, *batch.inputs)
+
+    device = next(model.parameters()).device
+    # a GPU has room for more rows without gradients, a CPU's caches have not
+    rows = batch_size * (1 if device.type == "cpu" else 2)
+    return outputs(logits, dataset, rows, device)
+
+
+def predict(model: nn.Module, dataset: TokenizedDataset, batch_size: int) -> np.ndarray:
+    """Predictions (rows,) in file order."""
+    return dataset.task.predict(model_outputs(model, dataset, batch_size)).numpy()
+
+
+def evaluate(
+    model: nn.Module,
+    datasets: list[TokenizedDataset],
+    batch_size: int,
+    trained: Sequence[str],
+    shift_heads: bool = False,
+) -> Evaluation:
+    """Scores and predictions on labelled data; tasks that the model was not trained on are marked.
+
+    With `shift_heads`, predictions are those that the model will give once the biases of trained heads are
+    shifted as their tasks say.
+    """
+    scores, predictions, shifts = {}, {}, {}
+    for dataset in datasets:
+        task, name, labels = dataset.task, dataset.task.name, dataset.labels.numpy()
+        logits = model_outputs(model, dataset, batch_size)
+        if shift_heads and task.fit_shift and name in trained:
+            without = task.metrics[task.main_metric](task.predict(logits).numpy(), labels)
+            shifts[name] = {
+                "shift": task.fit_shift(logits, dataset.labels),
+                f"{task.main_metric}_without": without,
+            }
+            logits = logits + shifts[name]["shift"]
+        predictions[name] = task.predict(logits).numpy()
+        scores[name] = score(task, predictions[name], labels)
+        if name not in trained:
+            scores[name]["trained"] = False
+    return Evaluation(
+        scores,
+        predictions,
+        statistics.fmean(scores[name][next(iter(scores[name]))] for name in scores),
+        shifts,
+    )
 
 
 def write_predictions(path: str | Path, column: str, ids: Iterable[str], predictions: np.ndarray) -> None:

@@ -11,13 +11,11 @@ import contextlib
 import json
 import logging
 import os
-import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import tokenizers
@@ -26,14 +24,22 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import evaluation
 import mysmartloss
 from bert import keep_masks
 from config import NORMS, TrainConfig, parse_arguments
 from datasets import Batch, Loader, Task, TokenizedDataset
+from evaluation import evaluate, predict
 from model import MultitaskBERT, load_model, load_pretrained, save_model
 from optimizer import warmup_decay
-from run_files import Data, check_outputs, find_files, fingerprint, load_data, prepare_folder
+from run_files import (
+    Data,
+    check_outputs,
+    find_files,
+    fingerprint,
+    load_data,
+    prepare_folder,
+    write_all_predictions,
+)
 from support import parallel
 from support.checkpoint import (
     Checkpoint,
@@ -128,92 +134,6 @@ class TrainingLoss(nn.Module):
 # ----------------------------------------------------------------------------------------- training
 
 
-class Evaluation(NamedTuple):
-    """scores: by task, then by metric. predictions: by task, in file order. mean: of the tasks' main metrics.
-
-    shifts: by task whose head's bias was fitted, `shift` and the main metric without it.
-    """
-
-    scores: dict[str, dict]
-    predictions: dict[str, np.ndarray]
-    mean: float
-    shifts: dict[str, dict[str, float]]
-
-
-def outputs(model: MultitaskBERT, dataset: TokenizedDataset, config: TrainConfig) -> Tensor:
-    """Logits (rows,C) in file order, on the CPU, without dropout; the model is left in eval mode."""
-    model.eval()
-
-    def logits(batch: Batch) -> Tensor:
-        return model(dataset.task.name, *batch.inputs)
-
-    device = next(model.parameters()).device
-    rows = config.batch_size * (
-        1 if device.type == "cpu" else 2
-    )  # a GPU has room for more without gradients, a CPU's caches have not
-    return evaluation.outputs(logits, dataset, rows, device)
-
-
-def predict(model: MultitaskBERT, dataset: TokenizedDataset, config: TrainConfig) -> np.ndarray:
-    """Predictions (rows,) in file order."""
-    return dataset.task.predict(outputs(model, dataset, config)).numpy()
-
-
-def evaluate(
-    model: MultitaskBERT,
-    datasets: list[TokenizedDataset],
-    config: TrainConfig,
-    trained: Sequence[str],
-    shift_heads: bool = False,
-) -> Evaluation:
-    """Scores and predictions on labelled data; tasks that the model was not trained on are marked.
-
-    With `shift_heads`, predictions are those that the model will give once the biases of trained heads are
-    shifted as their tasks say.
-    """
-    scores, predictions, shifts = {}, {}, {}
-    for dataset in datasets:
-        task, name, labels = dataset.task, dataset.task.name, dataset.labels.numpy()
-        logits = outputs(model, dataset, config)
-        if shift_heads and task.fit_shift and name in trained:
-            without = task.metrics[task.main_metric](task.predict(logits).numpy(), labels)
-            shifts[name] = {
-                "shift": task.fit_shift(logits, dataset.labels),
-                f"{task.main_metric}_without": without,
-            }
-            logits = logits + shifts[name]["shift"]
-        predictions[name] = task.predict(logits).numpy()
-        scores[name] = evaluation.score(task, predictions[name], labels)
-        if name not in trained:
-            scores[name]["trained"] = False
-    return Evaluation(
-        scores,
-        predictions,
-        statistics.fmean(scores[name][TASKS[name].main_metric] for name in scores),
-        shifts,
-    )
-
-
-def write_all_predictions(
-    config: TrainConfig, folder: Path, split: str, datasets: list[TokenizedDataset], predictions: dict
-) -> list[Path]:
-    """The course's files under `folder`/predictions, or where --<task>_<split>_out points. Returns their
-    paths."""
-    paths = []
-    for dataset in datasets:
-        name = dataset.task.name
-        paths.append(
-            Path(
-                config.files.get(f"{name}_{split}_out", folder / "predictions" / f"{name}-{split}-output.csv")
-            )
-        )
-        if parallel.rank() == 0:
-            evaluation.write_predictions(
-                paths[-1], dataset.task.prediction_column, dataset.ids, predictions[name]
-            )
-    return paths
-
-
 def score_epoch(
     models: dict[str, MultitaskBERT],
     data: Data,
@@ -228,7 +148,7 @@ def score_epoch(
     and its predictions."""
     dev = [data[task, "dev"] for task in config.eval_tasks]
     evaluations = {
-        role: evaluate(candidate, dev, config, config.tasks, shift_heads=True)
+        role: evaluate(candidate, dev, config.batch_size, config.tasks, shift_heads=True)
         for role, candidate in models.items()
     }
     for role, result in evaluations.items():
@@ -422,7 +342,11 @@ def finish(
 ) -> None:
     """Predict the test files, write `results.json`, print the table of dev scores."""
     write_all_predictions(
-        config, folder, "test", tests, {test.task.name: predict(model, test, config) for test in tests}
+        config,
+        folder,
+        "test",
+        tests,
+        {test.task.name: predict(model, test, config.batch_size) for test in tests},
     )
     if parallel.rank() == 0:
         write_text(
@@ -501,7 +425,7 @@ def evaluate_checkpoint(config: TrainConfig) -> None:
     data = load_data(config, files, tokenizer)
     dev = [data[name, "dev"] for name in names]
     begin = time.perf_counter()
-    result = evaluate(model, dev, config, run["trained_tasks"])
+    result = evaluate(model, dev, config.batch_size, run["trained_tasks"])
     speed = sum(map(len, dev)) / (time.perf_counter() - begin)
     write_all_predictions(config, folder, "dev", dev, result.predictions)
     results = {
@@ -524,7 +448,7 @@ def predict_with_checkpoint(config: TrainConfig) -> None:
         Path(config.output_dir),
         "test",
         tests,
-        {t.task.name: predict(model, t, config) for t in tests},
+        {t.task.name: predict(model, t, config.batch_size) for t in tests},
     )
     for test, path in zip(tests, paths, strict=True):
         print(f"{test.task.name}: {len(test):,} predictions in {path}")

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from config import TrainConfig
 from datasets import TokenizedDataset, read_examples, sample_rows, tokenize
+from evaluation import write_predictions
 from support import parallel
 from support.errors import UserError
 from tasks import TASKS
@@ -117,3 +118,21 @@ def prepare_folder(folder: Path, overwrite: bool) -> None:
         )
     for path in there:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def write_all_predictions(
+    config: TrainConfig, folder: Path, split: str, datasets: list[TokenizedDataset], predictions: dict
+) -> list[Path]:
+    """The course's files under `folder`/predictions, or where --<task>_<split>_out points. Returns their
+    paths."""
+    paths = []
+    for dataset in datasets:
+        name = dataset.task.name
+        paths.append(
+            Path(
+                config.files.get(f"{name}_{split}_out", folder / "predictions" / f"{name}-{split}-output.csv")
+            )
+        )
+        if parallel.rank() == 0:
+            write_predictions(paths[-1], dataset.task.prediction_column, dataset.ids, predictions[name])
+    return paths

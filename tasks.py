@@ -1,4 +1,7 @@
-"""The table of tasks, a record each: how it is read, learned, scored and written. Adding a task is adding a record."""
+"""The table of tasks, a record each: how a task is read, learned, scored and written.
+
+Adding a task is adding a record.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor

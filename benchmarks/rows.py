@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import evaluation
 import multitask_classifier as program
 from base_bert import load_tokenizer
 from benchmarks import peers
@@ -278,7 +279,9 @@ def our_prediction(setting: Setting, name: str) -> Callable[[int], np.ndarray]:
     """From texts to predictions, with memory kept as the program keeps it."""
     keep_freed_memory()
     ours, tokenizer, parts = new_models()[0].eval(), load_tokenizer(), unlabelled_parts(setting, name)
-    return lambda k: program.predict(ours, tokenize(parts[k], TASKS[name], tokenizer, MAX_LENGTH), PLAIN)
+    return lambda k: evaluation.predict(
+        ours, tokenize(parts[k], TASKS[name], tokenizer, MAX_LENGTH), PLAIN.batch_size
+    )
 
 
 def peer_prediction(setting: Setting, name: str) -> Callable[[int], np.ndarray]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import evaluation
 from benchmarks import growth, peers, rows
 from benchmarks.__main__ import main
 from benchmarks.measure import GROUPS, Goal, apart, compare, evenly, take_turns
@@ -54,7 +55,9 @@ def test_the_peer_predicts_the_same(models):
     task, tokenizer = rows.TASKS["sst"], rows.load_tokenizer()
     examples = read_examples(SAMPLE / task.filename("test"), task, labelled=False)[:8]
     theirs = peers.predict(peer, peers.load_tokenizer(), task, examples, 3, rows.MAX_LENGTH)
-    mine = rows.program.predict(ours, rows.tokenize(examples, task, tokenizer, rows.MAX_LENGTH), rows.PLAIN)
+    mine = evaluation.predict(
+        ours, rows.tokenize(examples, task, tokenizer, rows.MAX_LENGTH), rows.PLAIN.batch_size
+    )
     assert np.array_equal(theirs, mine)
 
 
