@@ -8,7 +8,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 import mysmartloss
@@ -26,18 +26,6 @@ Weight = (
 )  # of a term of the loss: one for all tasks, or by task (0 where a task is not named)
 OPTIONS = ("finetune", "pretrain", "evaluate", "predict")
 TRAINING = ("finetune", "pretrain")
-# What a resumed run may be given anew; files because their content is compared, epochs only upwards
-FREE_TO_CHANGE = (
-    "epochs",
-    "logging_steps",
-    "save_steps",
-    "output_dir",
-    "data_dir",
-    "files",
-    "use_gpu",
-    "resume",
-    "skip_nonfinite",
-)
 NORMS = {"inf": mysmartloss.inf_norm, "2": mysmartloss.l2_norm}
 
 # ------------------------------------------------------------------------------------ configuration
@@ -303,32 +291,6 @@ class TrainConfig:
             if name not in hints or not _is_of(settings[name], hints[name]):
                 raise UserError(f"{name!r} is not a setting that can be {str(value)[:40]!r}")
         return cls(**settings)
-
-    def resuming(self, given: Iterable[str], started: dict) -> "TrainConfig":
-        """The settings to go on with a run: those it was `started` with, but for the `given` flags that don't
-        change its result.
-
-        Raises UserError naming a given flag that would.
-        """
-        try:
-            started = TrainConfig.from_dict(started).to_dict()
-        except UserError as error:
-            raise UserError(f"{self.output_dir}: the settings of its run cannot be read ({error})") from None
-        for name in given:
-            now, before = self.to_dict()[name], started[name]
-            if name not in FREE_TO_CHANGE and now != before:
-                raise UserError(
-                    f"--{name} {now}: the run was started with {before}; another value would"
-                    " change its result"
-                )
-        if "epochs" in given and self.epochs < started["epochs"]:
-            raise UserError(
-                f"--epochs {self.epochs}: the run was started with {started['epochs']}; it can"
-                " only be given more"
-            )
-        return TrainConfig.from_dict(
-            started | {name: getattr(self, name) for name in given if name in FREE_TO_CHANGE}
-        )
 
 
 def _is_of(value, hint) -> bool:

@@ -17,48 +17,206 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import tokenizers
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import mysmartloss
-from bert import keep_masks
+import resume
+from base_bert import BertConfig, load_tokenizer
+from bert import BertModel, Dropout, keep_masks
 from config import NORMS, TrainConfig, parse_arguments
 from datasets import Batch, Loader, Task, TokenizedDataset
 from evaluation import evaluate, predict
-from model import MultitaskBERT, load_model, load_pretrained, save_model
 from optimizer import warmup_decay
-from run_files import (
-    Data,
-    check_outputs,
-    find_files,
-    fingerprint,
-    load_data,
-    prepare_folder,
-    write_all_predictions,
-)
-from support import parallel
-from support.checkpoint import (
-    Checkpoint,
+from resume import (
+    Interrupted,
+    Progress,
     StopSignal,
-    has_checkpoint,
-    load_checkpoint,
-    restore_training_state,
-    save_checkpoint,
-    training_state,
+    fingerprint,
+    load_last,
+    resumed_config,
+    started_with,
+    versions,
 )
+from run_files import Data, check_outputs, find_files, load_data, prepare_folder, write_all_predictions
+from support import parallel
+from support.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from support.devices import COMPUTE_TYPES, default_precision, pick_device
 from support.errors import UserError, first_line
 from support.files import write_text
 from support.reporting import RunLog, SilentLog, scores_table
 from tasks import TASKS
-from training import Learner, Progress, describe, plan_steps, warn_of_terms_without_effect
+from training import Learner, describe, plan_steps, warn_of_terms_without_effect
 
 log = logging.getLogger("smart_bert")
 SAVE_SECONDS = 120.0  # between checkpoints, unless --save_steps
+
+# -------------------------------------------------------------------------------------------- model
+
+
+class MultitaskBERT(nn.Module):
+    """A BERT encoder, a sentence vector, dropout, and one linear head per task of TASKS.
+
+    precision: compute type of the encoder's layers, `fp32`, `bf16` or `fp16` by autocast. Weights,
+    embeddings, the sentence vector and
+    the heads are fp32 in any case: a score of 4 in bf16 has steps of 1/32.
+    """
+
+    def __init__(
+        self,
+        bert: BertModel,
+        pooling: str = "mean",
+        hidden_dropout_prob: float = 0.1,
+        precision: str = "fp32",
+    ):
+        super().__init__()
+        self.bert = bert
+        self.pooling = pooling
+        self.compute_type = COMPUTE_TYPES[precision]
+        self.dropout = Dropout(hidden_dropout_prob)
+        self.heads = nn.ModuleDict(
+            {task.name: nn.Linear(bert.config.hidden_size, task.num_outputs) for task in TASKS.values()}
+        )
+        for name, head in self.heads.items():
+            nn.init.normal_(head.weight, std=bert.config.initializer_range)
+            nn.init.constant_(head.bias, TASKS[name].first_output)
+
+    def logits(self, task: str, embeddings: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Embeddings (B,T,H), mask (B,T) or None if no token is padding -> the task's outputs (B,C)."""
+        with (
+            torch.autocast(embeddings.device.type, self.compute_type)
+            if self.compute_type
+            else contextlib.nullcontext()
+        ):
+            hidden = self.bert.encode(embeddings, attention_mask)  # (B,T,H)
+        hidden = hidden.to(embeddings.dtype)
+        if self.pooling == "cls":
+            pooled = self.bert.pool(hidden)  # (B,H)
+        elif attention_mask is None:
+            pooled = hidden.mean(1)
+        else:
+            real = attention_mask.to(hidden.dtype)[:, :, None]  # (B,T,1)
+            pooled = (hidden * real).sum(1) / real.sum(1)
+        return self.heads[task](self.dropout(pooled))
+
+    def forward(
+        self,
+        task: str,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Ids, mask and segment ids (B,T) -> the task's outputs (B,C)."""
+        return self.logits(task, self.bert.embed(input_ids, token_type_ids), attention_mask)
+
+    def predict_sentiment(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B,5) of very negative ... very positive."""
+        return self("sst", input_ids, attention_mask, token_type_ids)
+
+    def predict_paraphrase(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """Logit (B,1) of being a paraphrase, for pairs `[CLS] a [SEP] b [SEP]`."""
+        return self("para", input_ids, attention_mask, token_type_ids)
+
+    def predict_similarity(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """Score (B,1), about 0 to 5, for pairs `[CLS] a [SEP] b [SEP]`."""
+        return self("sts", input_ids, attention_mask, token_type_ids)
+
+
+def check_fit(tokenizer: Tokenizer, bert: BertModel, max_length: int, where: str) -> None:
+    """Raises UserError, naming `where`, if the encoder has no embedding for a word piece or a position."""
+    largest = max(
+        [*tokenizer.get_vocab().values(), *tokenizer.encode("a", "b").ids]
+    )  # a template may add what is in no vocabulary
+    if largest >= bert.config.vocab_size:
+        raise UserError(
+            f"{where}: its tokenizer has word piece {largest}, the encoder embeddings for"
+            f" {bert.config.vocab_size}"
+        )
+    if max_length > bert.config.max_position_embeddings:
+        raise UserError(
+            f"--max_length {max_length}: the encoder has positions for"
+            f" {bert.config.max_position_embeddings} tokens"
+        )
+
+
+def load_pretrained(config: TrainConfig) -> tuple[Tokenizer, BertModel]:
+    """Tokenizer and encoder of --model_name_or_path. Raises UserError if they don't fit each other or
+    --max_length."""
+    tokenizer, bert = (
+        load_tokenizer(config.model_name_or_path),
+        BertModel.from_pretrained(config.model_name_or_path),
+    )
+    check_fit(tokenizer, bert, config.max_length or 0, f"--model_name_or_path {config.model_name_or_path}")
+    return tokenizer, bert
+
+
+def save_model(
+    folder: Path,
+    candidates: dict[str, MultitaskBERT],
+    shifts: dict[str, dict[str, float]],
+    kept: str,
+    tokenizer: Tokenizer,
+    run: dict,
+) -> None:
+    """A self-contained checkpoint. As a folder it is also a model that `transformers` and
+    --model_name_or_path can read.
+
+    Of student and teacher the one that is kept is the model; the other's weights are saved beside it. shifts:
+    by candidate and task,
+    what is added to the bias of a head in the file; the candidates stay as they are.
+    """
+
+    def shifted(role: str, prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        biases = {f"{prefix}{task}.bias": shift for task, shift in shifts[role].items()}
+        return weights | {name: weights[name] + shift for name, shift in biases.items()}
+
+    model = candidates[kept]
+    tensors = {"model": model.bert.published_weights(), "heads": shifted(kept, "", model.heads.state_dict())}
+    tensors |= {
+        role: shifted(role, "heads.", candidate.state_dict())
+        for role, candidate in candidates.items()
+        if role != kept
+    }
+    records = {"config": model.bert.config.to_dict(), "tokenizer": json.loads(tokenizer.to_str()), "run": run}
+    save_checkpoint(folder, Checkpoint(tensors, records))
+
+
+def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
+    """Model, tokenizer and the run's record from a checkpoint folder, or a run folder that has one under
+    `best`. Raises UserError."""
+    folder = Path(folder)
+    folder = folder / "best" if has_checkpoint(folder / "best") else folder
+    saved = load_checkpoint(folder)
+    try:
+        run, settings = saved.records["run"], TrainConfig.from_dict(saved.records["run"]["config"])
+        if run["trained_tasks"] != list(settings.tasks):
+            raise ValueError("its trained_tasks are not its --tasks")
+        with torch.device(
+            "meta"
+        ):  # no memory is taken for what the file claims before its weights are seen to fit
+            bert = BertModel(BertConfig.from_dict(saved.records["config"], f"{folder}/config.json"))
+        bert.load_published(saved.tensors["model"], f"{folder}/model.safetensors")
+        model = MultitaskBERT(bert, settings.pooling, settings.hidden_dropout_prob)
+        model.heads.load_state_dict(saved.tensors["heads"])
+        tokenizer = Tokenizer.from_str(json.dumps(saved.records["tokenizer"]))
+        check_fit(tokenizer, bert, settings.max_length or 0, str(folder))
+        tokenizer.enable_truncation(settings.max_length)  # fails where that leaves no room for a word
+        return model, tokenizer, run
+    except UserError as error:
+        raise UserError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None
+    except (
+        Exception
+    ) as error:  # a stranger's file can make the libraries raise anything, tokenizers a bare Exception
+        raise UserError(f"{folder}: not a model saved by this program ({first_line(error)})") from None
+
 
 # --------------------------------------------------------------------------------------------- loss
 
@@ -183,49 +341,6 @@ def score_epoch(
         write_all_predictions(config, folder, "dev", dev, evaluations[kept].predictions)
 
 
-def versions() -> dict[str, str]:
-    """Of what the numbers depend on."""
-    return {package.__name__: package.__version__ for package in (torch, np, tokenizers)}
-
-
-def load_last(folder: Path, models: dict[str, MultitaskBERT], learner: Learner, run: dict) -> Progress:
-    """Put models, optimizer and generators where `folder`/last left them. Raises UserError if that is not
-    this run's."""
-    saved = load_checkpoint(folder / "last")
-    try:
-        before = saved.records["run"]["versions"]
-        for name, digest in run["content"].items():
-            if saved.records["run"]["content"].get(name) != digest:
-                raise UserError(f"--{name}: its content is not what the run in {folder} was started with")
-        if (processes := saved.records["run"]["processes"]) != run["processes"]:
-            raise UserError(
-                f"{folder}: a run of {processes} process(es), not {run['processes']}; start"
-                " torchrun with as many as then"
-            )
-        progress = Progress.from_dict(saved.records["progress"])
-        restore_training_state(
-            saved.tensors, saved.records["random"], models, learner.optimizer, learner.device
-        )
-        learner.scaler.load_state_dict(saved.records["scaler"])
-    except UserError:
-        raise
-    except (LookupError, TypeError, RuntimeError, AttributeError, ValueError, OverflowError) as error:
-        raise UserError(f"{folder / 'last'}: not a checkpoint of this run ({first_line(error)})") from None
-    if before != run["versions"]:
-        log.warning(
-            "%s was saved with %s, now it is %s: results may differ in the last digits",
-            folder,
-            before,
-            run["versions"],
-        )
-    print(f"resuming {folder} at step {progress.step}")
-    return progress
-
-
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM, after the checkpoint was saved; the argument is the signal's number."""
-
-
 def train(
     model: MultitaskBERT, data: Data, config: TrainConfig, folder: Path, tokenizer: Tokenizer, source: str
 ) -> dict:
@@ -263,16 +378,8 @@ def train(
 
     def save_last() -> None:
         with now.saving():
-            tensors, generators = training_state(models, learner.optimizer, learner.device)
             now.log_bytes = diary.size()
-            records = {
-                "run": run,
-                "progress": now.to_dict(),
-                "random": generators,
-                "scaler": learner.scaler.state_dict(),
-            }
-            if parallel.rank() == 0:
-                save_checkpoint(folder / "last", Checkpoint(tensors, records))
+            resume.save_last(folder, models, learner, run, now)
 
     ahead = plan.steps[now.step :]
     bar = tqdm(
@@ -462,17 +569,6 @@ PROGRAMS = {
 }
 
 
-def started_with(folder: str) -> dict:
-    """The settings of the run that `folder`/last can go on with. Raises UserError if there is none."""
-    last = Path(folder) / "last"
-    if not has_checkpoint(last):
-        raise UserError(f"--resume: {last} does not exist, so there is no run to go on with")
-    try:
-        return load_checkpoint(last, endings=("json",)).records["run"]["config"]
-    except (KeyError, TypeError):
-        raise UserError(f"{last}: not a checkpoint of a run") from None
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status: 0, 2 for a user's mistake (one line on stderr), 130 for
     Ctrl-C, 143 for SIGTERM."""
@@ -484,7 +580,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config, given = parse_arguments(arguments)
         if config.resume:
-            config = config.resuming(given, started_with(config.output_dir))
+            config = resumed_config(config, given, started_with(config.output_dir))
         with parallel.process_group():
             PROGRAMS[config.option](config)
     except UserError as error:

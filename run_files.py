@@ -1,7 +1,6 @@
 """The files of a run: which ones it reads, what is in them, and the folder it may write to. Knows data sets,
 no model."""
 
-import hashlib
 import logging
 import os
 import shutil
@@ -87,25 +86,6 @@ def load_data(config: TrainConfig, files: dict[Key, Path], tokenizer: Tokenizer)
                 "%s: %d of %d rows cut to --max_length %d tokens", path, cut, len(examples), config.max_length
             )
     return data
-
-
-def fingerprint(data: Data) -> dict[str, str]:
-    """SHA-256 of the content of each data set, so that a resumed run can tell whether it goes on with the
-    same data."""
-    digests = {}
-    for (task, split), dataset in data.items():
-        labels = b"" if dataset.labels is None else dataset.labels.numpy().tobytes()
-        content = (
-            dataset.tokens.tobytes(),
-            dataset.starts.tobytes(),
-            dataset.seconds.tobytes(),
-            labels,
-            "\n".join(dataset.ids).encode(),
-        )
-        digests[f"{task}_{split}"] = hashlib.sha256(
-            b"".join(hashlib.sha256(part).digest() for part in content)
-        ).hexdigest()
-    return digests
 
 
 def prepare_folder(folder: Path, overwrite: bool) -> None:

@@ -4,10 +4,8 @@ the model's class."""
 import contextlib
 import logging
 import statistics
-import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import torch
@@ -19,7 +17,6 @@ from datasets import SCHEDULES, Batch, Loader, Task, TokenizedDataset
 from optimizer import AdamW, decay_groups
 from support import parallel
 from support.errors import UserError
-from support.reporting import Interval
 
 log = logging.getLogger("smart_bert")
 MAX_STEPS = 10**7  # months; the plan of more would not fit into memory
@@ -103,97 +100,6 @@ class Learner:
         self.scaler.update()
         self.optimizer.zero_grad()
         return losses
-
-
-@dataclass
-class Progress:
-    """Where a run stands, beside its weights: with them, all that is needed to go on as if it had never been
-    interrupted."""
-
-    step: int = 0  # the next one
-    best: dict | None = None  # what `results.json` will say of the best epoch so far
-    seconds: float = 0.0  # spent in steps
-    save_seconds: float = 0.0  # spent on writing checkpoints
-    examples: int = 0  # rows trained on
-    skipped: int = 0  # batches left out as not finite
-    interval: Interval = field(default_factory=Interval)
-    first_losses: list[tuple[str, dict[str, float]]] = field(
-        default_factory=list
-    )  # of the first 20 steps, by task
-    log_bytes: int = 0  # length of metrics.jsonl
-
-    def __post_init__(self):
-        # (step, task, rows, losses) since the last `check`, empty when a checkpoint is written
-        self._unchecked = []
-
-    def to_dict(self) -> dict:
-        """As JSON can hold it; waits for a GPU."""
-        first = [
-            (name, {part: float(value) for part, value in losses.items()})
-            for name, losses in self.first_losses
-        ]
-        values = {setting.name: getattr(self, setting.name) for setting in fields(self)}
-        return values | {"interval": self.interval.to_dict(), "first_losses": first}
-
-    def add(self, task: str, losses: dict[str, Tensor], batch: Batch, seconds: float) -> None:
-        """Count a step; `check` says later whether it was one."""
-        self.interval.add(task, losses, batch.num_tokens, seconds)
-        self._unchecked.append((self.step, task, batch.rows, losses))
-        self.seconds, self.examples = self.seconds + seconds, self.examples + len(batch.rows)
-        if self.step < 20:
-            self.first_losses.append((task, losses))
-        self.step += 1
-
-    def check(
-        self, datasets: dict[str, TokenizedDataset], allowed: int, scaler: torch.amp.GradScaler
-    ) -> None:
-        """Forget the steps since the last check whose loss or gradient was not finite. Waits for a GPU.
-
-        Raises UserError if there have been more than `allowed`. Gradients beyond fp16 don't count while its
-        scale can be lowered.
-        """
-        unchecked, self._unchecked = self._unchecked, []
-        for step, task, rows, losses in unchecked:
-            if torch.isfinite(losses["grad_norm"]) and torch.isfinite(losses["total"]):
-                continue
-            self.interval.remove(task, losses)
-            self.first_losses = [(name, values) for name, values in self.first_losses if values is not losses]
-            self.examples -= len(rows)
-            if scaler.is_enabled() and torch.isfinite(losses["total"]) and scaler.get_scale() >= 1:
-                continue
-            self.skipped += 1
-            problem = not_finite(losses, step, datasets[task], rows)
-            if self.skipped > allowed:
-                raise problem
-            log.warning("%s; batch %d of at most %d left out", problem, self.skipped, allowed)
-
-    @contextlib.contextmanager
-    def saving(self):
-        """Count the time spent within as spent on checkpoints."""
-        begin = time.perf_counter()
-        yield
-        self.save_seconds += time.perf_counter() - begin
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "Progress":
-        """Inverse of `to_dict`. Raises TypeError, KeyError, ValueError or AttributeError if it is not such a
-        record."""
-        progress = cls(**values | {"interval": Interval.from_dict(values["interval"])})
-        progress.to_dict()  # fails where a loss is no number
-        counts = (progress.step, progress.examples, progress.skipped, progress.log_bytes)
-        best = progress.best or {"dev": {}, "dev_mean": 0}
-        measured = [
-            progress.seconds,
-            progress.save_seconds,
-            best["dev_mean"],
-            *(value for scores in best["dev"].values() for value in scores.values()),
-            *(value for steps in values["interval"].values() for _, *rest in steps for value in rest),
-        ]
-        if not all(type(count) is int and count >= 0 for count in counts) or not all(
-            isinstance(value, (int, float)) for value in measured
-        ):
-            raise ValueError("not a place in a run")
-        return progress
 
 
 def not_finite(

@@ -11,26 +11,19 @@ import contextlib
 import hashlib
 import json
 import os
-import random
 import shutil
-import signal
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import safetensors
 import safetensors.torch
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from support import parallel
 from support.errors import UserError, first_line
 from support.files import parse_json, read_bytes
 
 MANIFEST = "manifest.json"
-MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of each weight
 
 
 @dataclass(frozen=True)
@@ -150,84 +143,3 @@ def _sync_folder(folder: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------- training state
-
-
-def training_state(
-    modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, device: torch.device
-) -> tuple[dict, dict]:
-    """(tensors, record) of everything that decides how training goes on: weights, optimizer, every random
-    generator of every process."""
-    tensors = {role: module.state_dict() for role, module in modules.items()}
-    moments = optimizer.state_dict()["state"]
-    tensors["optimizer"] = {
-        f"{i}.{key}": torch.as_tensor(value) for i, state in moments.items() for key, value in state.items()
-    }
-    generators = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        generators[device.type] = torch.get_device_module(device).get_rng_state()
-    everyones = enumerate(parallel.gather(generators))
-    tensors["random"] = {
-        f"{name}.{rank}": state for rank, states in everyones for name, state in states.items()
-    }
-    name, keys, *rest = np.random.get_state()
-    return tensors, {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest]}
-
-
-def restore_training_state(
-    tensors: dict,
-    record: dict,
-    modules: dict[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
-) -> None:
-    """Inverse of `training_state`, in place.
-
-    Raises LookupError, RuntimeError, TypeError, ValueError, AttributeError or OverflowError if it is another
-    model's or none.
-    """
-    for role, module in modules.items():
-        module.load_state_dict(tensors[role])
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    for name, value in tensors["optimizer"].items():
-        i, _, key = name.partition(".")
-        param = params[int(i)]
-        if value.shape != (() if key == "step" else param.shape) or (key == "step" and value < 1):
-            raise ValueError(f"optimizer state {name} does not fit")
-        optimizer.state[param][key] = int(value) if key == "step" else torch.empty_like(param).copy_(value)
-    if any(state.keys() != MOMENTS for state in optimizer.state.values()):
-        raise ValueError("the optimizer state is incomplete")
-    rank, generators = parallel.rank(), tensors["random"]
-    torch.set_rng_state(generators[f"cpu.{rank}"])
-    if f"{device.type}.{rank}" in generators and device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(generators[f"{device.type}.{rank}"])
-    version, internal, gauss = record["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, place, *rest = record["numpy"]
-    if not 0 <= place <= len(keys):  # numpy would take it and read beyond its array
-        raise ValueError(f"{place} is no place in a random generator's state")
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), place, *rest))
-
-
-class StopSignal:
-    """Within, Ctrl-C and SIGTERM only leave their number in `received`, so that a step can be finished; a
-    second one acts at once."""
-
-    def __init__(self):
-        self.received = None
-        self._before = {}
-
-    def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():
-            self._before = {
-                number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)
-            }
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            if signal.getsignal(number) == self._receive:  # not where something within has set another
-                signal.signal(number, handler)
-
-    def _receive(self, number: int, frame) -> None:
-        self.received = number
-        self.__exit__()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import resume
 from support import checkpoint
 from support.checkpoint import MANIFEST, Checkpoint, load_checkpoint, save_checkpoint
 from support.errors import UserError
@@ -261,15 +262,15 @@ def test_a_state_that_does_not_fit_is_not_taken(change):
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     cpu = torch.device("cpu")
-    tensors, record = checkpoint.training_state({"model": model}, optimizer, cpu)
+    tensors, record = resume.training_state({"model": model}, optimizer, cpu)
     record = json.loads(json.dumps(record))
-    checkpoint.restore_training_state(
+    resume.restore_training_state(
         tensors, record, {"model": model}, torch.optim.AdamW(model.parameters()), cpu
     )
     tensors["model"] = dict(tensors["model"])
     change(tensors, record)
     with pytest.raises((LookupError, RuntimeError, ValueError)):
-        checkpoint.restore_training_state(
+        resume.restore_training_state(
             tensors, record, {"model": model}, torch.optim.AdamW(model.parameters()), cpu
         )
 

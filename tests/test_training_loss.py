@@ -13,9 +13,10 @@ from datasets import Batch
 from multitask_classifier import MultitaskBERT, TrainingLoss, training_loss
 from mysmartloss import BregmanProximal
 from optimizer import AdamW
+from resume import Progress
 from support.devices import COMPUTE_TYPES
 from tasks import TASKS
-from training import Learner, Progress
+from training import Learner
 
 TINY = BertConfig(
     vocab_size=60,

@@ -1,0 +1,341 @@
+"""Stopping a run and going on with it, bit for bit.
+
+Knows modules, optimizers and settings, not the model's class.
+"""
+
+import contextlib
+import hashlib
+import logging
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+import torch
+from torch import Tensor, nn
+
+from config import TrainConfig
+from datasets import Batch, TokenizedDataset
+from run_files import Data
+from support import parallel
+from support.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
+from support.errors import UserError, first_line
+from support.reporting import Interval
+from training import Learner, not_finite
+
+log = logging.getLogger("smart_bert")
+# What a resumed run may be given anew; files because their content is compared, epochs only upwards
+FREE_TO_CHANGE = (
+    "epochs",
+    "logging_steps",
+    "save_steps",
+    "output_dir",
+    "data_dir",
+    "files",
+    "use_gpu",
+    "resume",
+    "skip_nonfinite",
+)
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of each weight
+
+# ------------------------------------------------------------------------------- where a run stands
+
+
+@dataclass
+class Progress:
+    """Where a run stands, beside its weights: with them, all that is needed to go on as if it had never been
+    interrupted."""
+
+    step: int = 0  # the next one
+    best: dict | None = None  # what `results.json` will say of the best epoch so far
+    seconds: float = 0.0  # spent in steps
+    save_seconds: float = 0.0  # spent on writing checkpoints
+    examples: int = 0  # rows trained on
+    skipped: int = 0  # batches left out as not finite
+    interval: Interval = field(default_factory=Interval)
+    first_losses: list[tuple[str, dict[str, float]]] = field(
+        default_factory=list
+    )  # of the first 20 steps, by task
+    log_bytes: int = 0  # length of metrics.jsonl
+
+    def __post_init__(self):
+        # (step, task, rows, losses) since the last `check`, empty when a checkpoint is written
+        self._unchecked = []
+
+    def to_dict(self) -> dict:
+        """As JSON can hold it; waits for a GPU."""
+        first = [
+            (name, {part: float(value) for part, value in losses.items()})
+            for name, losses in self.first_losses
+        ]
+        values = {setting.name: getattr(self, setting.name) for setting in fields(self)}
+        return values | {"interval": self.interval.to_dict(), "first_losses": first}
+
+    def add(self, task: str, losses: dict[str, Tensor], batch: Batch, seconds: float) -> None:
+        """Count a step; `check` says later whether it was one."""
+        self.interval.add(task, losses, batch.num_tokens, seconds)
+        self._unchecked.append((self.step, task, batch.rows, losses))
+        self.seconds, self.examples = self.seconds + seconds, self.examples + len(batch.rows)
+        if self.step < 20:
+            self.first_losses.append((task, losses))
+        self.step += 1
+
+    def check(
+        self, datasets: dict[str, TokenizedDataset], allowed: int, scaler: torch.amp.GradScaler
+    ) -> None:
+        """Forget the steps since the last check whose loss or gradient was not finite. Waits for a GPU.
+
+        Raises UserError if there have been more than `allowed`. Gradients beyond fp16 don't count while its
+        scale can be lowered.
+        """
+        unchecked, self._unchecked = self._unchecked, []
+        for step, task, rows, losses in unchecked:
+            if torch.isfinite(losses["grad_norm"]) and torch.isfinite(losses["total"]):
+                continue
+            self.interval.remove(task, losses)
+            self.first_losses = [(name, values) for name, values in self.first_losses if values is not losses]
+            self.examples -= len(rows)
+            if scaler.is_enabled() and torch.isfinite(losses["total"]) and scaler.get_scale() >= 1:
+                continue
+            self.skipped += 1
+            problem = not_finite(losses, step, datasets[task], rows)
+            if self.skipped > allowed:
+                raise problem
+            log.warning("%s; batch %d of at most %d left out", problem, self.skipped, allowed)
+
+    @contextlib.contextmanager
+    def saving(self):
+        """Count the time spent within as spent on checkpoints."""
+        begin = time.perf_counter()
+        yield
+        self.save_seconds += time.perf_counter() - begin
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Progress":
+        """Inverse of `to_dict`. Raises TypeError, KeyError, ValueError or AttributeError if it is not such a
+        record."""
+        progress = cls(**values | {"interval": Interval.from_dict(values["interval"])})
+        progress.to_dict()  # fails where a loss is no number
+        counts = (progress.step, progress.examples, progress.skipped, progress.log_bytes)
+        best = progress.best or {"dev": {}, "dev_mean": 0}
+        measured = [
+            progress.seconds,
+            progress.save_seconds,
+            best["dev_mean"],
+            *(value for scores in best["dev"].values() for value in scores.values()),
+            *(value for steps in values["interval"].values() for _, *rest in steps for value in rest),
+        ]
+        if not all(type(count) is int and count >= 0 for count in counts) or not all(
+            isinstance(value, (int, float)) for value in measured
+        ):
+            raise ValueError("not a place in a run")
+        return progress
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
+    return {package.__name__: package.__version__ for package in (torch, np, tokenizers)}
+
+
+def fingerprint(data: Data) -> dict[str, str]:
+    """SHA-256 of the content of each data set, so that a resumed run can tell whether it goes on with the
+    same data."""
+    digests = {}
+    for (task, split), dataset in data.items():
+        labels = b"" if dataset.labels is None else dataset.labels.numpy().tobytes()
+        content = (
+            dataset.tokens.tobytes(),
+            dataset.starts.tobytes(),
+            dataset.seconds.tobytes(),
+            labels,
+            "\n".join(dataset.ids).encode(),
+        )
+        digests[f"{task}_{split}"] = hashlib.sha256(
+            b"".join(hashlib.sha256(part).digest() for part in content)
+        ).hexdigest()
+    return digests
+
+
+# -------------------------------------------------------------------------- what a checkpoint holds
+
+
+def training_state(
+    modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, device: torch.device
+) -> tuple[dict, dict]:
+    """(tensors, record) of everything that decides how training goes on: weights, optimizer, every random
+    generator of every process."""
+    tensors = {role: module.state_dict() for role, module in modules.items()}
+    moments = optimizer.state_dict()["state"]
+    tensors["optimizer"] = {
+        f"{i}.{key}": torch.as_tensor(value) for i, state in moments.items() for key, value in state.items()
+    }
+    generators = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        generators[device.type] = torch.get_device_module(device).get_rng_state()
+    everyones = enumerate(parallel.gather(generators))
+    tensors["random"] = {
+        f"{name}.{rank}": state for rank, states in everyones for name, state in states.items()
+    }
+    name, keys, *rest = np.random.get_state()
+    return tensors, {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest]}
+
+
+def restore_training_state(
+    tensors: dict,
+    record: dict,
+    modules: dict[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+) -> None:
+    """Inverse of `training_state`, in place.
+
+    Raises LookupError, RuntimeError, TypeError, ValueError, AttributeError or OverflowError if it is another
+    model's or none.
+    """
+    for role, module in modules.items():
+        module.load_state_dict(tensors[role])
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    for name, value in tensors["optimizer"].items():
+        i, _, key = name.partition(".")
+        param = params[int(i)]
+        if value.shape != (() if key == "step" else param.shape) or (key == "step" and value < 1):
+            raise ValueError(f"optimizer state {name} does not fit")
+        optimizer.state[param][key] = int(value) if key == "step" else torch.empty_like(param).copy_(value)
+    if any(state.keys() != MOMENTS for state in optimizer.state.values()):
+        raise ValueError("the optimizer state is incomplete")
+    rank, generators = parallel.rank(), tensors["random"]
+    torch.set_rng_state(generators[f"cpu.{rank}"])
+    if f"{device.type}.{rank}" in generators and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(generators[f"{device.type}.{rank}"])
+    version, internal, gauss = record["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, place, *rest = record["numpy"]
+    if not 0 <= place <= len(keys):  # numpy would take it and read beyond its array
+        raise ValueError(f"{place} is no place in a random generator's state")
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), place, *rest))
+
+
+def save_last(
+    folder: Path, models: dict[str, nn.Module], learner: Learner, run: dict, progress: Progress
+) -> None:
+    """Write `folder`/last: everything that `load_last` needs to go on from here."""
+    tensors, generators = training_state(models, learner.optimizer, learner.device)
+    records = {
+        "run": run,
+        "progress": progress.to_dict(),
+        "random": generators,
+        "scaler": learner.scaler.state_dict(),
+    }
+    if parallel.rank() == 0:
+        save_checkpoint(folder / "last", Checkpoint(tensors, records))
+
+
+def load_last(folder: Path, models: dict[str, nn.Module], learner: Learner, run: dict) -> Progress:
+    """Put models, optimizer and generators where `folder`/last left them. Raises UserError if that is not
+    this run's."""
+    saved = load_checkpoint(folder / "last")
+    try:
+        before = saved.records["run"]["versions"]
+        for name, digest in run["content"].items():
+            if saved.records["run"]["content"].get(name) != digest:
+                raise UserError(f"--{name}: its content is not what the run in {folder} was started with")
+        if (processes := saved.records["run"]["processes"]) != run["processes"]:
+            raise UserError(
+                f"{folder}: a run of {processes} process(es), not {run['processes']}; start"
+                " torchrun with as many as then"
+            )
+        progress = Progress.from_dict(saved.records["progress"])
+        restore_training_state(
+            saved.tensors, saved.records["random"], models, learner.optimizer, learner.device
+        )
+        learner.scaler.load_state_dict(saved.records["scaler"])
+    except UserError:
+        raise
+    except (LookupError, TypeError, RuntimeError, AttributeError, ValueError, OverflowError) as error:
+        raise UserError(f"{folder / 'last'}: not a checkpoint of this run ({first_line(error)})") from None
+    if before != run["versions"]:
+        log.warning(
+            "%s was saved with %s, now it is %s: results may differ in the last digits",
+            folder,
+            before,
+            run["versions"],
+        )
+    print(f"resuming {folder} at step {progress.step}")
+    return progress
+
+
+# ----------------------------------------------------------------------------------------- resuming
+
+
+def started_with(folder: str) -> dict:
+    """The settings of the run that `folder`/last can go on with. Raises UserError if there is none."""
+    last = Path(folder) / "last"
+    if not has_checkpoint(last):
+        raise UserError(f"--resume: {last} does not exist, so there is no run to go on with")
+    try:
+        return load_checkpoint(last, endings=("json",)).records["run"]["config"]
+    except (KeyError, TypeError):
+        raise UserError(f"{last}: not a checkpoint of a run") from None
+
+
+def resumed_config(config: TrainConfig, given: Iterable[str], started: dict) -> TrainConfig:
+    """The settings to go on with a run: those it was `started` with, but for the `given`
+    flags that don't change its result.
+
+    Raises UserError naming a given flag that would.
+    """
+    try:
+        started = TrainConfig.from_dict(started).to_dict()
+    except UserError as error:
+        raise UserError(f"{config.output_dir}: the settings of its run cannot be read ({error})") from None
+    for name in given:
+        now, before = config.to_dict()[name], started[name]
+        if name not in FREE_TO_CHANGE and now != before:
+            raise UserError(
+                f"--{name} {now}: the run was started with {before}; another value would change its result"
+            )
+    if "epochs" in given and config.epochs < started["epochs"]:
+        raise UserError(
+            f"--epochs {config.epochs}: the run was started with {started['epochs']};"
+            " it can only be given more"
+        )
+    return TrainConfig.from_dict(
+        started | {name: getattr(config, name) for name in given if name in FREE_TO_CHANGE}
+    )
+
+
+# ----------------------------------------------------------------------------------------- stopping
+
+
+class StopSignal:
+    """Within, Ctrl-C and SIGTERM only leave their number in `received`, so that a step can be finished; a
+    second one acts at once."""
+
+    def __init__(self):
+        self.received = None
+        self._before = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {
+                number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)
+            }
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            if signal.getsignal(number) == self._receive:  # not where something within has set another
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame) -> None:
+        self.received = number
+        self.__exit__()
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, after the checkpoint was saved; the argument is the signal's number."""
