@@ -48,9 +48,6 @@ class Task:
     metrics: dict[str, Callable[[np.ndarray, np.ndarray], float]]
     file_stem: str  # <stem>-train.csv, <stem>-dev.csv, <stem>-test-student.csv
     prediction_column: str  # header of prediction files
-    fit_shift: Callable[[Tensor, Tensor], float] | None = (
-        None  # (dev logits (rows,C), labels) -> what the bias of a head to be saved lacks
-    )
     first_output: float = 0.0  # what a new head gives: 0, or the middle of a score's range
 
     @property

@@ -88,40 +88,17 @@ def outputs(
     return logits
 
 
-MIN_SHIFT_ROWS = 200  # in fewer, a share of ones about one half has a standard error above 3.5 points
-
-
-def prevalence_shift(logits: Tensor, labels: Tensor) -> float:
-    """What to add to a binary task's logits (rows,1) so that as many rows are above 0 as there are ones in
-    the labels (rows,).
-
-    Rows to predict seldom have the share of ones that training rows had, and the threshold that training
-    leads to fits only these.
-    0 where there are fewer than MIN_SHIFT_ROWS rows, where labels are all alike, which says nothing of a
-    threshold, or where logits are
-    not finite.
-    """
-    ones = float(labels.double().mean())
-    if len(labels) < MIN_SHIFT_ROWS or not 0 < ones < 1 or not torch.isfinite(logits).all():
-        return 0.0
-    return -float(np.quantile(logits.squeeze(-1).double().numpy(), 1 - ones))
-
-
 def score(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Every metric of the task by name, the main one first."""
     return {name: metric(predictions, labels) for name, metric in task.metrics.items()}
 
 
 class Evaluation(NamedTuple):
-    """scores: by task, then by metric. predictions: by task, in file order. mean: of the tasks' main metrics.
-
-    shifts: by task whose head's bias was fitted, `shift` and the main metric without it.
-    """
+    """scores: by task, then by metric. predictions: by task, in file order. dev_mean: of the main metrics."""
 
     scores: dict[str, dict]
     predictions: dict[str, np.ndarray]
-    mean: float
-    shifts: dict[str, dict[str, float]]
+    dev_mean: float
 
 
 def model_outputs(model: nn.Module, dataset: TokenizedDataset, batch_size: int) -> Tensor:
@@ -143,38 +120,18 @@ def predict(model: nn.Module, dataset: TokenizedDataset, batch_size: int) -> np.
 
 
 def evaluate(
-    model: nn.Module,
-    datasets: list[TokenizedDataset],
-    batch_size: int,
-    trained: Sequence[str],
-    shift_heads: bool = False,
+    model: nn.Module, datasets: list[TokenizedDataset], batch_size: int, trained: Sequence[str]
 ) -> Evaluation:
-    """Scores and predictions on labelled data; tasks that the model was not trained on are marked.
-
-    With `shift_heads`, predictions are those that the model will give once the biases of trained heads are
-    shifted as their tasks say.
-    """
-    scores, predictions, shifts = {}, {}, {}
+    """Scores and predictions on labelled data; tasks that the model was not trained on are marked."""
+    scores, predictions = {}, {}
     for dataset in datasets:
-        task, name, labels = dataset.task, dataset.task.name, dataset.labels.numpy()
-        logits = model_outputs(model, dataset, batch_size)
-        if shift_heads and task.fit_shift and name in trained:
-            without = task.metrics[task.main_metric](task.predict(logits).numpy(), labels)
-            shifts[name] = {
-                "shift": task.fit_shift(logits, dataset.labels),
-                f"{task.main_metric}_without": without,
-            }
-            logits = logits + shifts[name]["shift"]
-        predictions[name] = task.predict(logits).numpy()
-        scores[name] = score(task, predictions[name], labels)
+        name = dataset.task.name
+        predictions[name] = predict(model, dataset, batch_size)
+        scores[name] = score(dataset.task, predictions[name], dataset.labels.numpy())
         if name not in trained:
             scores[name]["trained"] = False
-    return Evaluation(
-        scores,
-        predictions,
-        statistics.fmean(scores[name][next(iter(scores[name]))] for name in scores),
-        shifts,
-    )
+    dev_mean = statistics.fmean(scores[dataset.task.name][dataset.task.main_metric] for dataset in datasets)
+    return Evaluation(scores, predictions, dev_mean)
 
 
 def write_predictions(path: str | Path, column: str, ids: Iterable[str], predictions: np.ndarray) -> None:

@@ -159,32 +159,16 @@ def load_pretrained(config: TrainConfig) -> tuple[Tokenizer, BertModel]:
 
 
 def save_model(
-    folder: Path,
-    candidates: dict[str, MultitaskBERT],
-    shifts: dict[str, dict[str, float]],
-    kept: str,
-    tokenizer: Tokenizer,
-    run: dict,
+    folder: Path, candidates: dict[str, MultitaskBERT], kept: str, tokenizer: Tokenizer, run: dict
 ) -> None:
     """A self-contained checkpoint. As a folder it is also a model that `transformers` and
     --model_name_or_path can read.
 
-    Of student and teacher the one that is kept is the model; the other's weights are saved beside it. shifts:
-    by candidate and task,
-    what is added to the bias of a head in the file; the candidates stay as they are.
+    Of student and teacher the one that is kept is the model; the other's weights are saved beside it.
     """
-
-    def shifted(role: str, prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        biases = {f"{prefix}{task}.bias": shift for task, shift in shifts[role].items()}
-        return weights | {name: weights[name] + shift for name, shift in biases.items()}
-
     model = candidates[kept]
-    tensors = {"model": model.bert.published_weights(), "heads": shifted(kept, "", model.heads.state_dict())}
-    tensors |= {
-        role: shifted(role, "heads.", candidate.state_dict())
-        for role, candidate in candidates.items()
-        if role != kept
-    }
+    tensors = {"model": model.bert.published_weights(), "heads": model.heads.state_dict()}
+    tensors |= {role: candidate.state_dict() for role, candidate in candidates.items() if role != kept}
     records = {"config": model.bert.config.to_dict(), "tokenizer": json.loads(tokenizer.to_str()), "run": run}
     save_checkpoint(folder, Checkpoint(tensors, records))
 
@@ -306,39 +290,26 @@ def score_epoch(
     and its predictions."""
     dev = [data[task, "dev"] for task in config.eval_tasks]
     evaluations = {
-        role: evaluate(candidate, dev, config.batch_size, config.tasks, shift_heads=True)
-        for role, candidate in models.items()
+        role: evaluate(candidate, dev, config.batch_size, config.tasks) for role, candidate in models.items()
     }
     for role, result in evaluations.items():
         models[role].train()
         for task, scores in result.scores.items():
-            diary.write(
-                f"{'dev' if role == 'student' else 'teacher'}/{task}",
-                now.step,
-                scores | result.shifts.get(task, {}),
-            )
+            diary.write(f"{'dev' if role == 'student' else 'teacher'}/{task}", now.step, scores)
     kept = max(
-        evaluations if config.keep == "best" else [config.keep], key=lambda role: evaluations[role].mean
+        evaluations if config.keep == "best" else [config.keep], key=lambda role: evaluations[role].dev_mean
     )
-    if now.best is None or evaluations[kept].mean > now.best["dev_mean"]:
-        now.best = {
-            "best_step": now.step,
-            "dev": evaluations[kept].scores,
-            "dev_mean": evaluations[kept].mean,
-        }
-        now.best["fitted_on_dev"] = evaluations[kept].shifts
+    best = evaluations[kept]
+    if now.best is None or best.dev_mean > now.best["dev_mean"]:
+        now.best = {"best_step": now.step, "dev": best.scores, "dev_mean": best.dev_mean}
         if len(models) > 1:
             now.best |= {"kept": kept} | {
                 f"dev_{role}": result.scores for role, result in evaluations.items()
             }
-        shifts = {
-            role: {task: fitted["shift"] for task, fitted in result.shifts.items()}
-            for role, result in evaluations.items()
-        }
         if parallel.rank() == 0:
             with now.saving():
-                save_model(folder / "best", models, shifts, kept, tokenizer, run | now.best)
-        write_all_predictions(config, folder, "dev", dev, evaluations[kept].predictions)
+                save_model(folder / "best", models, kept, tokenizer, run | now.best)
+        write_all_predictions(config, folder, "dev", dev, best.predictions)
 
 
 def train(
@@ -537,7 +508,7 @@ def evaluate_checkpoint(config: TrainConfig) -> None:
     write_all_predictions(config, folder, "dev", dev, result.predictions)
     results = {
         "dev": result.scores,
-        "dev_mean": result.mean,
+        "dev_mean": result.dev_mean,
         "train_seconds": 0.0,
         "examples_per_second": round(speed, 2),
     }

@@ -52,7 +52,6 @@ TASKS = {
             loss=binary_cross_entropy,
             divergence=mysmartloss.bernoulli_sym_kl_loss,
             predict=lambda logits: (logits.squeeze(-1) > 0).float(),
-            fit_shift=evaluation.prevalence_shift,
             metrics={"accuracy": evaluation.accuracy, "macro_f1": evaluation.macro_f1},
             file_stem="quora",
             prediction_column="Predicted_Is_Paraphrase",

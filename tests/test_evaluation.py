@@ -12,14 +12,12 @@ import sklearn.metrics
 import torch
 import torch.nn.functional as F
 
-import evaluation
 from datasets import TokenizedDataset
 from evaluation import (
     accuracy,
     macro_f1,
     outputs,
     pearson,
-    prevalence_shift,
     score,
     spearman,
     write_predictions,
@@ -168,49 +166,6 @@ def test_predictions_are_in_file_order(task, batch_size):
     totals = np.array([sum(row) for row in rows])
     by_hand = {"para": totals % 7 > 3, "sts": totals % 7 - 3.5}.get(task, totals % width)
     assert predictions.shape == (20,) and np.array_equal(predictions, by_hand)
-
-
-@pytest.mark.parametrize(
-    ("logits", "labels", "expected"),
-    [
-        (
-            [0.0, 1.0, 2.0, 3.0, 4.0],
-            [1, 0, 0, 0, 0],
-            -3.2,
-        ),  # above 0 stays the 4: numpy's quantile at .8 of the way
-        ([4.0, 0.0, 3.0, 2.0, 1.0], [1, 1, 1, 0, 1], -0.8),
-        ([-3.0, 5.0], [0, 1], -1.0),
-        ([1.0, 2.0], [1, 1], 0.0),
-        ([1.0, 2.0], [0, 0], 0.0),
-        ([1.0, math.nan], [1, 0], 0.0),
-        ([1.0, math.inf], [1, 0], 0.0),
-    ],
-)
-def test_prevalence_shift_by_hand(logits, labels, expected, monkeypatch):
-    """Guards against a shift of the wrong sign, and against one that is not a number, which would be saved in
-    the head."""
-    monkeypatch.setattr(evaluation, "MIN_SHIFT_ROWS", 2)
-    assert prevalence_shift(torch.tensor(logits)[:, None], torch.tensor(labels)) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("ones", [1, 40, 366, 998])
-def test_prevalence_shift_makes_as_many_ones_as_there_are(seed, ones):
-    """Guards against counts that are off by some, and against a fit to which rows are ones: only their number
-    may count."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(999, 1, generator=generator) * 3 + 1
-    labels = (torch.arange(999) < ones).float()
-    shift = prevalence_shift(logits, labels)
-    assert (logits + shift > 0).sum() == ones and shift == prevalence_shift(logits, labels.flip(0))
-
-
-@pytest.mark.parametrize("rows", [199, 200])
-def test_prevalence_shift_needs_200_rows(rows):
-    """Guards against a threshold that the chance of a few dozen rows has set: the sample's dev file has
-    50."""
-    logits, labels = torch.ones(rows, 1), (torch.arange(rows) < 70).float()
-    assert (prevalence_shift(logits, labels) == 0) == (rows < 200)
 
 
 HEADERS = {
