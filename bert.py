@@ -8,64 +8,12 @@ among them.
 Not handled: decoding, cross-attention, gradient checkpointing.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from itertools import count
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from base_bert import BertConfig, BertPreTrainedModel
-
-_kept_masks: ContextVar[tuple[list[Tensor], Iterator[int]] | None] = ContextVar("kept_masks", default=None)
-
-
-@contextmanager
-def keep_masks(masks: list[Tensor], start: int = 0):
-    """Within, dropout on the CPU takes its masks from the list, from `start` on, and appends those that the
-    list lacks.
-
-    Passes that are to have the same masks need not draw them again, and share their memory. Elsewhere than on
-    the CPU masks are never in
-    memory, and such passes need the state of the generator (`mysmartloss.DropoutReplay`).
-    """
-    token = _kept_masks.set((masks, count(start)))
-    try:
-        yield
-    finally:
-        _kept_masks.reset(token)
-
-
-def dropout_mask(x: Tensor, p: float) -> Tensor:
-    """In the shape and type of x, 0 with probability p, else 1 / (1 - p); or what `keep_masks` has kept. For
-    the CPU.
-
-    One 64-bit random number decides over four elements: a draw for each, as torch does it, takes a twelfth of
-    a training step.
-    p is rounded to a multiple of 1/65536.
-    """
-    masks, places = _kept_masks.get() or ([], count())
-    place = next(places)
-    if place == len(masks):
-        dropped = min(round(p * 65536), 65535)  # of the values that 16 bits can have
-        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        kept = draws[: x.numel()].view(x.shape) >= dropped - 32768
-        masks.append(kept.to(x.dtype).mul_(65536 / (65536 - dropped)))
-    return masks[place]
-
-
-def dropout(x: Tensor, p: float) -> Tensor:
-    """x with elements set to 0 with probability p, the others scaled by 1 / (1 - p), as `F.dropout`."""
-    return x * dropout_mask(x, p) if x.device.type == "cpu" else F.dropout(x, p)
-
-
-class Dropout(nn.Dropout):
-    """`nn.Dropout` by the function above."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return dropout(x, self.p) if self.training and self.p else x
+from support.dropout import Dropout, dropout
 
 
 class BertSelfAttention(nn.Module):
@@ -87,22 +35,11 @@ class BertSelfAttention(nn.Module):
         dropout_prob = self.dropout_prob if self.training else 0.0
         if (
             dropout_prob and hidden.device.type == "cpu"
-        ):  # there torch's primitive has no kernel with dropout and takes the same steps
-            q, k, v = (part.reshape(batch * self.num_heads, tokens, -1) for part in (q, k, v))
-            bias = q.new_zeros(
-                1, 1, 1
-            )  # added to the scores while they are computed, so that masking is no pass of its own
+        ):  # torch's fused attention has no kernel with dropout there
+            scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B,N,T,T)
             if mask is not None:
-                bias = (
-                    q.new_zeros(mask.shape)
-                    .masked_fill(~mask, -torch.inf)
-                    .expand(-1, self.num_heads, -1, -1)
-                    .flatten(0, 1)
-                )  # (BN,1,T)
-            scores = torch.baddbmm(
-                bias, q, k.transpose(1, 2), beta=int(mask is not None), alpha=q.shape[-1] ** -0.5
-            )  # (BN,T,T)
-            context = (dropout(scores.softmax(-1), dropout_prob) @ v).view(batch, self.num_heads, tokens, -1)
+                scores = scores.masked_fill(~mask, -torch.inf)
+            context = dropout(scores.softmax(-1), dropout_prob) @ v  # (B,N,T,D)
         else:
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_prob)
         return context.transpose(1, 2).reshape(batch, tokens, width)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 import mysmartloss
 import resume
 from base_bert import BertConfig, load_tokenizer
-from bert import BertModel, Dropout, keep_masks
+from bert import BertModel
 from config import NORMS, TrainConfig, parse_arguments
 from datasets import Batch, Loader, Task, TokenizedDataset
 from evaluation import evaluate, predict
@@ -44,6 +44,7 @@ from run_files import Data, check_outputs, find_files, load_data, prepare_folder
 from support import parallel
 from support.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from support.devices import COMPUTE_TYPES, default_precision, pick_device
+from support.dropout import Dropout, keep_masks
 from support.errors import UserError, first_line
 from support.files import write_text
 from support.reporting import RunLog, SilentLog, scores_table

@@ -9,6 +9,7 @@ from tiny_bert import ROOT, TINY, assert_same, both_berts, inputs
 
 import base_bert
 import bert
+import support.dropout
 from base_bert import BertConfig, load_tokenizer
 from bert import BertModel
 from datasets import collate, read_examples, tokenize
@@ -94,7 +95,8 @@ def test_gradients(tmp_path):
 def test_dropout_is_where_bert_has_it(tmp_path, monkeypatch, hidden, attention):
     """Guards against attention dropout that is built and never applied, a dropout left out, or one that stays
     on in eval mode."""
-    monkeypatch.setattr(bert, "dropout", torch.nn.functional.dropout)  # torch's own draws
+    for module in (bert, support.dropout):  # torch's own draws
+        monkeypatch.setattr(module, "dropout", torch.nn.functional.dropout)
     ours, reference = both_berts(tmp_path, hidden_dropout_prob=hidden, attention_probs_dropout_prob=attention)
     ids, mask, types = inputs()
     outputs = []
@@ -115,7 +117,7 @@ def test_dropout_keeps_what_it_should(p, shape):
     together."""
     torch.manual_seed(0)
     x = torch.ones(shape, dtype=torch.float64, requires_grad=True)
-    draws = torch.stack([bert.dropout(x, p) for _ in range(20_000 // x.numel() + 3)])
+    draws = torch.stack([support.dropout.dropout(x, p) for _ in range(20_000 // x.numel() + 3)])
     kept = (draws != 0).double()
     assert abs(kept.mean() - (1 - p)) < 5 * (p * (1 - p) / kept.numel()) ** 0.5 + 2**-16
     torch.testing.assert_close(
@@ -134,17 +136,17 @@ def test_kept_masks(tmp_path):
     ours = both_berts(tmp_path, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)[0].train()
     ids, mask, types = inputs()
     masks = []
-    with bert.keep_masks(masks):
+    with support.dropout.keep_masks(masks):
         embeddings = ours.embed(ids, types)
     start = len(masks)
-    with bert.keep_masks(masks, start):
+    with support.dropout.keep_masks(masks, start):
         first = ours.encode(embeddings, mask)
     assert (start, len(masks)) == (1, 1 + 3 * ours.config.num_hidden_layers)
     other = ours.encode(embeddings, mask)
     state = torch.get_rng_state()
-    with bert.keep_masks(masks):
+    with support.dropout.keep_masks(masks):
         whole = ours(ids, mask, types)["last_hidden_state"]
-    with bert.keep_masks(masks, start):
+    with support.dropout.keep_masks(masks, start):
         again = ours.encode(embeddings, mask)
     assert (
         torch.equal(first, whole)
