@@ -13,10 +13,11 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ from support import parallel
 from support.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from support.devices import COMPUTE_TYPES, default_precision, pick_device
 from support.dropout import Dropout, keep_masks
-from support.errors import UserError, first_line
+from support.errors import UserError, first_line, one_line
 from support.files import write_text
 from support.reporting import RunLog, SilentLog, scores_table
 from tasks import TASKS
@@ -58,7 +59,9 @@ SAVE_SECONDS = 120.0  # between checkpoints, unless --save_steps
 
 
 class MultitaskBERT(nn.Module):
-    """A BERT encoder, a sentence vector, dropout, and one linear head per task of TASKS.
+    """A BERT encoder, a sentence vector, dropout, and one linear head per task.
+
+    tasks: names of the tasks that get a head, by default all of TASKS. seed: of the heads' initial weights.
 
     precision: compute type of the encoder's layers, `fp32`, `bf16` or `fp16` by autocast. Weights,
     embeddings, the sentence vector and
@@ -71,18 +74,16 @@ class MultitaskBERT(nn.Module):
         pooling: str = "mean",
         hidden_dropout_prob: float = 0.1,
         precision: str = "fp32",
+        tasks: Iterable[str] | None = None,
+        seed: int = 0,
     ):
         super().__init__()
         self.bert = bert
         self.pooling = pooling
         self.compute_type = COMPUTE_TYPES[precision]
         self.dropout = Dropout(hidden_dropout_prob)
-        self.heads = nn.ModuleDict(
-            {task.name: nn.Linear(bert.config.hidden_size, task.num_outputs) for task in TASKS.values()}
-        )
-        for name, head in self.heads.items():
-            nn.init.normal_(head.weight, std=bert.config.initializer_range)
-            nn.init.constant_(head.bias, TASKS[name].first_output)
+        names = dict.fromkeys(TASKS if tasks is None else tasks)
+        self.heads = nn.ModuleDict({name: new_head(TASKS[name], bert.config, seed) for name in names})
 
     def logits(self, task: str, embeddings: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Embeddings (B,T,H), mask (B,T) or None if no token is padding -> the task's outputs (B,C)."""
@@ -129,6 +130,20 @@ class MultitaskBERT(nn.Module):
     ) -> Tensor:
         """Score (B,1), about 0 to 5, for pairs `[CLS] a [SEP] b [SEP]`."""
         return self("sts", input_ids, attention_mask, token_type_ids)
+
+
+def new_head(task: Task, config: BertConfig, seed: int) -> nn.Linear:
+    """The task's linear head, H -> C. Its initial weights depend on the seed and the task's name alone, so a
+    run's numbers do not change when other tasks are added."""
+    head = nn.Linear(config.hidden_size, task.num_outputs)
+    generator = torch.Generator().manual_seed(
+        int(np.random.default_rng((seed, *task.name.encode())).integers(2**63))
+    )
+    shape = (task.num_outputs, config.hidden_size)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(shape, generator=generator, device="cpu") * config.initializer_range)
+        head.bias.fill_(task.first_output)
+    return head
 
 
 def check_fit(tokenizer: Tokenizer, bert: BertModel, max_length: int, where: str) -> None:
@@ -181,15 +196,20 @@ def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
     folder = folder / "best" if has_checkpoint(folder / "best") else folder
     saved = load_checkpoint(folder)
     try:
-        run, settings = saved.records["run"], TrainConfig.from_dict(saved.records["run"]["config"])
+        run = saved.records["run"]
+        settings = TrainConfig.from_dict(run["config"])
         if run["trained_tasks"] != list(settings.tasks):
             raise ValueError("its trained_tasks are not its --tasks")
-        with torch.device(
-            "meta"
-        ):  # no memory is taken for what the file claims before its weights are seen to fit
+        # no memory is taken for what the file claims before its weights are seen to fit
+        with torch.device("meta"):
             bert = BertModel(BertConfig.from_dict(saved.records["config"], f"{folder}/config.json"))
         bert.load_published(saved.tensors["model"], f"{folder}/model.safetensors")
-        model = MultitaskBERT(bert, settings.pooling, settings.hidden_dropout_prob)
+        heads = {name.rpartition(".")[0] for name in saved.tensors["heads"]}
+        if unknown := heads - set(TASKS):
+            raise ValueError(f"it has a head for {', '.join(sorted(unknown))}, a task that tasks.py lacks")
+        if lacking := set(settings.tasks) - heads:
+            raise ValueError(f"it has no head for {', '.join(sorted(lacking))}, which it was trained on")
+        model = MultitaskBERT(bert, settings.pooling, settings.hidden_dropout_prob, tasks=sorted(heads))
         model.heads.load_state_dict(saved.tensors["heads"])
         tokenizer = Tokenizer.from_str(json.dumps(saved.records["tokenizer"]))
         check_fit(tokenizer, bert, settings.max_length or 0, str(folder))
@@ -197,10 +217,9 @@ def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
         return model, tokenizer, run
     except UserError as error:
         raise UserError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None
-    except (
-        Exception
-    ) as error:  # a stranger's file can make the libraries raise anything, tokenizers a bare Exception
-        raise UserError(f"{folder}: not a model saved by this program ({first_line(error)})") from None
+    # a stranger's file can make the libraries raise anything, tokenizers a bare Exception
+    except Exception as error:
+        raise UserError(f"{folder}: not a model saved by this program ({one_line(error)})") from None
 
 
 # --------------------------------------------------------------------------------------------- loss
@@ -324,8 +343,7 @@ def train(
     """
     datasets, rows = {name: data[name, "train"] for name in config.tasks}, config.batch_size * parallel.size()
     loaders = {
-        name: Loader(dataset, rows, (config.seed, place))
-        for place, (name, dataset) in enumerate(datasets.items())
+        name: Loader(dataset, rows, (config.seed, *name.encode())) for name, dataset in datasets.items()
     }
     plan = plan_steps(config, loaders)
     models, bregman = {"student": model.train()}, None
@@ -447,18 +465,20 @@ def fit(config: TrainConfig) -> None:
         prepare_folder(folder, overwrite=False)  # now, before minutes are spent on reading
     evaluated = [(name, split) for name in config.eval_tasks for split in ("dev", "test")]
     files, source = find_files(config, [*((name, "train") for name in config.tasks), *evaluated])
-    torch.manual_seed(config.seed)
     tokenizer, bert = load_pretrained(config)
     config = replace(config, max_length=config.max_length or min(256, bert.config.max_position_embeddings))
     config = replace(config, precision=config.precision or default_precision(device))
     print("settings:", " ".join(f"{name}={value}" for name, value in config.to_dict().items()))
     bert.requires_grad_(config.option == "finetune")
     data = load_data(config, files, tokenizer)
-    model = MultitaskBERT(bert, config.pooling, config.hidden_dropout_prob, config.precision).to(device)
+    heads = (*config.tasks, *config.eval_tasks)
+    model = MultitaskBERT(
+        bert, config.pooling, config.hidden_dropout_prob, config.precision, heads, config.seed
+    ).to(device)
     if not config.resume and parallel.rank() == 0:
         prepare_folder(folder, config.overwrite_output_dir)
-    if parallel.rank():
-        torch.manual_seed(config.seed + parallel.rank())  # other dropout masks for other rows
+    # dropout starts from here whatever was drawn before; each process has other rows and so other masks
+    torch.manual_seed(config.seed + parallel.rank())
     trained = train(model, data, config, folder, tokenizer, source)
     best, _, _ = load_model(folder / "best")
     tests = [data[name, "test"] for name in config.eval_tasks]
@@ -483,6 +503,11 @@ def open_checkpoint(config: TrainConfig) -> tuple[TrainConfig, MultitaskBERT, To
         )
     model, tokenizer, run = load_model(config.checkpoint)
     names = config.eval_tasks or tuple(run["trained_tasks"])
+    if lacking := set(names) - set(model.heads):
+        raise UserError(
+            f"--eval_tasks {','.join(names)}: the model of {config.checkpoint} has no head for"
+            f" {', '.join(sorted(lacking))}; it has heads for {', '.join(model.heads)}"
+        )
     if untrained := set(names) - set(run["trained_tasks"]):
         log.warning(
             "%s was not trained on %s: what it predicts there is chance",

@@ -13,3 +13,8 @@ class UserError(ValueError):
 def first_line(error: BaseException) -> str:
     """What an error of a library says, as part of a one-line message; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def one_line(error: BaseException) -> str:
+    """The whole message of a library's error on one line; the error's type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

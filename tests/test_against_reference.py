@@ -100,7 +100,7 @@ def train_ours(
 
 def reference_batches(config: TrainConfig) -> list[reference_trainer.Rows]:
     """The batches that our run takes, the tasks in turn, and the noise that it draws for each."""
-    seeds = [(config.seed, place) for place in range(len(config.tasks))]
+    seeds = [(config.seed, *name.encode()) for name in config.tasks]
     datasets = [random_dataset(name) for name in config.tasks]
     loaders = [
         Loader(dataset, config.batch_size, seed) for dataset, seed in zip(datasets, seeds, strict=True)
