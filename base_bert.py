@@ -330,3 +330,15 @@ class BertPreTrainedModel(nn.Module):
             self.published_weights(), folder / "model.safetensors", metadata={"format": "pt"}
         )
         (folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
+
+
+def check_fit(tokenizer: Tokenizer, config: BertConfig, max_length: int, where: str) -> None:
+    """Raises UserError, naming `where`, if the encoder lacks an embedding for a word piece or a position."""
+    # a tokenizer's template may add a word piece that its vocabulary lacks
+    largest = max([*tokenizer.get_vocab().values(), *tokenizer.encode("a", "b").ids])
+    if largest >= config.vocab_size:
+        has = f"the encoder has embeddings for {config.vocab_size}"
+        raise UserError(f"{where}: its tokenizer has word piece {largest}, {has}")
+    if max_length > config.max_position_embeddings:
+        has = f"the encoder has positions for {config.max_position_embeddings} tokens"
+        raise UserError(f"--max_length {max_length}: {has}")

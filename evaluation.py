@@ -94,11 +94,24 @@ def score(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, 
 
 
 class Evaluation(NamedTuple):
-    """scores: by task, then by metric. predictions: by task, in file order. dev_mean: of the main metrics."""
+    """Dev scores of a model.
+
+    scores: by task, then by metric, the main one first. predictions: by task, in file order.
+    dev_mean: mean of the main metrics. selection_mean: mean over the tasks that the model was trained on, or
+    dev_mean where none of these was evaluated. It picks the best epoch: the chance score of an untrained head
+    must not move the choice.
+    """
 
     scores: dict[str, dict]
     predictions: dict[str, np.ndarray]
     dev_mean: float
+    selection_mean: float
+
+    @property
+    def main_scores(self) -> dict[str, float]:
+        """Main metric of each task, and as `mean` the one that picks the best epoch."""
+        main = {name: next(iter(values.values())) for name, values in self.scores.items()}
+        return main | {"mean": self.selection_mean}
 
 
 def model_outputs(model: nn.Module, dataset: TokenizedDataset, batch_size: int) -> Tensor:
@@ -130,8 +143,10 @@ def evaluate(
         scores[name] = score(dataset.task, predictions[name], dataset.labels.numpy())
         if name not in trained:
             scores[name]["trained"] = False
-    dev_mean = statistics.fmean(scores[dataset.task.name][dataset.task.main_metric] for dataset in datasets)
-    return Evaluation(scores, predictions, dev_mean)
+    main = {dataset.task.name: scores[dataset.task.name][dataset.task.main_metric] for dataset in datasets}
+    dev_mean = statistics.fmean(main.values())
+    of_trained = [value for name, value in main.items() if name in trained]
+    return Evaluation(scores, predictions, dev_mean, statistics.fmean(of_trained) if of_trained else dev_mean)
 
 
 def write_predictions(path: str | Path, column: str, ids: Iterable[str], predictions: np.ndarray) -> None:

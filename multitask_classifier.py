@@ -1,7 +1,11 @@
-"""Fine-tune one BERT on sentiment, paraphrase and similarity at once, with SMART regularisation: loss,
-training, main program.
+"""Fine-tune one BERT on sentiment, paraphrase and similarity at once, with SMART regularisation.
 
     python multitask_classifier.py --option finetune --use_smart
+
+Read from top to bottom: the model, its loss, the training loop, the main program.
+
+    Batch ─ BertModel.embed ─> embeddings (B,T,H) ─ [+ δ] ─ BertModel.encode ─> hidden (B,T,H) ─ pool ─> (B,H)
+          ─ head ─> logits (B,C) ─ training_loss ─> {task, smart, bregman, ..., total} ─ Learner.step
 
 B batch, T tokens, H hidden, C outputs. Source: the SMARTBert report (Stanford CS 224N) and Jiang et al. 2020
 (arXiv 1911.03437).
@@ -16,6 +20,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,10 +29,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import mysmartloss
-import resume
-from base_bert import BertConfig, load_tokenizer
+from base_bert import BertConfig, check_fit, load_tokenizer
 from bert import BertModel
-from config import NORMS, TrainConfig, parse_arguments
+from config import TrainConfig, describe_settings, parse_arguments
 from datasets import Batch, Loader, Task, TokenizedDataset
 from evaluation import evaluate, predict
 from optimizer import warmup_decay
@@ -35,22 +39,23 @@ from resume import (
     Interrupted,
     Progress,
     StopSignal,
-    fingerprint,
     load_last,
     resumed_config,
+    run_record,
+    save_last,
     started_with,
-    versions,
 )
 from run_files import Data, check_outputs, find_files, load_data, prepare_folder, write_all_predictions
 from support import parallel
 from support.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from support.devices import COMPUTE_TYPES, default_precision, pick_device
 from support.dropout import Dropout, keep_masks
-from support.errors import UserError, first_line, one_line
+from support.errors import UserError, one_line
 from support.files import write_text
-from support.reporting import RunLog, SilentLog, scores_table
+from support.reporting import RunLog, SilentLog
+from support.screen import scores_table
 from tasks import TASKS
-from training import Learner, describe, plan_steps, warn_of_terms_without_effect
+from training import TERMS, Learner, Passes, describe, plan_steps, say_first_steps, say_interval
 
 log = logging.getLogger("smart_bert")
 SAVE_SECONDS = 120.0  # between checkpoints, unless --save_steps
@@ -61,11 +66,9 @@ SAVE_SECONDS = 120.0  # between checkpoints, unless --save_steps
 class MultitaskBERT(nn.Module):
     """A BERT encoder, a sentence vector, dropout, and one linear head per task.
 
-    tasks: names of the tasks that get a head, by default all of TASKS. seed: of the heads' initial weights.
-
     precision: compute type of the encoder's layers, `fp32`, `bf16` or `fp16` by autocast. Weights,
-    embeddings, the sentence vector and
-    the heads are fp32 in any case: a score of 4 in bf16 has steps of 1/32.
+    embeddings, sentence vector and heads are fp32 in any case: a score of 4 in bf16 has steps of 1/32.
+    tasks: names of the tasks that get a head, by default all of TASKS. seed: of the heads' initial weights.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class MultitaskBERT(nn.Module):
         precision: str = "fp32",
         tasks: Iterable[str] | None = None,
         seed: int = 0,
-    ):
+    ) -> None:
         super().__init__()
         self.bert = bert
         self.pooling = pooling
@@ -87,11 +90,8 @@ class MultitaskBERT(nn.Module):
 
     def logits(self, task: str, embeddings: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Embeddings (B,T,H), mask (B,T) or None if no token is padding -> the task's outputs (B,C)."""
-        with (
-            torch.autocast(embeddings.device.type, self.compute_type)
-            if self.compute_type
-            else contextlib.nullcontext()
-        ):
+        narrow = torch.autocast(embeddings.device.type, self.compute_type) if self.compute_type else None
+        with narrow or contextlib.nullcontext():
             hidden = self.bert.encode(embeddings, attention_mask)  # (B,T,H)
         hidden = hidden.to(embeddings.dtype)
         if self.pooling == "cls":
@@ -113,85 +113,54 @@ class MultitaskBERT(nn.Module):
         """Ids, mask and segment ids (B,T) -> the task's outputs (B,C)."""
         return self.logits(task, self.bert.embed(input_ids, token_type_ids), attention_mask)
 
-    def predict_sentiment(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
-    ) -> Tensor:
-        """Logits (B,5) of very negative ... very positive."""
-        return self("sst", input_ids, attention_mask, token_type_ids)
+    def predict_sentiment(self, *inputs: Tensor | None) -> Tensor:
+        """Ids, mask and segment ids (B,T) -> logits (B,5) of very negative ... very positive."""
+        return self("sst", *inputs)
 
-    def predict_paraphrase(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
-    ) -> Tensor:
-        """Logit (B,1) of being a paraphrase, for pairs `[CLS] a [SEP] b [SEP]`."""
-        return self("para", input_ids, attention_mask, token_type_ids)
+    def predict_paraphrase(self, *inputs: Tensor | None) -> Tensor:
+        """Ids, mask and segment ids (B,T) of `[CLS] a [SEP] b [SEP]` -> logit (B,1) of being a paraphrase."""
+        return self("para", *inputs)
 
-    def predict_similarity(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
-    ) -> Tensor:
-        """Score (B,1), about 0 to 5, for pairs `[CLS] a [SEP] b [SEP]`."""
-        return self("sts", input_ids, attention_mask, token_type_ids)
+    def predict_similarity(self, *inputs: Tensor | None) -> Tensor:
+        """Ids, mask and segment ids (B,T) of `[CLS] a [SEP] b [SEP]` -> score (B,1), about 0 to 5."""
+        return self("sts", *inputs)
 
 
 def new_head(task: Task, config: BertConfig, seed: int) -> nn.Linear:
-    """The task's linear head, H -> C. Its initial weights depend on the seed and the task's name alone, so a
-    run's numbers do not change when other tasks are added."""
+    """The task's linear head, H -> C.
+
+    Its initial weights depend on the seed and the task's name alone, so a run's numbers do not change when
+    another task is added.
+    """
     head = nn.Linear(config.hidden_size, task.num_outputs)
-    generator = torch.Generator().manual_seed(
-        int(np.random.default_rng((seed, *task.name.encode())).integers(2**63))
-    )
-    shape = (task.num_outputs, config.hidden_size)
+    head_seed = int(np.random.default_rng((seed, *task.name.encode())).integers(2**63))
+    generator = torch.Generator().manual_seed(head_seed)
+    weight = torch.randn(head.weight.shape, generator=generator, device="cpu") * config.initializer_range
     with torch.no_grad():
-        head.weight.copy_(torch.randn(shape, generator=generator, device="cpu") * config.initializer_range)
+        head.weight.copy_(weight)
         head.bias.fill_(task.first_output)
     return head
 
 
-def check_fit(tokenizer: Tokenizer, bert: BertModel, max_length: int, where: str) -> None:
-    """Raises UserError, naming `where`, if the encoder has no embedding for a word piece or a position."""
-    largest = max(
-        [*tokenizer.get_vocab().values(), *tokenizer.encode("a", "b").ids]
-    )  # a template may add what is in no vocabulary
-    if largest >= bert.config.vocab_size:
-        raise UserError(
-            f"{where}: its tokenizer has word piece {largest}, the encoder embeddings for"
-            f" {bert.config.vocab_size}"
-        )
-    if max_length > bert.config.max_position_embeddings:
-        raise UserError(
-            f"--max_length {max_length}: the encoder has positions for"
-            f" {bert.config.max_position_embeddings} tokens"
-        )
-
-
-def load_pretrained(config: TrainConfig) -> tuple[Tokenizer, BertModel]:
-    """Tokenizer and encoder of --model_name_or_path. Raises UserError if they don't fit each other or
-    --max_length."""
-    tokenizer, bert = (
-        load_tokenizer(config.model_name_or_path),
-        BertModel.from_pretrained(config.model_name_or_path),
-    )
-    check_fit(tokenizer, bert, config.max_length or 0, f"--model_name_or_path {config.model_name_or_path}")
-    return tokenizer, bert
-
-
 def save_model(
-    folder: Path, candidates: dict[str, MultitaskBERT], kept: str, tokenizer: Tokenizer, run: dict
+    folder: Path, models: dict[str, MultitaskBERT], kept: str, tokenizer: Tokenizer, run: dict
 ) -> None:
-    """A self-contained checkpoint. As a folder it is also a model that `transformers` and
-    --model_name_or_path can read.
+    """A self-contained checkpoint, and a folder that `transformers` and --model_name_or_path can read.
 
-    Of student and teacher the one that is kept is the model; the other's weights are saved beside it.
+    models: by role (student, teacher). The one that is kept is the model; the other is saved beside it.
     """
-    model = candidates[kept]
+    model = models[kept]
     tensors = {"model": model.bert.published_weights(), "heads": model.heads.state_dict()}
-    tensors |= {role: candidate.state_dict() for role, candidate in candidates.items() if role != kept}
+    tensors |= {role: other.state_dict() for role, other in models.items() if role != kept}
     records = {"config": model.bert.config.to_dict(), "tokenizer": json.loads(tokenizer.to_str()), "run": run}
     save_checkpoint(folder, Checkpoint(tensors, records))
 
 
 def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
-    """Model, tokenizer and the run's record from a checkpoint folder, or a run folder that has one under
-    `best`. Raises UserError."""
+    """Model, tokenizer and the run's record, from a checkpoint folder or a run folder with one in `best`.
+
+    The model has the heads that were saved, whatever tasks exist today. Raises UserError with the cause.
+    """
     folder = Path(folder)
     folder = folder / "best" if has_checkpoint(folder / "best") else folder
     saved = load_checkpoint(folder)
@@ -200,7 +169,7 @@ def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
         settings = TrainConfig.from_dict(run["config"])
         if run["trained_tasks"] != list(settings.tasks):
             raise ValueError("its trained_tasks are not its --tasks")
-        # no memory is taken for what the file claims before its weights are seen to fit
+        # the weights must fit before memory is taken for what the configuration claims
         with torch.device("meta"):
             bert = BertModel(BertConfig.from_dict(saved.records["config"], f"{folder}/config.json"))
         bert.load_published(saved.tensors["model"], f"{folder}/model.safetensors")
@@ -212,7 +181,7 @@ def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
         model = MultitaskBERT(bert, settings.pooling, settings.hidden_dropout_prob, tasks=sorted(heads))
         model.heads.load_state_dict(saved.tensors["heads"])
         tokenizer = Tokenizer.from_str(json.dumps(saved.records["tokenizer"]))
-        check_fit(tokenizer, bert, settings.max_length or 0, str(folder))
+        check_fit(tokenizer, bert.config, settings.max_length or 0, str(folder))
         tokenizer.enable_truncation(settings.max_length)  # fails where that leaves no room for a word
         return model, tokenizer, run
     except UserError as error:
@@ -233,61 +202,63 @@ def training_loss(
     bregman: mysmartloss.BregmanProximal | None = None,
     measure: bool = False,
 ) -> dict[str, Tensor]:
-    """The loss of one batch by its parts, scalars: `task` (L), each term that is on, and `total` = L + λ_s
-    R_s + μ D_Breg.
+    """The loss of one batch by its parts, scalars: `task` (L), each term that is on, the weighted `total`.
 
-    With `measure`, what the ascent achieved, too (one more forward pass; see `SMARTLoss.evidence`).
+    With SMART the total is F = L + λ_s R_s + μ D_Breg. With `measure`, what the ascent achieved is there, too
+    (one more forward pass; see `SMARTLoss.evidence`).
     """
-    # perturbed passes and the teacher's are to have the dropout masks of the model's own: replayed by a GPU,
-    # kept on a CPU
-    generator, masks = mysmartloss.generator_state(batch.input_ids.device), []
+    # Every extra pass reuses the clean pass's dropout masks: kept on a CPU, drawn again by a GPU.
+    generator = mysmartloss.generator_state(batch.input_ids.device)
+    masks: list[Tensor] = []
     with keep_masks(masks):
         embeddings = model.bert.embed(batch.input_ids, batch.token_type_ids)  # (B,T,H), shared by all passes
-    of_embeddings = len(masks)
+    embedding_masks = len(masks)
 
-    def logits_at(perturbed: Tensor) -> Tensor:
-        with keep_masks(masks, of_embeddings):
+    def rest_of_model(perturbed: Tensor) -> Tensor:
+        with keep_masks(masks, embedding_masks):
             return model.logits(task.name, perturbed, batch.attention_mask)
 
-    def teacher_logits(teacher: MultitaskBERT) -> Tensor:
+    def same_masks(other: nn.Module) -> Tensor:
         with keep_masks(masks):
-            return teacher(task.name, *batch.inputs)
+            return other(task.name, *batch.inputs)
 
-    encode = mysmartloss.DropoutReplay(logits_at)
+    encode = mysmartloss.DropoutReplay(rest_of_model)
     logits = encode(embeddings)  # (B,C)
-    losses, weights = {"task": task.loss(logits, batch.labels)}, config.weights(task.name)
-    if "smart" in weights:
-        smart = mysmartloss.SMARTLoss(
-            encode,
-            task.divergence,
-            norm_fn=NORMS[config.smart_norm],
-            num_steps=config.smart_steps,
-            step_size=config.smart_step_size,
-            epsilon=config.smart_epsilon,
-            noise_var=config.smart_noise_var,
-            noise_fn=batch.noise,
-        )
-        delta = smart.perturbation(embeddings, logits, batch.attention_mask)
-        losses["smart"] = smart.at(delta, embeddings, logits)
-        if measure:
-            losses |= smart.evidence(delta, embeddings, logits, losses["smart"])
-    if "bregman" in weights:
-        losses["bregman"] = bregman(logits, teacher_logits, task.divergence, generator)
-    if "rdrop" in weights:
-        losses["rdrop"] = task.divergence(model(task.name, *batch.inputs), logits)
-    losses["total"] = losses["task"] + sum(weight * losses[term] for term, weight in weights.items())
-    return losses
+    measured: dict[str, Tensor] = {}
+    passes = Passes(
+        config,
+        task,
+        batch,
+        embeddings,
+        logits,
+        repeat=encode,
+        repeat_with=same_masks,
+        fresh=lambda: model(task.name, *batch.inputs),
+        generator=generator,
+        bregman=bregman,
+        measure=measure,
+        measured=measured,
+    )
+    weights = config.weights(task.name)
+    loss = task.loss(logits, batch.labels)
+    terms = {name: TERMS[name].function(passes) for name in weights}
+    total = loss + sum(weight * terms[name] for name, weight in weights.items())
+    return {"task": loss, **terms, **measured, "total": total}
 
 
 class TrainingLoss(nn.Module):
-    """`training_loss` as a module: what `DistributedDataParallel` has to wrap, so that gradients within
-    (SMART's ascent) don't reach it."""
+    """`training_loss` as a module, for `DistributedDataParallel`.
+
+    What that class wraps must be the whole loss, or it would react to the gradients within (SMART's ascent).
+    """
 
     def __init__(
         self, model: MultitaskBERT, config: TrainConfig, bregman: mysmartloss.BregmanProximal | None = None
-    ):
+    ) -> None:
         super().__init__()
-        self.model, self.config, self.bregman = model, config, bregman
+        self.model = model
+        self.config = config
+        self.bregman = bregman
 
     def forward(self, task: Task, batch: Batch, measure: bool = False) -> dict[str, Tensor]:
         return training_loss(self.model, task, batch, self.config, self.bregman, measure)
@@ -296,164 +267,128 @@ class TrainingLoss(nn.Module):
 # ----------------------------------------------------------------------------------------- training
 
 
-def score_epoch(
-    models: dict[str, MultitaskBERT],
-    data: Data,
-    config: TrainConfig,
-    folder: Path,
-    diary: RunLog,
-    now: Progress,
-    tokenizer: Tokenizer,
-    run: dict,
-) -> None:
-    """Score student and teacher on dev; if the better of those that --keep allows is the best so far, save it
-    and its predictions."""
-    dev = [data[task, "dev"] for task in config.eval_tasks]
-    evaluations = {
-        role: evaluate(candidate, dev, config.batch_size, config.tasks) for role, candidate in models.items()
-    }
-    for role, result in evaluations.items():
+class Run(NamedTuple):
+    """What belongs to one run. record: what every checkpoint says of it."""
+
+    config: TrainConfig
+    folder: Path
+    tokenizer: Tokenizer
+    record: dict
+    progress: Progress
+    diary: RunLog | SilentLog
+
+
+def score_epoch(models: dict[str, MultitaskBERT], dev: list[TokenizedDataset], run: Run, epoch: str) -> None:
+    """Score student and teacher on dev; save the one that --keep allows if it is the best so far."""
+    config, progress = run.config, run.progress
+    results = {role: evaluate(model, dev, config.batch_size, config.tasks) for role, model in models.items()}
+    for role, result in results.items():
         models[role].train()
         for task, scores in result.scores.items():
-            diary.write(f"{'dev' if role == 'student' else 'teacher'}/{task}", now.step, scores)
-    kept = max(
-        evaluations if config.keep == "best" else [config.keep], key=lambda role: evaluations[role].dev_mean
-    )
-    best = evaluations[kept]
-    if now.best is None or best.dev_mean > now.best["dev_mean"]:
-        now.best = {"best_step": now.step, "dev": best.scores, "dev_mean": best.dev_mean}
-        if len(models) > 1:
-            now.best |= {"kept": kept} | {
-                f"dev_{role}": result.scores for role, result in evaluations.items()
-            }
-        if parallel.rank() == 0:
-            with now.saving():
-                save_model(folder / "best", models, kept, tokenizer, run | now.best)
-        write_all_predictions(config, folder, "dev", dev, best.predictions)
+            run.diary.write(f"{'dev' if role == 'student' else 'teacher'}/{task}", progress.step, scores)
+    kept = progress.take_scores(results, config.keep, epoch)
+    if kept is None:
+        return
+    if parallel.rank() == 0:
+        with progress.saving():
+            save_model(run.folder / "best", models, kept, run.tokenizer, run.record | progress.best)
+    write_all_predictions(config, run.folder, "dev", dev, results[kept].predictions)
 
 
 def train(
     model: MultitaskBERT, data: Data, config: TrainConfig, folder: Path, tokenizer: Tokenizer, source: str
 ) -> dict:
-    """Train, score after each epoch, keep the best epoch under `folder`/best. Returns what `results.json`
-    says of the training.
+    """Train, score dev after each epoch, keep the best epoch under `folder`/best.
 
-    `folder`/last holds everything to go on from (with `config.resume` it is gone on from). Raises Interrupted
-    after a signal.
+    `folder`/last holds all that is needed to go on; with `config.resume` the run goes on from it. Returns
+    what `results.json` says of the training. Raises Interrupted after a signal.
     """
-    datasets, rows = {name: data[name, "train"] for name in config.tasks}, config.batch_size * parallel.size()
-    loaders = {
-        name: Loader(dataset, rows, (config.seed, *name.encode())) for name, dataset in datasets.items()
-    }
+    datasets = {name: data[name, "train"] for name in config.tasks}
+    rows = config.batch_size * parallel.size()
+    # a task's batches depend on the seed and its name alone, not on which other tasks there are
+    loaders = {name: Loader(datasets[name], rows, (config.seed, *name.encode())) for name in datasets}
     plan = plan_steps(config, loaders)
-    models, bregman = {"student": model.train()}, None
+    total = len(plan.steps)
+    models = {"student": model.train()}
+    bregman = None
     if any("bregman" in config.weights(name) for name in config.tasks):
         bregman = mysmartloss.BregmanProximal(model)
         models["teacher"] = bregman.teacher
     learner = Learner(TrainingLoss(model, config, bregman), config)
-    run = {
-        "config": config.to_dict(),
-        "trained_tasks": list(config.tasks),
-        "data": source,
-        "processes": parallel.size(),
-        "versions": versions(),
-        "content": fingerprint(data),
-    }
+    record = run_record(config, data, source)
     describe(model, tokenizer, loaders, plan, config)
-    now = load_last(folder, models, learner, run) if config.resume else Progress()
-    diary, saved_at = (
-        SilentLog() if parallel.rank() else RunLog(folder, now.log_bytes, now.step),
-        time.monotonic(),
-    )
-
-    def save_last() -> None:
-        with now.saving():
-            now.log_bytes = diary.size()
-            resume.save_last(folder, models, learner, run, now)
-
-    ahead = plan.steps[now.step :]
-    bar = tqdm(
-        ahead,
+    progress = load_last(folder, models, learner, record) if config.resume else Progress()
+    diary = SilentLog() if parallel.rank() else RunLog(folder, progress.log_bytes, progress.step)
+    run = Run(config, folder, tokenizer, record, progress, diary)
+    dev = [data[task, "dev"] for task in config.eval_tasks]
+    saved_at = time.monotonic()
+    steps = tqdm(
+        plan.steps[progress.step :],
         desc="training",
         unit="step",
-        initial=now.step,
-        total=len(plan.steps),
+        initial=progress.step,
+        total=total,
         disable=parallel.bar_disabled(),
     )
     with contextlib.closing(diary), StopSignal() as stop, parallel.lost_worker_advice(folder):
-        for name, k in bar:
+        for name, k in steps:
+            # one step on one batch of one task
             begin = time.perf_counter()
             batch = loaders[name][k].share(parallel.rank(), parallel.size()).to(learner.device)
-            lr = config.lr * warmup_decay(now.step, plan.warmup, len(plan.steps))
-            losses = learner.step(
-                TASKS[name],
-                batch,
-                lr,
-                config.beta(now.step, len(plan.steps)),
-                measure=now.interval.lacks(name),
-            )
-            now.add(name, losses, batch, time.perf_counter() - begin)
-            ends_epoch = now.step % plan.per_epoch == 0
-            logs = ends_epoch or now.step % config.logging_steps == 0
-            due = (
-                now.step % config.save_steps == 0
-                if config.save_steps
-                else time.monotonic() - saved_at > SAVE_SECONDS
-            )
-            signal, due = parallel.largest(
-                stop.received or 0, due
-            )  # all processes stop and save at the same step
+            lr = config.lr * warmup_decay(progress.step, plan.warmup, total)
+            beta = config.beta(progress.step, total)
+            losses = learner.step(TASKS[name], batch, lr, beta, measure=progress.interval.lacks(name))
+            progress.add(name, losses, batch, time.perf_counter() - begin)
+
+            # what is due after it; all processes stop and save at the same step
+            epoch = f"epoch {-(-progress.step // plan.per_epoch)}/{config.epochs}"
+            ends_epoch = progress.step % plan.per_epoch == 0
+            logs = ends_epoch or progress.step % config.logging_steps == 0
+            if config.save_steps:
+                due = progress.step % config.save_steps == 0
+            else:
+                due = time.monotonic() - saved_at > SAVE_SECONDS
+            signal, due = parallel.largest(stop.received or 0, due)
             saves = due or signal or ends_epoch
-            if learner.device.type == "cpu" or logs or saves or now.step == 20:
-                now.check(datasets, config.skip_nonfinite, learner.scaler)
-            if now.step == 20:
-                tqdm.write(
-                    f"about {now.seconds / 20 * len(plan.steps) / 60:.1f} minutes of training at"
-                    " the pace of the first 20 steps"
-                )
-                warn_of_terms_without_effect(now.first_losses, config)
+
+            # look at its numbers, which waits for a GPU
+            if learner.device.type == "cpu" or logs or saves or progress.step in (1, 20):
+                progress.check(datasets, config.skip_nonfinite, learner.scaler)
+                steps.set_postfix_str(progress.bar_text(name, losses["task"], epoch), refresh=False)
+            say_first_steps(progress.first_losses, progress.step, progress.seconds, total, config)
             if logs:
-                now.interval.report(diary, now.step, lr)
+                say_interval(
+                    diary, progress.interval.report(lr), progress.step, progress.seconds, total, config
+                )
             if ends_epoch:
-                score_epoch(models, data, config, folder, diary, now, tokenizer, run)
+                score_epoch(models, dev, run, epoch)
             if saves:
-                save_last()
+                progress.log_bytes = diary.size()
+                with progress.saving():
+                    save_last(folder, models, learner, record, progress)
                 saved_at = time.monotonic()
             if signal:
                 raise Interrupted(signal)
     parallel.wait_for_all()  # until `best` is written
-    speed = {
-        "examples_per_second": round(now.examples / max(now.seconds, 1e-9), 2),
-        "save_seconds": round(now.save_seconds, 3),
-    }
-    if now.best is None:
+    if not progress.best:
         raise UserError(f"{folder / 'last'}: at the end of its run, but it has no best epoch")
-    return {**now.best, "train_seconds": round(now.seconds, 3), **speed}
+    return progress.best | progress.cost()
 
 
 # ------------------------------------------------------------------------------------------ program
 
 
-def finish(
-    config: TrainConfig, folder: Path, model: MultitaskBERT, tests: list[TokenizedDataset], results: dict
-) -> None:
+def finish(config: TrainConfig, model: MultitaskBERT, tests: list[TokenizedDataset], results: dict) -> None:
     """Predict the test files, write `results.json`, print the table of dev scores."""
-    write_all_predictions(
-        config,
-        folder,
-        "test",
-        tests,
-        {test.task.name: predict(model, test, config.batch_size) for test in tests},
-    )
+    folder = Path(config.output_dir)
+    predictions = {test.task.name: predict(model, test, config.batch_size) for test in tests}
+    write_all_predictions(config, folder, "test", tests, predictions)
     if parallel.rank() == 0:
-        write_text(
-            folder / "results.json", json.dumps(results | {"config": config.to_dict()}, indent=2) + "\n"
-        )
+        text = json.dumps(results | {"config": config.to_dict()}, indent=2)
+        write_text(folder / "results.json", text + "\n")
     print(f"\n{scores_table(results['dev'])}\nmean {results['dev_mean']:.3f}; everything is in {folder}")
     if results["data"] == "sample":
-        print(
-            "data: sample (the project's own sentences, too few to learn much from), not the course's files"
-        )
+        print("data: the project's own sample, which is too small to learn much from")
 
 
 def fit(config: TrainConfig) -> None:
@@ -465,10 +400,18 @@ def fit(config: TrainConfig) -> None:
         prepare_folder(folder, overwrite=False)  # now, before minutes are spent on reading
     evaluated = [(name, split) for name in config.eval_tasks for split in ("dev", "test")]
     files, source = find_files(config, [*((name, "train") for name in config.tasks), *evaluated])
-    tokenizer, bert = load_pretrained(config)
-    config = replace(config, max_length=config.max_length or min(256, bert.config.max_position_embeddings))
-    config = replace(config, precision=config.precision or default_precision(device))
-    print("settings:", " ".join(f"{name}={value}" for name, value in config.to_dict().items()))
+    differing = describe_settings(config, everything=config.log_level == "debug")
+    print(f"settings that differ from the defaults:\n{differing}" if differing else "settings: the defaults")
+    tokenizer = load_tokenizer(config.model_name_or_path)
+    bert = BertModel.from_pretrained(config.model_name_or_path)
+    where = f"--model_name_or_path {config.model_name_or_path}"
+    check_fit(tokenizer, bert.config, config.max_length or 0, where)
+    positions = bert.config.max_position_embeddings
+    config = replace(
+        config,
+        max_length=config.max_length or min(256, positions),
+        precision=config.precision or default_precision(device),
+    )
     bert.requires_grad_(config.option == "finetune")
     data = load_data(config, files, tokenizer)
     heads = (*config.tasks, *config.eval_tasks)
@@ -477,29 +420,27 @@ def fit(config: TrainConfig) -> None:
     ).to(device)
     if not config.resume and parallel.rank() == 0:
         prepare_folder(folder, config.overwrite_output_dir)
-    # dropout starts from here whatever was drawn before; each process has other rows and so other masks
+    # dropout starts from here, whatever was drawn before; each process has other rows and so other masks
     torch.manual_seed(config.seed + parallel.rank())
     trained = train(model, data, config, folder, tokenizer, source)
     best, _, _ = load_model(folder / "best")
     tests = [data[name, "test"] for name in config.eval_tasks]
-    finish(
-        config,
-        folder,
-        best.to(device),
-        tests,
-        {**trained, "trained_tasks": list(config.tasks), "data": source},
-    )
+    results = trained | {"trained_tasks": list(config.tasks), "data": source}
+    finish(config, best.to(device), tests, results)
 
 
 def open_checkpoint(config: TrainConfig) -> tuple[TrainConfig, MultitaskBERT, Tokenizer, dict]:
     """The model of --checkpoint on the best device, and the settings with those that it was trained with.
-    Raises UserError."""
+
+    Raises UserError.
+    """
+    assert config.checkpoint is not None, "the settings say so for evaluate and predict"
     device = pick_device(config.use_gpu)
     check_outputs(config)
     if os.path.lexists(Path(config.output_dir) / "metrics.jsonl"):
         raise UserError(
-            f"--output_dir {config.output_dir}: holds a training run, whose results would be"
-            " replaced; name another folder"
+            f"--output_dir {config.output_dir}: holds a training run, whose results would be replaced; name"
+            " another folder"
         )
     model, tokenizer, run = load_model(config.checkpoint)
     names = config.eval_tasks or tuple(run["trained_tasks"])
@@ -509,11 +450,8 @@ def open_checkpoint(config: TrainConfig) -> tuple[TrainConfig, MultitaskBERT, To
             f" {', '.join(sorted(lacking))}; it has heads for {', '.join(model.heads)}"
         )
     if untrained := set(names) - set(run["trained_tasks"]):
-        log.warning(
-            "%s was not trained on %s: what it predicts there is chance",
-            config.checkpoint,
-            ", ".join(sorted(untrained)),
-        )
+        listed = ", ".join(sorted(untrained))
+        log.warning("%s was not trained on %s: what it predicts there is chance", config.checkpoint, listed)
     precision = config.precision or default_precision(device)
     model.compute_type = COMPUTE_TYPES[precision]
     trained_with = {name: run["config"][name] for name in ("max_length", "pooling")}
@@ -522,24 +460,21 @@ def open_checkpoint(config: TrainConfig) -> tuple[TrainConfig, MultitaskBERT, To
 
 
 def evaluate_checkpoint(config: TrainConfig) -> None:
-    """--option evaluate: dev scores and dev and test predictions of a saved model."""
+    """--option evaluate: dev scores, and dev and test predictions, of a saved model."""
     config, model, tokenizer, run = open_checkpoint(config)
-    names, folder = config.eval_tasks, Path(config.output_dir)
-    files, source = find_files(config, [(name, split) for name in names for split in ("dev", "test")])
+    folder = Path(config.output_dir)
+    wanted = [(name, split) for name in config.eval_tasks for split in ("dev", "test")]
+    files, source = find_files(config, wanted)
     data = load_data(config, files, tokenizer)
-    dev = [data[name, "dev"] for name in names]
+    dev = [data[name, "dev"] for name in config.eval_tasks]
     begin = time.perf_counter()
     result = evaluate(model, dev, config.batch_size, run["trained_tasks"])
     speed = sum(map(len, dev)) / (time.perf_counter() - begin)
     write_all_predictions(config, folder, "dev", dev, result.predictions)
-    results = {
-        "dev": result.scores,
-        "dev_mean": result.dev_mean,
-        "train_seconds": 0.0,
-        "examples_per_second": round(speed, 2),
-    }
-    results |= {"trained_tasks": run["trained_tasks"], "data": source, "checkpoint": config.checkpoint}
-    finish(config, folder, model, [data[name, "test"] for name in names], results)
+    results = {"dev": result.scores, "dev_mean": result.dev_mean, "train_seconds": 0.0}
+    results |= {"examples_per_second": round(speed, 2), "trained_tasks": run["trained_tasks"]}
+    results |= {"data": source, "checkpoint": config.checkpoint}
+    finish(config, model, [data[name, "test"] for name in config.eval_tasks], results)
 
 
 def predict_with_checkpoint(config: TrainConfig) -> None:
@@ -547,13 +482,8 @@ def predict_with_checkpoint(config: TrainConfig) -> None:
     config, model, tokenizer, _ = open_checkpoint(config)
     files, _ = find_files(config, [(name, "test") for name in config.eval_tasks])
     tests = list(load_data(config, files, tokenizer).values())
-    paths = write_all_predictions(
-        config,
-        Path(config.output_dir),
-        "test",
-        tests,
-        {t.task.name: predict(model, t, config.batch_size) for t in tests},
-    )
+    predictions = {test.task.name: predict(model, test, config.batch_size) for test in tests}
+    paths = write_all_predictions(config, Path(config.output_dir), "test", tests, predictions)
     for test, path in zip(tests, paths, strict=True):
         print(f"{test.task.name}: {len(test):,} predictions in {path}")
 
@@ -567,12 +497,13 @@ PROGRAMS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit status: 0, 2 for a user's mistake (one line on stderr), 130 for
-    Ctrl-C, 143 for SIGTERM."""
+    """The command line.
+
+    Returns the exit status: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C, 143 for SIGTERM.
+    """
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    if hasattr(
-        sys.stdout, "reconfigure"
-    ):  # a path or a text that the terminal's encoding lacks must not end a run
+    # a path or a text that the terminal's encoding lacks must not end a run
+    if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         config, given = parse_arguments(arguments)
@@ -581,21 +512,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with parallel.process_group():
             PROGRAMS[config.option](config)
     except UserError as error:
-        print(f"multitask_classifier.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return complain(f"error: {one_line(error)}", 2)
     except OSError as error:
-        what = f"{error.filename or 'input or output'}: {error.strerror or first_line(error)}"
-        print(f"multitask_classifier.py: error: {' '.join(what.split())}", file=sys.stderr)
-        return 2
+        what = f"{error.filename or 'input or output'}: {error.strerror or one_line(error)}"
+        return complain(f"error: {' '.join(what.split())}", 2)
     except Interrupted as interruption:
-        where = f"python multitask_classifier.py --resume --output_dir {config.output_dir}"
-        if os.environ.get("RANK", "0") == "0":  # of several processes, one says so
-            print(f"multitask_classifier.py: interrupted, and saved; go on with: {where}", file=sys.stderr)
-        return 128 + interruption.args[0]
+        command = f"python multitask_classifier.py --resume --output_dir {config.output_dir}"
+        if os.environ.get("RANK", "0") == "0":  # one of several processes says so
+            complain(f"interrupted, and saved; go on with: {command}", 0)
+        return 128 + int(interruption.args[0])
     except KeyboardInterrupt:
-        print("multitask_classifier.py: interrupted", file=sys.stderr)
-        return 130
+        return complain("interrupted", 130)
     return 0
+
+
+def complain(message: str, status: int) -> int:
+    """Print one line on stderr, and return the exit status."""
+    print(f"multitask_classifier.py: {message}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

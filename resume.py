@@ -10,37 +10,33 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from config import TrainConfig
 from datasets import Batch, TokenizedDataset
+from evaluation import Evaluation
 from run_files import Data
 from support import parallel
 from support.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
-from support.errors import UserError, first_line
+from support.errors import UserError, one_line
 from support.reporting import Interval
+from support.screen import epoch_table
 from training import Learner, not_finite
 
 log = logging.getLogger("smart_bert")
-# What a resumed run may be given anew; files because their content is compared, epochs only upwards
-FREE_TO_CHANGE = (
-    "epochs",
-    "logging_steps",
-    "save_steps",
-    "output_dir",
-    "data_dir",
-    "files",
-    "use_gpu",
-    "resume",
-    "skip_nonfinite",
-)
+# The settings that may change when a run is resumed: they do not change its numbers. Files may, because their
+# content is compared; epochs may only grow.
+FREE_TO_CHANGE = {"epochs", "logging_steps", "log_level", "save_steps", "output_dir", "data_dir", "files"}
+FREE_TO_CHANGE |= {"use_gpu", "resume", "skip_nonfinite"}
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of each weight
 
 # ------------------------------------------------------------------------------- where a run stands
@@ -48,24 +44,22 @@ MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of each weight
 
 @dataclass
 class Progress:
-    """Where a run stands, beside its weights: with them, all that is needed to go on as if it had never been
-    interrupted."""
+    """Where a run stands. With the weights, it is all that is needed to go on as if nothing had happened."""
 
-    step: int = 0  # the next one
-    best: dict | None = None  # what `results.json` will say of the best epoch so far
+    step: int = 0  # steps done, so also the number of the next one
+    best: dict = field(default_factory=dict)  # what `results.json` will say of the best epoch so far
+    dev: dict[str, dict[str, float]] = field(default_factory=dict)  # last dev scores: by role, then by task
     seconds: float = 0.0  # spent in steps
     save_seconds: float = 0.0  # spent on writing checkpoints
     examples: int = 0  # rows trained on
     skipped: int = 0  # batches left out as not finite
     interval: Interval = field(default_factory=Interval)
-    first_losses: list[tuple[str, dict[str, float]]] = field(
-        default_factory=list
-    )  # of the first 20 steps, by task
+    first_losses: list[tuple[str, dict[str, Tensor]]] = field(default_factory=list)  # of the first 20 steps
     log_bytes: int = 0  # length of metrics.jsonl
 
-    def __post_init__(self):
-        # (step, task, rows, losses) since the last `check`, empty when a checkpoint is written
-        self._unchecked = []
+    def __post_init__(self) -> None:
+        # steps since the last `check`; empty when a checkpoint is written
+        self._unchecked: list[tuple[int, str, np.ndarray, dict[str, Tensor]]] = []
 
     def to_dict(self) -> dict:
         """As JSON can hold it; waits for a GPU."""
@@ -80,7 +74,8 @@ class Progress:
         """Count a step; `check` says later whether it was one."""
         self.interval.add(task, losses, batch.num_tokens, seconds)
         self._unchecked.append((self.step, task, batch.rows, losses))
-        self.seconds, self.examples = self.seconds + seconds, self.examples + len(batch.rows)
+        self.seconds += seconds
+        self.examples += len(batch.rows)
         if self.step < 20:
             self.first_losses.append((task, losses))
         self.step += 1
@@ -90,10 +85,11 @@ class Progress:
     ) -> None:
         """Forget the steps since the last check whose loss or gradient was not finite. Waits for a GPU.
 
-        Raises UserError if there have been more than `allowed`. Gradients beyond fp16 don't count while its
-        scale can be lowered.
+        Raises UserError if there have been more than `allowed`. Gradients too large for fp16 don't count
+        while its scale can be lowered.
         """
-        unchecked, self._unchecked = self._unchecked, []
+        unchecked = self._unchecked
+        self._unchecked = []
         for step, task, rows, losses in unchecked:
             if torch.isfinite(losses["grad_norm"]) and torch.isfinite(losses["total"]):
                 continue
@@ -108,8 +104,45 @@ class Progress:
                 raise problem
             log.warning("%s; batch %d of at most %d left out", problem, self.skipped, allowed)
 
+    def take_scores(self, results: dict[str, Evaluation], keep: str, epoch: str) -> str | None:
+        """Take in the dev scores of an epoch, by role, and show them beside the last ones.
+
+        keep: the setting. epoch: its name on the screen. Returns the role to save if its `selection_mean` is
+        the best so far, else None.
+        """
+        kept = max(results if keep == "best" else [keep], key=lambda role: results[role].selection_mean)
+        result = results[kept]
+        is_best = not self.best or result.selection_mean > self.best["selection_mean"]
+        before = self.dev
+        self.dev = {role: result.main_scores for role, result in results.items()}
+        tqdm.write("\n" + epoch_table(f"dev after {epoch}", self.dev, before, kept if is_best else None))
+        if not is_best:
+            tqdm.write(
+                f"best so far: {self.best['selection_mean']:.3f} after step {self.best['best_step']}\n"
+            )
+            return None
+        tqdm.write("* best so far\n")
+        self.best = {"best_step": self.step, "dev": result.scores, "dev_mean": result.dev_mean}
+        self.best["selection_mean"] = result.selection_mean
+        if len(results) > 1:
+            self.best |= {"kept": kept} | {f"dev_{role}": other.scores for role, other in results.items()}
+        return kept
+
+    def bar_text(self, task: str, loss: Tensor, epoch: str) -> str:
+        """What the progress bar says: epoch, task loss, last dev score. Waits for a GPU."""
+        dev = "".join(f", {role} dev {scores['mean']:.3f}" for role, scores in self.dev.items())
+        return f"{epoch}, {task} loss {float(loss):.3f}{dev}"
+
+    def cost(self) -> dict[str, float]:
+        """What the run has taken, for `results.json`."""
+        return {
+            "train_seconds": round(self.seconds, 3),
+            "examples_per_second": round(self.examples / max(self.seconds, 1e-9), 2),
+            "save_seconds": round(self.save_seconds, 3),
+        }
+
     @contextlib.contextmanager
-    def saving(self):
+    def saving(self) -> Iterator[None]:
         """Count the time spent within as spent on checkpoints."""
         begin = time.perf_counter()
         yield
@@ -117,28 +150,25 @@ class Progress:
 
     @classmethod
     def from_dict(cls, values: dict) -> "Progress":
-        """Inverse of `to_dict`. Raises TypeError, KeyError, ValueError or AttributeError if it is not such a
-        record."""
+        """Inverse of `to_dict`. Raises TypeError, KeyError, ValueError or AttributeError if it is none."""
         progress = cls(**values | {"interval": Interval.from_dict(values["interval"])})
         progress.to_dict()  # fails where a loss is no number
         counts = (progress.step, progress.examples, progress.skipped, progress.log_bytes)
-        best = progress.best or {"dev": {}, "dev_mean": 0}
-        measured = [
-            progress.seconds,
-            progress.save_seconds,
-            best["dev_mean"],
-            *(value for scores in best["dev"].values() for value in scores.values()),
-            *(value for steps in values["interval"].values() for _, *rest in steps for value in rest),
-        ]
-        if not all(type(count) is int and count >= 0 for count in counts) or not all(
-            isinstance(value, (int, float)) for value in measured
-        ):
+        best = progress.best or {"dev": {}, "dev_mean": 0, "selection_mean": 0, "best_step": 0}
+        tables = [*best["dev"].values(), *progress.dev.values()]
+        numbers = [progress.seconds, progress.save_seconds, best["dev_mean"], best["selection_mean"]]
+        numbers += [best["best_step"], *(scores["mean"] for scores in progress.dev.values())]
+        numbers += [value for scores in tables for value in scores.values()]
+        numbers += [value for steps in values["interval"].values() for _, *rest in steps for value in rest]
+        if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError("not a place in a run")
+        if not all(isinstance(number, (int, float)) for number in numbers):
+            raise ValueError("its scores or times are not numbers")
         return progress
 
 
 def versions() -> dict[str, str]:
-    """Of what the numbers depend on."""
+    """Of the packages on which the numbers depend."""
     return {package.__name__: package.__version__ for package in (torch, np, tokenizers)}
 
 
@@ -161,14 +191,28 @@ def fingerprint(data: Data) -> dict[str, str]:
     return digests
 
 
+def run_record(config: TrainConfig, data: Data, source: str) -> dict:
+    """What every checkpoint says of its run. source: where the data is from, in a word or two."""
+    return {
+        "config": config.to_dict(),
+        "trained_tasks": list(config.tasks),
+        "data": source,
+        "processes": parallel.size(),
+        "versions": versions(),
+        "content": fingerprint(data),
+    }
+
+
 # -------------------------------------------------------------------------- what a checkpoint holds
 
 
 def training_state(
     modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, device: torch.device
 ) -> tuple[dict, dict]:
-    """(tensors, record) of everything that decides how training goes on: weights, optimizer, every random
-    generator of every process."""
+    """Everything that decides how training goes on, as (tensors, record).
+
+    Weights, optimizer, and every random generator of every process.
+    """
     tensors = {role: module.state_dict() for role, module in modules.items()}
     moments = optimizer.state_dict()["state"]
     tensors["optimizer"] = {
@@ -177,9 +221,9 @@ def training_state(
     generators = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
         generators[device.type] = torch.get_device_module(device).get_rng_state()
-    everyones = enumerate(parallel.gather(generators))
+    of_processes = enumerate(parallel.gather(generators))
     tensors["random"] = {
-        f"{name}.{rank}": state for rank, states in everyones for name, state in states.items()
+        f"{name}.{rank}": state for rank, states in of_processes for name, state in states.items()
     }
     name, keys, *rest = np.random.get_state()
     return tensors, {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest]}
@@ -194,8 +238,8 @@ def restore_training_state(
 ) -> None:
     """Inverse of `training_state`, in place.
 
-    Raises LookupError, RuntimeError, TypeError, ValueError, AttributeError or OverflowError if it is another
-    model's or none.
+    Raises LookupError, RuntimeError, TypeError, ValueError, AttributeError or OverflowError if the state is
+    another model's or not a training state at all.
     """
     for role, module in modules.items():
         module.load_state_dict(tensors[role])
@@ -208,7 +252,8 @@ def restore_training_state(
         optimizer.state[param][key] = int(value) if key == "step" else torch.empty_like(param).copy_(value)
     if any(state.keys() != MOMENTS for state in optimizer.state.values()):
         raise ValueError("the optimizer state is incomplete")
-    rank, generators = parallel.rank(), tensors["random"]
+    rank = parallel.rank()
+    generators = tensors["random"]
     torch.set_rng_state(generators[f"cpu.{rank}"])
     if f"{device.type}.{rank}" in generators and device.type != "cpu":
         torch.get_device_module(device).set_rng_state(generators[f"{device.type}.{rank}"])
@@ -236,35 +281,33 @@ def save_last(
 
 
 def load_last(folder: Path, models: dict[str, nn.Module], learner: Learner, run: dict) -> Progress:
-    """Put models, optimizer and generators where `folder`/last left them. Raises UserError if that is not
-    this run's."""
+    """Put models, optimizer and random generators where `folder`/last left them.
+
+    Raises UserError if that is not this run's checkpoint, with its whole cause.
+    """
     saved = load_checkpoint(folder / "last")
     try:
-        before = saved.records["run"]["versions"]
+        before = saved.records["run"]
         for name, digest in run["content"].items():
-            if saved.records["run"]["content"].get(name) != digest:
+            if before["content"].get(name) != digest:
                 raise UserError(f"--{name}: its content is not what the run in {folder} was started with")
-        if (processes := saved.records["run"]["processes"]) != run["processes"]:
-            raise UserError(
-                f"{folder}: a run of {processes} process(es), not {run['processes']}; start"
-                " torchrun with as many as then"
-            )
+        if before["processes"] != run["processes"]:
+            count = before["processes"]
+            mend = f"restart with --nproc_per_node {count}" if count != 1 else "restart without torchrun"
+            raise UserError(f"{folder}: its run has {count} process(es), not {run['processes']}; {mend}")
         progress = Progress.from_dict(saved.records["progress"])
         restore_training_state(
             saved.tensors, saved.records["random"], models, learner.optimizer, learner.device
         )
         learner.scaler.load_state_dict(saved.records["scaler"])
+        earlier = before["versions"]
     except UserError:
         raise
     except (LookupError, TypeError, RuntimeError, AttributeError, ValueError, OverflowError) as error:
-        raise UserError(f"{folder / 'last'}: not a checkpoint of this run ({first_line(error)})") from None
-    if before != run["versions"]:
-        log.warning(
-            "%s was saved with %s, now it is %s: results may differ in the last digits",
-            folder,
-            before,
-            run["versions"],
-        )
+        raise UserError(f"{folder / 'last'}: not a checkpoint of this run ({one_line(error)})") from None
+    if earlier != run["versions"]:
+        words = "%s was saved with %s, now it is %s: results may differ in the last digits"
+        log.warning(words, folder, earlier, run["versions"])
     print(f"resuming {folder} at step {progress.step}")
     return progress
 
@@ -284,17 +327,18 @@ def started_with(folder: str) -> dict:
 
 
 def resumed_config(config: TrainConfig, given: Iterable[str], started: dict) -> TrainConfig:
-    """The settings to go on with a run: those it was `started` with, but for the `given`
-    flags that don't change its result.
+    """The settings with which a run goes on.
 
-    Raises UserError naming a given flag that would.
+    They are those that it was `started` with, apart from the `given` flags that don't change its result.
+    Raises UserError that names a given flag that would.
     """
     try:
         started = TrainConfig.from_dict(started).to_dict()
     except UserError as error:
         raise UserError(f"{config.output_dir}: the settings of its run cannot be read ({error})") from None
     for name in given:
-        now, before = config.to_dict()[name], started[name]
+        now = config.to_dict()[name]
+        before = started[name]
         if name not in FREE_TO_CHANGE and now != before:
             raise UserError(
                 f"--{name} {now}: the run was started with {before}; another value would change its result"
@@ -313,12 +357,14 @@ def resumed_config(config: TrainConfig, given: Iterable[str], started: dict) -> 
 
 
 class StopSignal:
-    """Within, Ctrl-C and SIGTERM only leave their number in `received`, so that a step can be finished; a
-    second one acts at once."""
+    """Within, Ctrl-C and SIGTERM only leave their number in `received`, so that a step can be finished.
 
-    def __init__(self):
-        self.received = None
-        self._before = {}
+    A second signal acts at once.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}  # handlers by signal
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
@@ -327,12 +373,12 @@ class StopSignal:
             }
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             if signal.getsignal(number) == self._receive:  # not where something within has set another
                 signal.signal(number, handler)
 
-    def _receive(self, number: int, frame) -> None:
+    def _receive(self, number: int, frame: object) -> None:
         self.received = number
         self.__exit__()
 

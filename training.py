@@ -1,30 +1,45 @@
-"""The plan of a run, its step, where it stands, and what it says about itself. Knows modules and numbers, not
-the model's class."""
+"""The plan of a run, the terms of its loss, the learner's step, and what a run says about itself beforehand.
+
+    plan_steps ─> for each step a task and a batch
+    Learner.step: TrainingLoss(batch) ─> {task, smart, bregman, ..., total} ─ backward, clip, AdamW, teacher
+
+Knows modules and numbers, not the model's class. A new term of the loss is a record of TERMS and its weight,
+a field of TrainConfig. B batch, T tokens, H hidden, C outputs.
+"""
 
 import contextlib
 import logging
 import statistics
 from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from config import TrainConfig
+import mysmartloss
+from config import NORMS, TrainConfig
 from datasets import SCHEDULES, Batch, Loader, Task, TokenizedDataset
 from optimizer import AdamW, decay_groups
 from support import parallel
 from support.errors import UserError
+from support.reporting import RunLog, SilentLog
+from support.screen import cut, duration, numbers_line, step_line, table
 
 log = logging.getLogger("smart_bert")
-MAX_STEPS = 10**7  # months; the plan of more would not fit into memory
+MAX_STEPS = 10**7  # months of training; a longer plan would not fit into memory
+
+# --------------------------------------------------------------------------------------------- plan
 
 
 class Plan(NamedTuple):
-    """steps: for each step of the run its task and which of that task's batches it takes. per_epoch, warmup:
-    counts of steps."""
+    """Which batch each step takes.
+
+    steps: for each step of the run its task and the number of that task's batch. per_epoch, warmup: in steps.
+    """
 
     steps: list[tuple[str, int]]
     per_epoch: int
@@ -32,68 +47,153 @@ class Plan(NamedTuple):
 
 
 def plan_steps(config: TrainConfig, loaders: dict[str, Loader]) -> Plan:
-    """Every task gets the same number of steps; an epoch has as many as the median task needs for one pass
-    over its rows."""
+    """The plan of a run: every task gets the same number of steps.
+
+    An epoch has as many steps for each task as the median task needs to see each of its rows once. Raises
+    UserError for a plan of more than MAX_STEPS.
+    """
     median = round(statistics.median(loader.batches_per_epoch for loader in loaders.values()))
     per_epoch = config.steps_per_epoch or median * len(loaders)
-    if config.epochs * per_epoch > MAX_STEPS:
+    total = config.epochs * per_epoch
+    if total > MAX_STEPS:
         raise UserError(
             f"--epochs {config.epochs}: with {per_epoch} steps each, more than {MAX_STEPS:,} steps"
         )
-    taken, steps = Counter(), []
-    for step in range(config.epochs * per_epoch):
+    taken: Counter[str] = Counter()
+    steps = []
+    for step in range(total):
         name = config.tasks[SCHEDULES[config.schedule](step, per_epoch, len(config.tasks))]
         steps.append((name, taken[name]))
         taken[name] += 1
-    return Plan(
-        steps, per_epoch, round(0.1 * len(steps)) if config.warmup_steps is None else config.warmup_steps
+    warmup = round(0.1 * total) if config.warmup_steps is None else config.warmup_steps
+    return Plan(steps, per_epoch, warmup)
+
+
+# ------------------------------------------------------------------------------- terms of the loss
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The clean pass of a batch through the model, and how a term of the loss makes further passes.
+
+    embeddings (B,T,H), logits (B,C): of the clean pass.
+    repeat: embeddings (B,T,H) -> logits (B,C) with the dropout masks of the clean pass.
+    repeat_with: another model -> its logits (B,C) for the batch, with the same masks.
+    fresh: -> logits (B,C) of one more pass, with new dropout masks.
+    generator: state of the random generator before the clean pass.
+    measure: whether to fill `measured`, numbers for the log that cost a pass.
+    """
+
+    config: TrainConfig
+    task: Task
+    batch: Batch
+    embeddings: Tensor
+    logits: Tensor
+    repeat: Callable[[Tensor], Tensor]
+    repeat_with: Callable[[nn.Module], Tensor]
+    fresh: Callable[[], Tensor]
+    generator: Tensor | None
+    bregman: mysmartloss.BregmanProximal | None
+    measure: bool
+    measured: dict[str, Tensor]
+
+
+class Term(NamedTuple):
+    """One term of the loss beside the task's own. Its weight is the setting `<name>_weight`.
+
+    cost: forward passes of a step (a backward pass is 2, or 1 where only the input's gradient is wanted).
+    advice: the flags to raise where the term has no measurable effect. function: -> the term, a scalar.
+    """
+
+    cost: Callable[[TrainConfig], int]
+    advice: str
+    function: Callable[[Passes], Tensor]
+
+
+def smart_term(passes: Passes) -> Tensor:
+    """R_s: the divergence under the worst perturbation of the embeddings (Jiang et al. 2020, equation 2)."""
+    config = passes.config
+    smart = mysmartloss.SMARTLoss(
+        passes.repeat,
+        passes.task.divergence,
+        norm_fn=NORMS[config.smart_norm],
+        num_steps=config.smart_steps,
+        step_size=config.smart_step_size,
+        epsilon=config.smart_epsilon,
+        noise_var=config.smart_noise_var,
+        noise_fn=passes.batch.noise,
     )
+    delta = smart.perturbation(passes.embeddings, passes.logits, passes.batch.attention_mask)
+    value = smart.at(delta, passes.embeddings, passes.logits)
+    if passes.measure:
+        passes.measured.update(smart.evidence(delta, passes.embeddings, passes.logits, value))
+    return value
+
+
+def bregman_term(passes: Passes) -> Tensor:
+    """D_Breg: the divergence from the teacher, a moving average of the model (equation 3)."""
+    assert passes.bregman is not None, "the term is on, so there is a teacher"
+    return passes.bregman(passes.logits, passes.repeat_with, passes.task.divergence, passes.generator)
+
+
+def rdrop_term(passes: Passes) -> Tensor:
+    """R-Drop: the divergence of two passes that differ in their dropout masks (Wu et al. 2021)."""
+    return passes.task.divergence(passes.fresh(), passes.logits)
+
+
+TERMS = {
+    "smart": Term(
+        lambda config: 2 * config.smart_steps + 3, "--smart_epsilon or --smart_step_size", smart_term
+    ),
+    "bregman": Term(lambda config: 1, "--bregman_weight or --bregman_beta", bregman_term),
+    "rdrop": Term(lambda config: 3, "--rdrop_weight", rdrop_term),
+}
+
+# --------------------------------------------------------------------------------------------- step
 
 
 class Learner:
     """A model, its optimizer, its teacher if there is one, and the step that moves them.
 
-    loss: a module with the attributes `model` and `bregman` (or None), whose forward(task, batch, measure) is
-    the whole training loss
-    by its parts, `total` among them. Several processes each give the step their share of a batch and end up
-    with the same weights.
+    loss: a module with the attributes `model` and `bregman` (or None), whose forward(task, batch, measure)
+    is the whole training loss by its parts, `total` among them. Under torchrun each process gives the step
+    its share of a batch, and all end up with the same weights.
     """
 
-    def __init__(self, loss: nn.Module, config: TrainConfig):
-        self.model, self.bregman, self.max_grad_norm = loss.model, loss.bregman, config.max_grad_norm
+    def __init__(self, loss: nn.Module, config: TrainConfig) -> None:
+        self.model = cast(nn.Module, loss.model)
+        self.bregman = cast("mysmartloss.BregmanProximal | None", loss.bregman)
+        self.max_grad_norm = config.max_grad_norm
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.device = self.parameters[0].device
         self.optimizer = AdamW(decay_groups(self.model, config.weight_decay), lr=config.lr)
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=config.precision == "fp16"
-        )  # small gradients would be 0 there
+        # fp16 would round small gradients to 0, so the loss is scaled up there
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.loss = parallel.synchronised(loss)
 
     def step(
         self, task: Task, batch: Batch, lr: float, beta: float, measure: bool = False
     ) -> dict[str, Tensor]:
-        """Train on one batch. Returns the loss by its parts, means over all processes, and `grad_norm` before
-        clipping; detached.
+        """Train on one batch.
 
-        Where total or norm is not finite no update is made. The CPU sees that at once. A GPU is not waited
-        for: there AdamW counts the
-        step all the same, and the teacher moves on towards weights that stand still.
+        Returns the loss by its parts, means over all processes, and `grad_norm` before clipping; detached.
+        Where total or norm is not finite, no weight is changed. The CPU sees that at once. A GPU is not
+        waited for: there AdamW counts the step all the same, and the teacher moves towards weights that stand
+        still.
         """
         with out_of_memory_advice(batch):
-            losses = self.loss(task, batch, measure)
-            self.scaler.scale(losses["total"] * batch.weight).backward()
+            losses: dict[str, Tensor] = self.loss(task, batch, measure)
+            self.scaler.scale(losses["total"] * batch.weight).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
         losses = parallel.mean(losses, batch.weight)
-        losses["grad_norm"] = nn.utils.get_total_norm(
-            [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        )
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        losses["grad_norm"] = nn.utils.get_total_norm(gradients)
         bad = ~(torch.isfinite(losses["grad_norm"]) & torch.isfinite(losses["total"]))
         if self.device.type != "cpu" or not bad:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            excess = ((losses["grad_norm"] + 1e-6) / self.max_grad_norm).clamp_min(
-                1.0
-            )  # clips as `clip_grad_norm_` does
+            # clips as `clip_grad_norm_` does
+            excess = ((losses["grad_norm"] + 1e-6) / self.max_grad_norm).clamp_min(1.0)
             self.optimizer.step(grad_scale=excess, found_inf=bad.to(excess.dtype))
             if self.bregman:
                 self.bregman.update(self.model, beta)
@@ -115,8 +215,8 @@ def not_finite(
 
 
 @contextlib.contextmanager
-def out_of_memory_advice(batch: Batch):
-    """Turns running out of memory within into a UserError that says which batch size to try."""
+def out_of_memory_advice(batch: Batch) -> Iterator[None]:
+    """Within, running out of memory is a UserError that says which flag to lower."""
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises a bare one
@@ -127,67 +227,98 @@ def out_of_memory_advice(batch: Batch):
         raise UserError(f"out of memory with {rows} rows of {tokens} tokens; try {advice}") from None
 
 
+# -------------------------------------------------------------------------------------- what it says
+
+
 def describe(
     model: nn.Module, tokenizer: Tokenizer, loaders: dict[str, Loader], plan: Plan, config: TrainConfig
 ) -> None:
     """Print what the run is about to do and what it will cost."""
-    device, params = next(model.parameters()).device, [p for p in model.parameters() if p.requires_grad]
-    decayed, plain = (
-        sum(p.numel() for p in group["params"]) for group in decay_groups(model, config.weight_decay)
-    )
+    groups = decay_groups(model, config.weight_decay)
+    decayed, plain = (sum(parameter.numel() for parameter in group["params"]) for group in groups)
+    device = next(model.parameters()).device
     processes = f", {parallel.size()} processes" if parallel.size() > 1 else ""
     print(
-        f"{config.option} on {device} in {config.precision}{processes}: {decayed + plain:,}"
-        f" parameters in {len(params)} tensors,"
-        f" {decayed:,} of them decay"
+        f"{config.option} on {device} in {config.precision}{processes}: {decayed + plain:,} parameters to"
+        f" train, {decayed:,} of them decay"
     )
-    tokens = {}
+    rows = [["task", "rows", "batches", "tokens/row", "padding", "steps", "passes"]]
+    examples = []
+    tokens = {}  # real ones that the run trains on, by task
     for name, loader in loaders.items():
-        lengths, batches = loader.dataset.lengths, loader.epoch_batches(0)
-        padded = sum(lengths[rows].max() * len(rows) for rows in batches)
+        lengths = loader.dataset.lengths
+        batches = loader.epoch_batches(0)
+        padded = sum(lengths[batch].max() * len(batch) for batch in batches)
         count = sum(task == name for task, _ in plan.steps)
         tokens[name] = count * lengths.sum() / len(batches)
-        rows = len(loader.dataset)
-        print(
-            f"  {name}: {rows:,} rows, {len(batches):,} batches of {loader.batch_size},"
-            f" {lengths.mean():.1f} tokens a row,"
-            f" {1 - lengths.sum() / padded:.1%} padding; {count:,} steps = {count / len(batches):.2f} passes"
-        )
-        print(
-            "    for example:"
-            f" {tokenizer.decode(loader[0].input_ids[0].tolist(), skip_special_tokens=False)[:120]}"
-        )
-    # in forward passes: a backward pass is 2, or 1 where only the input's gradient is wanted (the ascent)
-    cost = {"smart": 2 * config.smart_steps + 3, "bregman": 1, "rdrop": 3}
-    encoder = sum(p.numel() for name, p in model.bert.named_parameters() if "embedding" not in name)
-    flops = sum(
-        2 * encoder * count * (3 + sum(cost[term] for term in config.weights(name)))
-        for name, count in tokens.items()
-    )
-    print(
-        f"  {len(plan.steps):,} steps, {plan.per_epoch:,} an epoch ({config.schedule}), warm-up"
-        f" {plan.warmup}, peak lr {config.lr:g};"
-        f" {sum(tokens.values()):,.0f} tokens, about {flops / 1e12:,.0f} TFLOP"
-    )
+        padding = 1 - lengths.sum() / padded
+        sizes = [f"{len(loader.dataset):,}", f"{len(batches):,}", f"{lengths.mean():.1f}", f"{padding:.1%}"]
+        rows.append([name, *sizes, f"{count:,}", f"{count / len(batches):.2f}"])
+        first_row = loader.dataset.tokens[: loader.dataset.starts[1]].tolist()
+        text = tokenizer.decode(first_row, skip_special_tokens=False)
+        examples.append(cut(f"{name}, for example: {text}"))
+    print(table(rows))
+    print("\n".join(examples))
+    encoder = sum(parameter.numel() for name, parameter in model.named_parameters() if "bert_layers" in name)
+    flops = sum(2 * encoder * count * forward_passes(config, name) for name, count in tokens.items())
+    sizes = f"{len(plan.steps):,} steps, {plan.per_epoch:,} an epoch ({config.schedule})"
+    work = f"{sum(tokens.values()):,.0f} tokens, about {flops / 1e12:,.0f} TFLOP"
+    print(f"{sizes}, warm-up {plan.warmup:,}; {work}")
 
 
-def warn_of_terms_without_effect(first_losses: list[tuple[str, dict]], config: TrainConfig) -> None:
+def forward_passes(config: TrainConfig, task: str) -> int:
+    """What a step on this task costs, in forward passes; a plain step costs 3."""
+    return 3 + sum(TERMS[name].cost(config) for name in config.weights(task))
+
+
+def say_first_steps(
+    first_losses: list[tuple[str, dict[str, Tensor]]],
+    step: int,
+    seconds: float,
+    total: int,
+    config: TrainConfig,
+) -> None:
+    """After step 1 say that the run works, after step 20 how long it will take. seconds: of all steps."""
+    if step == 1 and first_losses:
+        name, losses = first_losses[0]
+        tqdm.write(f"the first step worked: {name} loss {float(losses['task']):.4f}, {duration(seconds)}")
+    if step == 20:
+        pace = f"about {duration(seconds / 20 * total)} of training"
+        tqdm.write(f"{pace} at the pace of the first 20 steps, evaluation apart")
+        warn_of_terms_without_effect(first_losses, config)
+
+
+def say_interval(
+    diary: RunLog | SilentLog,
+    records: dict[str, dict[str, float]],
+    step: int,
+    seconds: float,
+    total: int,
+    config: TrainConfig,
+) -> None:
+    """Log the record of each task, and show a short line; with --log_level debug every number of it."""
+    left = seconds / step * (total - step)
+    for task, record in records.items():
+        diary.write(f"train/{task}", step, record)
+        added = {name: weight * record[name] for name, weight in config.weights(task).items()}
+        tqdm.write(step_line(step, total, task, record["task"], added, left))
+        if config.log_level == "debug":
+            tqdm.write(numbers_line(step, f"train/{task}", record))
+
+
+def warn_of_terms_without_effect(
+    first_losses: list[tuple[str, dict[str, Tensor]]], config: TrainConfig
+) -> None:
     """One warning if a term that is on has stayed below a millionth of the task loss."""
     dead = set()
     for name in dict(first_losses):
         for term, weight in config.weights(name).items():
-            parts = [
-                (float(losses[term]), float(losses["task"])) for task, losses in first_losses if task == name
-            ]
-            if weight * sum(part for part, _ in parts) < 1e-6 * abs(sum(whole for _, whole in parts)):
+            steps = [losses for task, losses in first_losses if task == name]
+            added = weight * sum(float(losses[term]) for losses in steps)
+            if added < 1e-6 * abs(sum(float(losses["task"]) for losses in steps)):
                 dead.add((term, name))
     if dead:
-        advice = {
-            "smart": "--smart_epsilon or --smart_step_size",
-            "bregman": "--bregman_weight or --bregman_beta",
-            "rdrop": "--rdrop_weight",
-        }
-        said = "; ".join(f"{term} on {name} (raise {advice[term]})" for term, name in sorted(dead))
+        said = "; ".join(f"{term} on {name} (raise {TERMS[term].advice})" for term, name in sorted(dead))
         log.warning(
             "no measurable effect in the first %d steps, below a millionth of the task loss: %s",
             len(first_losses),

@@ -24,7 +24,7 @@ from benchmarks.measure import Measurement
 from benchmarks.rows import HERE, ROWS, Setting
 from support.devices import keep_freed_memory
 from support.files import write_text
-from support.reporting import table
+from support.screen import table
 
 
 def as_table(measured: list[Measurement]) -> str:

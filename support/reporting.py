@@ -10,8 +10,6 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
-from tqdm import tqdm
-
 from support.errors import UserError
 
 
@@ -61,11 +59,6 @@ class RunLog:
         for name, value in record.items():
             if isinstance(value, (int, float)):
                 self._board.add_scalar(f"{prefix}/{name}", value, step)
-        numbers = "  ".join(
-            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in record.items()
-        )
-        tqdm.write(f"step {step:>6}  {prefix:<10}  {numbers}")
 
     def close(self) -> None:
         self._file.close()
@@ -125,53 +118,23 @@ class Interval:
         """Whether no step of this task has been added since the last report."""
         return task not in self._steps
 
-    def report(self, diary: RunLog, step: int, lr: float) -> None:
-        """One record a task, means over its steps since the last report; then starts anew."""
+    def report(self, lr: float) -> dict[str, dict[str, float]]:
+        """A record for each task, means over its steps since the last report; then starts anew."""
+        records = {}
         for task, steps in self._steps.items():
-            names = dict.fromkeys(
-                name for values, _, _ in steps for name in values
-            )  # some are measured in some steps only
+            # some numbers are measured in some steps only
+            names = dict.fromkeys(name for values, _, _ in steps for name in values)
             columns = {
                 name: [float(values[name]) for values, _, _ in steps if name in values] for name in names
             }
             record = {name: sum(column) / len(column) for name, column in columns.items()}
-            tokens, seconds = (sum(column) for column in list(zip(*steps, strict=True))[1:])
+            tokens = sum(count for _, count, _ in steps)
+            seconds = sum(spent for _, _, spent in steps)
             record |= {
                 "lr": lr,
                 "ms_per_step": 1000 * seconds / len(steps),
                 "tokens_per_second": tokens / seconds,
             }
-            diary.write(f"train/{task}", step, record)
+            records[task] = record
         self._steps.clear()
-
-
-def table(rows: list[list[str]]) -> str:
-    """Rows of cells as aligned text; the first row is the header, the first column left-aligned, the rest
-    right-aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [
-            first.ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)),
-        ]
-        lines.append("  ".join(cells))
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def scores_table(dev: dict[str, dict]) -> str:
-    """Dev scores, a task a row."""
-    rows = [["task", "main metric", "dev", "also", "dev"]]
-    for task, scores in dev.items():
-        named = [(name, value) for name, value in scores.items() if name != "trained"]
-        (main, value), (other, other_value) = named[:2]
-        rows.append(
-            [
-                task + ("" if scores.get("trained", True) else " (not trained)"),
-                main,
-                f"{value:.3f}",
-                other,
-                f"{other_value:.3f}",
-            ]
-        )
-    return table(rows)
+        return records

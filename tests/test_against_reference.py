@@ -214,7 +214,9 @@ def give_scores(monkeypatch, given: dict[str, tuple[float, ...]]) -> dict[str, l
         score = given[role][len(seen[role])]
         seen[role].append(copy.deepcopy(model.state_dict()))
         result = evaluate(model, *arguments, **named)
-        return result._replace(scores={"sst": {"accuracy": score, "macro_f1": 0.0}}, dev_mean=score)
+        return result._replace(
+            scores={"sst": {"accuracy": score, "macro_f1": 0.0}}, dev_mean=score, selection_mean=score
+        )
 
     monkeypatch.setattr(*EVALUATE, evaluate_as_given)
     return seen
