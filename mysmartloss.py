@@ -226,17 +226,16 @@ class SMARTLoss:
     With nothing of this project but this file, on any model that takes embeddings:
 
     >>> import torch, transformers
-    >>> config = transformers.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-    intermediate_size=64, num_labels=5)
+    >>> sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    >>> config = transformers.BertConfig(**sizes, num_labels=5)
     >>> model = transformers.BertForSequenceClassification(config).train()
     >>> ids, mask = torch.randint(1, 99, (4, 7)), torch.ones(4, 7)
     >>> encode = DropoutReplay(lambda embeddings: model(inputs_embeds=embeddings, attention_mask=mask).logits)
     >>> embeddings = model.bert.embeddings.word_embeddings(ids)
     >>> logits = encode(embeddings)
     >>> smart = SMARTLoss(encode, sym_kl_loss, epsilon=0.01, step_size=0.01)
-    >>> loss = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 3])) + smart(embeddings,
-    logits, mask)
-    >>> loss.backward()
+    >>> loss = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 3]))
+    >>> (loss + smart(embeddings, logits, mask)).backward()
     """
 
     def __init__(
