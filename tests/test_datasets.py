@@ -1,5 +1,6 @@
 """Rows into batches: tokenising, collating, buckets. Reference: Hugging Face's tokenizer."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,12 @@ from datasets import (
     round_robin,
     tokenize,
 )
+from helpers import ROOT, sample_examples
 from tasks import TASKS
 
-HOME = Path(__file__).resolve().parent.parent
-SAMPLE = HOME / "data" / "sample"
 SST, STS = TASKS["sst"], TASKS["sts"]
-ODD_TEXTS = [  # to a tokenizer
+# Odd for a tokenizer.
+ODD_TEXTS = [
     "",
     " ",
     "naïve CAFÉ",
@@ -61,9 +62,9 @@ def rows_of_random_length(count: int) -> TokenizedDataset:
 
 
 def test_the_module_is_ours():
-    """Guards against Hugging Face's `datasets` being imported under our name (transformers, imported above,
-    must not mind ours)."""
-    assert Path(datasets.__file__).resolve() == HOME / "datasets.py"
+    """Guards against Hugging Face's `datasets` imported in place of ours.
+    transformers, imported above, works with ours."""
+    assert Path(datasets.__file__).resolve() == ROOT / "datasets.py"
 
 
 # --------------------------------------------------------------------------------------- tokenising
@@ -75,12 +76,9 @@ def reference():
 
 
 def sample_texts() -> list[str]:
-    """All sentences of the sample, more than are tokenised at a time, and some that are odd."""
-    read = [
-        read_examples(SAMPLE / TASKS[name].filename(split), TASKS[name], split != "test")
-        for name in ("sst", "para", "sts")
-        for split in ("train", "dev", "test")
-    ]
+    """All sentences of the sample, which are more than are tokenised at a time, and some odd ones."""
+    files = itertools.product(("sst", "para", "sts"), ("train", "dev", "test"))
+    read = [sample_examples(name, split) for name, split in files]
     return [text for examples in read for example in examples for text in example.texts] + ODD_TEXTS
 
 
@@ -90,15 +88,13 @@ def test_tokens_are_those_of_transformers(tokenizer, reference, task, max_length
     """Guards against ids, segment ids or truncation that differ from what the encoder was trained on."""
     texts = sample_texts()
     columns = [texts, texts[::-1]][: len(task.text_columns)]
-    dataset = tokenize(
-        [Example("id", row, 0.0) for row in zip(*columns, strict=True)], task, tokenizer, max_length
-    )
+    examples = [Example("id", row, 0.0) for row in zip(*columns, strict=True)]
+    dataset = tokenize(examples, task, tokenizer, max_length)
     expected = reference(*columns, truncation=True, max_length=max_length, return_token_type_ids=True)
     rows = np.split(dataset.tokens, dataset.starts[1:-1])
     assert [row.tolist() for row in rows] == expected["input_ids"]
-    types = [
-        [int(i >= second) for i in range(len(row))] for row, second in zip(rows, dataset.seconds, strict=True)
-    ]
+    starts = zip(rows, dataset.seconds, strict=True)
+    types = [[int(i >= start) for i in range(len(row))] for row, start in starts]
     assert types == expected["token_type_ids"]
     assert dataset.num_truncated == sum(len(ids) > max_length for ids in reference(*columns)["input_ids"])
     assert (dataset.num_truncated > 0) == (max_length < 512)
@@ -107,11 +103,11 @@ def test_tokens_are_those_of_transformers(tokenizer, reference, task, max_length
 @pytest.mark.parametrize(("length", "truncated"), [(7, 2), (8, 1), (9, 0)])
 def test_num_truncated_counts_rows_that_lost_tokens(tokenizer, length, truncated):
     """Guards against counting rows that just fit."""
-    examples = [Example("id", ("film " * words,), None) for words in (1, 5, 6, 7)]  # and [CLS] and [SEP]
+    examples = [Example("id", ("film " * words,), None) for words in (1, 5, 6, 7)]
     dataset = tokenize(examples, SST, tokenizer, length)
-    assert dataset.num_truncated == truncated and dataset.lengths.tolist() == [
-        min(n, length) for n in (3, 7, 8, 9)
-    ]
+    whole = (3, 7, 8, 9)  # the words, [CLS] and [SEP]
+    assert dataset.num_truncated == truncated
+    assert dataset.lengths.tolist() == [min(tokens, length) for tokens in whole]
     assert dataset.labels is None
 
 
@@ -133,16 +129,13 @@ def test_collate_pads_on_the_right():
     assert batch.token_type_ids.tolist() == [[0, 1, 0], [0, 0, 1]]
     assert batch.attention_mask.tolist() == [[True, True, False], [True, True, True]]
     assert batch.labels.tolist() == [2.0, 0.0]
-    assert (batch.input_ids.dtype, batch.token_type_ids.dtype, batch.attention_mask.dtype) == (
-        torch.int64,
-        torch.int64,
-        torch.bool,
-    )
+    assert batch.input_ids.dtype == batch.token_type_ids.dtype == torch.int64
+    assert batch.attention_mask.dtype == torch.bool
 
 
 def test_collate_leaves_out_what_is_trivial():
-    """Guards against a mask where none is needed, which costs attention its fast path, and against one
-    missing where it is."""
+    """Guards against a mask where none is needed, which makes attention slower,
+    and against a missing mask where one is needed."""
     dataset = dataset_of([[5, 6], [7, 8], [9]])
     full, padded = collate(dataset, np.array([0, 1])), collate(dataset, np.array([1, 2]))
     assert full.attention_mask is None and padded.attention_mask.tolist() == [[True, True], [True, False]]
@@ -151,7 +144,7 @@ def test_collate_leaves_out_what_is_trivial():
 
 
 def test_pairs_are_one_sequence(tokenizer):
-    """Guards against two padded sequences glued together, the largest single loss known on pair tasks."""
+    """Guards against two padded sequences put side by side, the costliest known mistake on pair tasks."""
     pairs = [("cats sleep", "dogs bark loudly"), ("a cat", "")]
     dataset = tokenize([Example("id", pair, None) for pair in pairs], STS, tokenizer, 32)
     batch = collate(dataset, np.arange(2))
@@ -171,7 +164,7 @@ def test_pairs_are_one_sequence(tokenizer):
     ("count", "sizes"), [(1, [1]), (3, [3]), (4, [4]), (10, [2, 4, 4]), (33, [1] + 8 * [4])]
 )
 def test_length_buckets_hold_each_row_once(count, sizes):
-    """Guards against rows never trained on (the last, partial batch above all) or trained on twice."""
+    """Guards against rows that are trained on twice or never, above all those of the last, partial batch."""
     lengths = rows_of_random_length(count).lengths
     batches = length_buckets(lengths, 4, (0,))
     assert sorted(np.concatenate(batches)) == list(range(count))
@@ -182,13 +175,11 @@ def test_length_buckets_depend_on_the_seed_alone():
     """Guards against runs that cannot be repeated, and against every epoch or run seeing the same batches."""
     lengths = rows_of_random_length(200).lengths
     np.random.seed(1)
-    first, again, other = (
-        [batch.tolist() for batch in length_buckets(lengths, 8, seed)] for seed in ((0, 1), (0, 1), (0, 2))
-    )
-    assert first == again != other
-    assert {frozenset(batch) for batch in first} != {frozenset(batch) for batch in other}, (
-        "rows must meet other rows"
-    )
+    seeds = ((0, 1), (0, 1), (0, 2))
+    batches = [[batch.tolist() for batch in length_buckets(lengths, 8, seed)] for seed in seeds]
+    assert batches[0] == batches[1] != batches[2]
+    first, _, other = ({frozenset(batch) for batch in drawn} for drawn in batches)
+    assert first != other, "rows must meet other rows"
 
 
 def test_length_buckets_come_in_random_order():
@@ -199,24 +190,19 @@ def test_length_buckets_come_in_random_order():
 
 
 def test_length_buckets_hold_rows_of_similar_length():
-    """Guards against a sort that is lost: no batch may reach into another's range of lengths."""
+    """Guards against a lost sort: the lengths of two batches may not overlap."""
     lengths = rows_of_random_length(80).lengths
-    ranges = sorted(
-        (lengths[batch].min(), lengths[batch].max()) for batch in length_buckets(lengths, 8, (0,))
-    )
+    batches = length_buckets(lengths, 8, (0,))
+    ranges = sorted((lengths[batch].min(), lengths[batch].max()) for batch in batches)
     assert all(longest <= shortest for (_, longest), (shortest, _) in zip(ranges, ranges[1:], strict=False))
 
 
 def test_the_partial_batch_is_not_always_of_the_longest_rows():
-    """Guards against a few long rows that weigh as much as a batch of others in each epoch, as they do where
-    the sort comes first."""
+    """Guards against the few longest rows forming the partial batch in every epoch,
+    as they do when the rows are sorted first: they would count as much as a full batch."""
     lengths = np.arange(21)
-    rests = [
-        batch.item()
-        for epoch in range(50)
-        for batch in length_buckets(lengths, 4, (epoch,))
-        if len(batch) < 4
-    ]
+    epochs = [length_buckets(lengths, 4, (epoch,)) for epoch in range(50)]
+    rests = [batch.item() for batches in epochs for batch in batches if len(batch) < 4]
     assert len(rests) == 50 and len(set(rests)) > 10
 
 
@@ -226,7 +212,7 @@ def padding_share(lengths: np.ndarray, batches: list[np.ndarray]) -> float:
 
 
 def test_length_buckets_hardly_pad(course_data, tokenizer):
-    """Guards against batches of mixed lengths, of which half is padding: right results at twice the cost."""
+    """Guards against batches of mixed lengths, half of which is padding: right results at twice the cost."""
     examples = read_examples(course_data / SST.filename("train"), SST)
     lengths = tokenize(examples, SST, tokenizer, 256).lengths
     order = np.random.default_rng(0).permutation(len(lengths))
@@ -240,9 +226,8 @@ def test_loader_batch_is_a_function_of_its_number():
     in_order = [Loader(dataset, 4, (7, 1))[k] for k in range(18)]
     loader = Loader(dataset, 4, (7, 1))
     for k in np.random.default_rng(0).permutation(18).tolist() * 2:
-        assert np.array_equal(loader[k].rows, in_order[k].rows) and torch.equal(
-            loader[k].input_ids, in_order[k].input_ids
-        )
+        assert np.array_equal(loader[k].rows, in_order[k].rows)
+        assert torch.equal(loader[k].input_ids, in_order[k].input_ids)
     assert any(not np.array_equal(Loader(dataset, 4, (7, 2))[k].rows, in_order[k].rows) for k in range(18))
 
 
@@ -270,25 +255,22 @@ def test_loader_covers_all_rows_in_each_epoch():
     ],
 )
 def test_schedules_by_hand(schedule, steps_per_epoch, num_tasks, expected):
-    """Guards against a task that gets no step, or one more than its share."""
-    assert (
-        "".join(str(schedule(step, steps_per_epoch, num_tasks)) for step in range(len(expected))) == expected
-    )
+    """Guards against a task that gets no step, or a step more than its share."""
+    picked = [schedule(step, steps_per_epoch, num_tasks) for step in range(len(expected))]
+    assert "".join(map(str, picked)) == expected
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 21, 100])
 def test_evaluation_batches_hold_all_rows_once_longest_first(batch_size):
-    """Guards against rows that are not scored, and against running out of memory at the end of an
-    evaluation."""
+    """Guards against rows that are not scored, and running out of memory late, on the longest rows."""
     dataset = rows_of_random_length(21)
     batches = evaluation_batches(dataset, batch_size)
     rows = np.concatenate([batch.rows for batch in batches])
     assert sorted(rows) == list(range(21)) and (np.diff(dataset.lengths[rows]) <= 0).all()
     assert [len(batch.rows) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
     for batch in batches:
-        real = (
-            torch.ones_like(batch.input_ids, dtype=torch.bool)
-            if batch.attention_mask is None
-            else batch.attention_mask
-        )
-        assert real.sum(1).tolist() == dataset.lengths[batch.rows].tolist() and batch.num_tokens == real.sum()
+        real = torch.ones_like(batch.input_ids, dtype=torch.bool)
+        if batch.attention_mask is not None:
+            real = batch.attention_mask
+        assert real.sum(1).tolist() == dataset.lengths[batch.rows].tolist()
+        assert batch.num_tokens == real.sum()

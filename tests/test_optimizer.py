@@ -1,5 +1,4 @@
-"""AdamW against torch.optim.AdamW, its own formula in float64 and a case worked by hand; parameter groups;
-the schedule."""
+"""AdamW against torch's, its own formula in float64 and a case by hand; parameter groups; the schedule."""
 
 import copy
 import io
@@ -9,10 +8,8 @@ import torch
 import transformers
 from torch import nn
 
-from base_bert import BertConfig
-from bert import BertModel
-from multitask_classifier import MultitaskBERT
 from optimizer import AdamW, decay_groups, warmup_decay
+from tiny_bert import tiny_model
 
 SHAPES = ((3, 4), (5,), ())
 
@@ -58,24 +55,18 @@ def by_formula(param, grads, lr, betas, eps, weight_decay, correct_bias):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
 @pytest.mark.parametrize("split", [False, True], ids=["one group", "two groups"])
 def test_fifty_steps_are_torchs(dtype, tolerance, split):
-    """Guards against moments, bias correction or a group's settings slightly off: training works, only
-    slower."""
+    """Guards against moments, bias correction or a group's settings that are slightly off:
+    training works, but more slowly."""
     ours, theirs = parameters(dtype), parameters(dtype)
 
     def groups(params):
-        return (
-            [{"params": params[:1], "lr": 3e-3, "betas": (0.8, 0.95)}, {"params": params[1:]}]
-            if split
-            else params
-        )
+        halves = [{"params": params[:1], "lr": 3e-3, "betas": (0.8, 0.95)}, {"params": params[1:]}]
+        return halves if split else params
 
-    plain = {"foreach": False, "fused": False}  # torch's loop, not the primitive that ours is built on
     run(AdamW(groups(ours), lr=1e-2, eps=1e-30), ours, gradients(50, dtype))
-    run(
-        torch.optim.AdamW(groups(theirs), lr=1e-2, eps=1e-30, weight_decay=0, **plain),
-        theirs,
-        gradients(50, dtype),
-    )
+    # torch's loop, not the primitive that ours is built on
+    settings = {"lr": 1e-2, "eps": 1e-30, "weight_decay": 0, "foreach": False, "fused": False}
+    run(torch.optim.AdamW(groups(theirs), **settings), theirs, gradients(50, dtype))
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
 
 
@@ -84,20 +75,13 @@ def test_fifty_steps_are_torchs(dtype, tolerance, split):
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.7), (0.0, 0.9), (0.9, 0.0)])
 @pytest.mark.parametrize(("eps", "weight_decay"), [(1e-6, 0.0), (0.3, 0.0), (1e-6, 0.5), (0.3, 0.5)])
 def test_fifty_steps_are_the_formulas(dtype, tolerance, correct_bias, betas, eps, weight_decay):
-    """Guards against ε beside the wrong root, decay before the update or through the moments, a correction
-    that can't be switched off."""
-    settings = {
-        "lr": 0.1,
-        "betas": betas,
-        "eps": eps,
-        "weight_decay": weight_decay,
-        "correct_bias": correct_bias,
-    }
+    """Guards against ε added to the wrong root (√v or √v̂), decay before the update or through the moments,
+    and a correction that can't be switched off."""
+    settings = {"lr": 0.1, "betas": betas, "eps": eps}
+    settings |= {"weight_decay": weight_decay, "correct_bias": correct_bias}
     params, grads = parameters(dtype), gradients(50, dtype)
-    expected = [
-        by_formula(param, series, **settings).to(dtype)
-        for param, series in zip(params, zip(*grads, strict=True), strict=True)
-    ]
+    pairs = zip(params, zip(*grads, strict=True), strict=True)
+    expected = [by_formula(param, series, **settings).to(dtype) for param, series in pairs]
     run(AdamW(params, **settings), params, grads)
     torch.testing.assert_close([param.detach() for param in params], expected, atol=tolerance, rtol=tolerance)
 
@@ -105,26 +89,25 @@ def test_fifty_steps_are_the_formulas(dtype, tolerance, correct_bias, betas, eps
 @pytest.mark.parametrize(
     ("correct_bias", "expected"),
     [
-        (
-            True,
-            0.9025,
-        ),  # α_t = .1 √.001 / .1 = .0316228; θ = 1 - .0316228 (.05 / .0316228) = .95; less .1 x .5 of itself
-        (False, 0.7997918),  # θ = 1 - .1 (.05 / .0316228) = .8418861; less .1 x .5 of itself
+        # α_t = .1 √.001 / .1 = .0316228; θ = 1 - .0316228 (.05 / .0316228) = .95; less .1 x .5 of itself
+        (True, 0.9025),
+        # θ = 1 - .1 (.05 / .0316228) = .8418861; less .1 x .5 of itself
+        (False, 0.7997918),
     ],
 )
 def test_first_step_by_hand(correct_bias, expected):
-    """Guards against the formula and its test being wrong in the same way (g = .5, so m = .05, √v = √.00025 =
-    .0158114; ε the same)."""
+    """Guards against the formula and its test being wrong in the same way.
+
+    g = .5, so m = .05 and √v = √.00025 = .0158114; ε is the same number."""
     theta = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
     theta.grad = torch.tensor(0.5, dtype=torch.float64)
-    AdamW(
-        [theta], lr=0.1, betas=(0.9, 0.999), eps=0.00025**0.5, weight_decay=0.5, correct_bias=correct_bias
-    ).step()
+    settings = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 0.00025**0.5, "weight_decay": 0.5}
+    AdamW([theta], **settings, correct_bias=correct_bias).step()
     assert theta.item() == pytest.approx(expected, abs=1e-7)
 
 
 def test_a_parameter_that_sits_out():
-    """Guards against a head that decays or ages (a smaller bias correction) in batches of other tasks."""
+    """Guards against a head that decays, or counts a step, in batches of other tasks."""
     settings = {"lr": 0.1, "weight_decay": 0.5, "eps": 0.1}
     params, alone, grads = parameters(), parameters(), gradients(6)
     for step in (0, 2, 3, 5):
@@ -174,8 +157,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradients_in_any_memory_layout(layout):
-    """Guards against a gradient that is a view (set by hand, or by a hook) being applied to the wrong
-    entries."""
+    """Guards against a gradient that is a view, as a hook may set it, applied to the wrong entries."""
     params = parameters()[:1]
     grads = [LAYOUTS[layout](step[0]) for step in gradients(3)]
     settings = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.0, "correct_bias": True}
@@ -190,7 +172,8 @@ def test_gradients_in_any_memory_layout(layout):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_meta_device(dtype, monkeypatch):
     """Guards against step counts or moments made on the wrong device, which only a GPU would show."""
-    devices, fused = set(), torch._fused_adamw_  # which itself lets a step count on the CPU pass
+    # torch's primitive itself accepts a step count on the CPU, so the test looks at what it is given.
+    devices, fused = set(), torch._fused_adamw_
 
     def spy(*lists, **settings):
         devices.update(tensor.device.type for tensors in lists for tensor in tensors)
@@ -204,7 +187,7 @@ def test_meta_device(dtype, monkeypatch):
 
 
 def test_closure():
-    """Guards against a closure run without gradients, or whose loss is lost."""
+    """Guards against a closure that runs without gradients, or whose loss is lost."""
     theta = nn.Parameter(torch.tensor(3.0))
     optimizer = AdamW([theta], lr=0.1)
 
@@ -262,12 +245,9 @@ def test_sparse_gradients_are_refused():
 
 @pytest.mark.parametrize("frozen", ["nothing", "bert.", "bert.word_embedding", "heads.sst.bias"])
 def test_decay_groups(frozen):
-    """Guards against a parameter in no group (never trained) or in two (trained twice), and against decay
-    that pulls LayerNorm to 0."""
-    config = BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
-    )
-    model = MultitaskBERT(BertModel(config))
+    """Guards against a parameter in no group, which is never trained, or in two,
+    which is trained twice, and against decay that pulls LayerNorm to 0."""
+    model = tiny_model()
     for name, param in model.named_parameters():
         param.requires_grad_(not name.startswith(frozen))
     groups = decay_groups(model, 0.25)
@@ -282,9 +262,8 @@ def test_decay_groups(frozen):
     assert sum(map(len, ids)) == len(trainable) == len(set().union(*ids))
     if frozen == "nothing":
         assert {id(param) for param in model.bert.word_embedding.parameters()} <= set(ids[0])
-        assert (
-            len(ids[1]) == 2 + 2 * (4 + 2 * 2) + 1 + 4
-        )  # LayerNorm; per layer 4 biases, 2 LayerNorms; pooler; heads
+        # LayerNorm; for each of 2 layers 4 biases and 2 LayerNorms; the pooler; the heads
+        assert len(ids[1]) == 2 + 2 * (4 + 2 * 2) + 1 + len(model.heads)
 
 
 @pytest.mark.parametrize(

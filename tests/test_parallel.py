@@ -1,5 +1,4 @@
-"""Several processes under `torchrun` on gloo: the same steps as one process, checkpoints, and what happens
-when one is lost."""
+"""Several processes under `torchrun` on gloo: the steps of one process, checkpoints, and a lost worker."""
 
 import os
 import signal
@@ -10,15 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from kill_and_resume import HERE, PROGRAM, RUN, outcome, tiny_encoder, wait_for
 from safetensors.torch import load_file
 
-from datasets import Batch, collate, read_examples, tokenize
-from run_files import HERE as PROJECT
-from tasks import TASKS
+from datasets import Batch
+from helpers import ROOT, sample_batch
+from kill_and_resume import HERE, PROGRAM, RUN, outcome, wait_for
+from tiny_bert import tiny_encoder
 
-SETTINGS = [*RUN, "--steps_per_epoch=5", "--save_steps=2"]  # the later of two values counts
-# The program, whose process 1 dies in its sixth step as by the kernel's hand.
+# The later of two values counts.
+SETTINGS = [*RUN, "--steps_per_epoch=5", "--save_steps=2"]
+# The program, but process 1 is killed in its sixth step, as the kernel does when memory runs out.
 DIES = """
 import os, signal, sys
 sys.path.insert(0, {project!r})
@@ -34,16 +34,10 @@ sys.exit(program.main())
 """
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory) -> str:
-    return tiny_encoder(tmp_path_factory.mktemp("tiny"))
-
-
 def start(processes: int, *arguments, script: Path = PROGRAM) -> subprocess.Popen:
-    """The program in so many processes, on the sample data."""
-    environment = {name: value for name, value in os.environ.items() if name != "SMART_BERT_DATA_DIR"} | {
-        "OMP_NUM_THREADS": "1"
-    }
+    """The program in that many processes, on the sample."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("SMART_BERT_DATA_DIR", None)
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
@@ -66,56 +60,39 @@ def whole(encoder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     status, said, complained = run(2, *SETTINGS, "--model_name_or_path", encoder, "--output_dir", folder)
     assert status == 0, complained
-    assert said.count("everything is in") == 1, "each process speaks"
+    assert said.count("everything is in") == 1, "each process says it"
     return folder
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
-    """Guards against gradients that are summed or averaged over unequal shares, inner gradients of the ascent
-    that reach the hooks, noise
-    that differs from process to process, and a last batch of a single row."""
-    encoder = tiny_encoder(tmp_path / "tiny", dropout=0.0)
-    settings = [
-        "--model_name_or_path",
-        encoder,
-        "--use_smart",
-        "--hidden_dropout_prob=0",
-        "--max_train_samples=41",
-        "--epochs=1",
-    ]
-    settings += [
-        "--steps_per_epoch=24",
-        "--lr=1e-3",
-        "--smart_epsilon=0.1",
-        "--smart_step_size=0.1",
-        "--max_eval_samples=21",
-    ]
+    """Guards against gradients summed over the processes or averaged over unequal shares,
+    against hooks called by the ascent's own gradients,
+    against noise that differs from process to process, and against a last batch of a single row."""
+    encoder = tiny_encoder(tmp_path / "tiny", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    size = ["--max_train_samples=41", "--max_eval_samples=21", "--epochs=1", "--steps_per_epoch=24"]
+    smart = ["--use_smart", "--smart_epsilon=0.1", "--smart_step_size=0.1"]
+    settings = ["--model_name_or_path", encoder, "--hidden_dropout_prob=0", "--lr=1e-3", *size, *smart]
     weights = {}
     for processes in (1, 2):
-        status, _, complained = run(
-            processes, *settings, f"--batch_size={8 // processes}", "--output_dir", tmp_path / str(processes)
-        )
+        folder = tmp_path / str(processes)
+        batch_size = f"--batch_size={8 // processes}"
+        status, _, complained = run(processes, *settings, batch_size, "--output_dir", folder)
         assert status == 0, complained
-        weights[processes] = {
-            f"{part}.{name}": tensor
-            for part in ("student", "teacher")
-            for name, tensor in load_file(tmp_path / str(processes) / "last" / f"{part}.safetensors").items()
-        }
+        roles = ("student", "teacher")
+        weights[processes] = {role: load_file(folder / "last" / f"{role}.safetensors") for role in roles}
     torch.testing.assert_close(weights[2], weights[1], rtol=0, atol=1e-5)
     one, two = (outcome(tmp_path / str(processes))["scores"] for processes in (1, 2))
-    assert one["dev"].keys() == two["dev"].keys() and one["dev_mean"] == pytest.approx(
-        two["dev_mean"], abs=1e-4
-    )
+    assert one["dev"].keys() == two["dev"].keys()
+    assert one["dev_mean"] == pytest.approx(two["dev_mean"], abs=1e-4)
 
 
 def test_a_lost_worker_ends_the_run_and_resuming_is_bit_identical(encoder, whole, tmp_path):
-    """Guards against a run that hangs when a process is lost, a checkpoint that its end has harmed, and
-    dropout masks that start anew."""
+    """Guards against a run that hangs when a process is lost,
+    a checkpoint damaged by the loss, and dropout masks that start anew."""
     script = tmp_path / "dies.py"
-    script.write_text(DIES.format(project=str(PROJECT)))
-    status, _, complained = run(
-        2, *SETTINGS, "--model_name_or_path", encoder, "--output_dir", tmp_path / "run", script=script
-    )
+    script.write_text(DIES.format(project=str(ROOT)))
+    places = ["--model_name_or_path", encoder, "--output_dir", tmp_path / "run"]
+    status, _, complained = run(2, *SETTINGS, *places, script=script)
     assert status != 0
     assert f"--resume --output_dir {tmp_path / 'run'}" in complained and "lost another one" in complained
     status, _, complained = run(2, "--resume", "--output_dir", tmp_path / "run")
@@ -124,10 +101,9 @@ def test_a_lost_worker_ends_the_run_and_resuming_is_bit_identical(encoder, whole
 
 
 def test_sigterm_saves_in_all_processes_at_the_same_step(encoder, tmp_path):
-    """Guards against processes that stop at different steps and wait for each other for ever."""
-    process = start(
-        2, *RUN, "--epochs=500", "--model_name_or_path", encoder, "--output_dir", tmp_path / "run"
-    )
+    """Guards against processes that stop at different steps, and then wait for each other for ever."""
+    places = ["--model_name_or_path", encoder, "--output_dir", tmp_path / "run"]
+    process = start(2, *RUN, "--epochs=500", *places)
     wait_for(process, tmp_path / "run" / "last" / "manifest.json")
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
@@ -139,13 +115,10 @@ def test_sigterm_saves_in_all_processes_at_the_same_step(encoder, tmp_path):
 
 
 def test_another_number_of_processes_is_refused(whole):
-    """Guards against a resumed run whose batches are not those it was started with."""
+    """Guards against a resumed run with other batches than the interrupted one."""
     status, _, complained = run(1, "--resume", "--epochs=3", "--output_dir", whole)
-    assert (
-        status == 2
-        and complained.endswith("start torchrun with as many as then\n")
-        and complained.count("\n") == 1
-    )
+    assert status == 2 and complained.count("\n") == 1
+    assert complained.endswith("start torchrun with as many as then\n")
 
 
 # ------------------------------------------------------------------------------------------- shares
@@ -153,26 +126,21 @@ def test_another_number_of_processes_is_refused(whole):
 
 @pytest.fixture
 def batch(tokenizer) -> Batch:
-    task = TASKS["para"]
-    examples = read_examples(PROJECT / "data" / "sample" / task.filename("train"), task)[:5]
-    return collate(tokenize(examples, task, tokenizer, 64), torch.arange(5).numpy(), seed=7)
+    return sample_batch("para", tokenizer, 5, seed=7)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
 def test_shares_of_a_batch_make_up_the_batch(batch, size):
-    """Guards against rows that no process computes or two do, and against means of unequal shares that count
-    alike."""
+    """Guards against rows computed by no process or by two, and against unequal shares with equal weights."""
     shares = [batch.share(rank, size) for rank in range(size)]
     values = torch.arange(5.0).square()
-    assert sum(share.weight * values[share.part].mean() for share in shares).item() / size == pytest.approx(
-        values.mean().item()
-    )
+    joined = sum(share.weight * values[share.part].mean() for share in shares).item() / size
+    assert joined == pytest.approx(values.mean().item())
     real = [share for share in shares if share.weight]
     assert sorted(row for share in real for row in share.rows[share.part]) == [0, 1, 2, 3, 4]
     for share in shares:
-        assert torch.equal(share.input_ids, batch.input_ids[share.part]) and torch.equal(
-            share.labels, batch.labels[share.part]
-        )
+        assert torch.equal(share.input_ids, batch.input_ids[share.part])
+        assert torch.equal(share.labels, batch.labels[share.part])
         assert share.num_tokens == batch.num_tokens
 
 

@@ -1,5 +1,5 @@
-"""Interrupted runs: resuming is bit-identical, whatever the moment; a folder with a run in it is not
-overwritten by accident."""
+"""Interrupted runs: resuming is bit-identical, whatever the moment;
+a folder with a run in it is not overwritten by accident."""
 
 import hashlib
 import json
@@ -7,16 +7,18 @@ import os
 import shutil
 import signal
 
-import kill_and_resume
 import pytest
 import torch
-from kill_and_resume import compare, outcome, tiny_encoder
 
+import kill_and_resume
 import multitask_classifier
-import run_files
+import resume
+from helpers import SAMPLE, run_program
+from kill_and_resume import compare, outcome
 from support import checkpoint
 
-RUN = [*kill_and_resume.RUN, "--steps_per_epoch=7", "--save_steps=2"]  # the later of two values counts
+# The later of two values counts.
+RUN = [*kill_and_resume.RUN, "--steps_per_epoch=7", "--save_steps=2"]
 
 
 class Killed(BaseException):
@@ -24,28 +26,12 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory) -> str:
-    return tiny_encoder(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def main(encoder, monkeypatch):
-    """The command line on the sample data with the small encoder."""
-    monkeypatch.delenv("SMART_BERT_DATA_DIR", raising=False)
-    return lambda *arguments: multitask_classifier.main(
-        ["--model_name_or_path", encoder, *map(str, arguments)]
-    )
-
-
-@pytest.fixture(scope="module")
 def uninterrupted(encoder, tmp_path_factory):
+    """Folder of a run that nothing has interrupted."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("SMART_BERT_DATA_DIR", raising=False)
-        assert (
-            multitask_classifier.main(["--model_name_or_path", encoder, *RUN, "--output_dir", str(folder)])
-            == 0
-        )
+        assert run_program("--model_name_or_path", encoder, *RUN, "--output_dir", folder) == 0
     return folder
 
 
@@ -77,8 +63,8 @@ def kill():
     ],
 )
 def test_a_killed_run_resumes_bit_identically(main, uninterrupted, tmp_path, monkeypatch, owner, name, n):
-    """Guards against lost or doubled steps, dropout masks, log lines, or a teacher that starts anew after an
-    interruption."""
+    """Guards against steps, dropout masks or log lines that are lost or doubled,
+    and against a teacher that starts anew after an interruption."""
     with monkeypatch.context() as patch:
         raise_at(patch, owner, name, n, kill)
         with pytest.raises(Killed):
@@ -89,10 +75,9 @@ def test_a_killed_run_resumes_bit_identically(main, uninterrupted, tmp_path, mon
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_processes_killed_at_random_moments_resume_bit_identically(encoder, tmp_path, monkeypatch, kills):
-    """Guards against what only a real SIGKILL leaves behind: files half written, a log beyond the checkpoint,
-    no `last` for a moment."""
-    monkeypatch.delenv("SMART_BERT_DATA_DIR", raising=False)
+def test_processes_killed_at_random_moments_resume_bit_identically(encoder, tmp_path, no_course_data, kills):
+    """Guards against what only a real SIGKILL leaves: half a file,
+    a log that is ahead of the checkpoint, no folder `last` between two renames."""
     assert compare(kills, tmp_path, encoder) == kills
 
 
@@ -100,8 +85,7 @@ def test_processes_killed_at_random_moments_resume_bit_identically(encoder, tmp_
 def test_signals_save_and_say_how_to_go_on(
     main, uninterrupted, tmp_path, monkeypatch, capsys, number, status
 ):
-    """Guards against Ctrl-C, or a machine that is being shut down, costing the work since the last
-    checkpoint."""
+    """Guards against losing the work since the last checkpoint to Ctrl-C or a machine that shuts down."""
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         raise_at(patch, multitask_classifier, "training_loss", 4, lambda: os.kill(os.getpid(), number))
@@ -113,32 +97,24 @@ def test_signals_save_and_say_how_to_go_on(
 
 
 def test_resuming_with_another_setting(main, uninterrupted, tmp_path, capsys):
-    """Guards against a resumed run that mixes two settings, and against refusing what does not matter."""
+    """Guards against a resumed run that mixes two settings, and against refusing a harmless change."""
     shutil.copytree(uninterrupted, tmp_path / "run")
-    for flag, value in [
-        ("--lr", "0.5"),
-        ("--tasks", "sst"),
-        ("--smart_epsilon", "1"),
-        ("--epochs", "1"),
-        ("--seed", "3"),
-    ]:
+    changes = {"--lr": "0.5", "--tasks": "sst", "--smart_epsilon": "1", "--epochs": "1", "--seed": "3"}
+    for flag, value in changes.items():
         assert main("--resume", flag, value, "--output_dir", tmp_path / "run") == 2
         assert capsys.readouterr().err.startswith(f"multitask_classifier.py: error: {flag} ")
     assert main("--resume", "--epochs", 3, "--logging_steps", 2, "--output_dir", tmp_path / "run") == 0
-    steps = [
-        json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
+    log = (tmp_path / "run" / "metrics.jsonl").read_text()
+    steps = [json.loads(line)["step"] for line in log.splitlines()]
     assert steps == sorted(steps) and steps[-1] == 21
 
 
 def test_resuming_with_other_data_is_refused(main, uninterrupted, tmp_path, capsys):
-    """Guards against going on with a file that was changed in between."""
+    """Guards against resuming with a data file that was changed in between."""
     shutil.copytree(uninterrupted, tmp_path / "run")
     changed = tmp_path / "train.csv"
-    changed.write_text(
-        (run_files.HERE / "data" / "sample" / "ids-sst-train.csv").read_text().replace("film", "movie")
-    )
-    given = ["--data_dir", run_files.HERE / "data" / "sample", "--sst_train", changed]
+    changed.write_text((SAMPLE / "ids-sst-train.csv").read_text().replace("film", "movie"))
+    given = ["--data_dir", SAMPLE, "--sst_train", changed]
     assert main("--resume", *given, "--output_dir", tmp_path / "run") == 2
     assert "--sst_train: its content" in capsys.readouterr().err
 
@@ -148,9 +124,8 @@ def test_a_folder_with_a_run_is_refused_and_overwritten_on_request(main, uninter
     shutil.copytree(uninterrupted, tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("the user's own")
     assert main(*RUN, "--output_dir", tmp_path / "run") == 2
-    assert "--overwrite_output_dir" in capsys.readouterr().err and outcome(tmp_path / "run") == outcome(
-        uninterrupted
-    )
+    assert "--overwrite_output_dir" in capsys.readouterr().err
+    assert outcome(tmp_path / "run") == outcome(uninterrupted)
     assert main(*RUN, "--overwrite_output_dir", "--output_dir", tmp_path / "run") == 0
     assert outcome(tmp_path / "run") == outcome(uninterrupted) and (tmp_path / "run" / "notes.txt").exists()
 
@@ -158,18 +133,14 @@ def test_a_folder_with_a_run_is_refused_and_overwritten_on_request(main, uninter
 def test_a_wrong_flag_does_not_delete_the_run(main, uninterrupted, tmp_path):
     """Guards against `--overwrite_output_dir` deleting a run before it is known that another can start."""
     shutil.copytree(uninterrupted, tmp_path / "run")
-    assert (
-        main(
-            *RUN, "--overwrite_output_dir", "--data_dir", tmp_path / "none", "--output_dir", tmp_path / "run"
-        )
-        == 2
-    )
+    places = ["--data_dir", tmp_path / "none", "--output_dir", tmp_path / "run"]
+    assert main(*RUN, "--overwrite_output_dir", *places) == 2
     assert outcome(tmp_path / "run") == outcome(uninterrupted)
 
 
 def test_nonfinite_batches(main, tmp_path, monkeypatch, capsys):
-    """Guards against NaN weights: the update is left out, tolerated as often as asked for, and `last` stays
-    as it was."""
+    """Guards against weights that become NaN. The update is left out,
+    the run goes on as often as the user allows, and `last` stays as it was."""
     real = multitask_classifier.training_loss
 
     def poisoned(*args, **kwargs):
@@ -188,7 +159,7 @@ def test_nonfinite_batches(main, tmp_path, monkeypatch, capsys):
 
 
 def test_out_of_memory_says_what_to_try(main, tmp_path, monkeypatch, capsys):
-    """Guards against a traceback of the allocator where a smaller batch would do."""
+    """Guards against the allocator's traceback where a smaller batch would help."""
 
     def no_memory():
         raise RuntimeError(
@@ -230,12 +201,10 @@ def missing(folder, file, marker):
 
 def of_another_architecture(folder, file, marker):
     saved = checkpoint.load_checkpoint(folder)
-    tensors = {
-        name: tensor[:-1] if tensor.ndim else tensor for name, tensor in saved.tensors[file.stem].items()
-    }
-    checkpoint.save_checkpoint(
-        folder, checkpoint.Checkpoint(saved.tensors | {file.stem: tensors}, saved.records)
-    )
+    weights = saved.tensors[file.stem]
+    tensors = {name: tensor[:-1] if tensor.ndim else tensor for name, tensor in weights.items()}
+    changed = checkpoint.Checkpoint(saved.tensors | {file.stem: tensors}, saved.records)
+    checkpoint.save_checkpoint(folder, changed)
 
 
 def a_pickle_that_runs_code(folder, file, marker):
@@ -250,19 +219,53 @@ def a_pickle_that_runs_code(folder, file, marker):
 )
 @pytest.mark.parametrize("option", ["evaluate", "predict", "resume"])
 def test_a_harmed_checkpoint_is_refused_in_one_line(main, uninterrupted, tmp_path, capsys, option, harm):
-    """Guards against trusting a file from the internet: a traceback, scores of damaged weights, or code that
-    is executed."""
+    """Guards against what a file from the internet may cause:
+    a traceback, scores of damaged weights, code that is executed."""
     shutil.copytree(uninterrupted, tmp_path / "run")
     part, stem = ("last", "student") if option == "resume" else ("best", "model")
     harm(tmp_path / "run" / part, tmp_path / "run" / part / f"{stem}.safetensors", tmp_path / "executed")
-    given = (
-        ["--resume", "--epochs", 3]
-        if option == "resume"
-        else ["--option", option, "--checkpoint", tmp_path / "run"]
-    )
-    assert main(*given, "--output_dir", tmp_path / ("run" if option == "resume" else "out")) == 2
+    resuming = ["--resume", "--epochs", 3, "--output_dir", tmp_path / "run"]
+    reading = ["--option", option, "--checkpoint", tmp_path / "run", "--output_dir", tmp_path / "out"]
+    assert main(*(resuming if option == "resume" else reading)) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and error.startswith(
-        f"multitask_classifier.py: error: {tmp_path / 'run' / part}"
-    )
+    assert error.startswith(f"multitask_classifier.py: error: {tmp_path / 'run' / part}")
+    assert error.count("\n") == 1
     assert not (tmp_path / "executed").exists() and not (tmp_path / "out").exists()
+
+
+# ----------------------------------------------------------------------------------- training state
+
+ONE_NUMBER = {"0.exp_avg": torch.ones(1)}
+NOT_THIS_STATE = {
+    "a moment is missing": lambda tensors, record: tensors["optimizer"].pop("0.exp_avg"),
+    "a moment of one number": lambda tensors, record: tensors["optimizer"].update(ONE_NUMBER),
+    "before the first step": lambda tensors, record: tensors["optimizer"].update({"0.step": torch.tensor(0)}),
+    "another parameter": lambda tensors, record: tensors["optimizer"].update({"9.step": torch.tensor(1)}),
+    "another weight": lambda tensors, record: tensors["model"].update({"weight": torch.ones(1, 1)}),
+    "beyond the generator's numbers": lambda tensors, record: record["numpy"].__setitem__(2, 10_000),
+    "too few of the generator's numbers": lambda tensors, record: record["numpy"].__setitem__(1, [1, 2]),
+}
+
+
+@pytest.mark.parametrize("change", NOT_THIS_STATE.values(), ids=NOT_THIS_STATE)
+def test_a_state_that_does_not_fit_is_not_taken(change):
+    """Guards against one moment broadcast over a whole weight,
+    a step that divides by zero, and numpy reading memory beyond its generator's."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    cpu = torch.device("cpu")
+    tensors, record = resume.training_state({"model": model}, optimizer, cpu)
+    record = json.loads(json.dumps(record))
+
+    def restore() -> None:
+        resume.restore_training_state(
+            tensors, record, {"model": model}, torch.optim.AdamW(model.parameters()), cpu
+        )
+
+    restore()
+    tensors["model"] = dict(tensors["model"])
+    change(tensors, record)
+    with pytest.raises((LookupError, RuntimeError, ValueError)):
+        restore()

@@ -1,50 +1,23 @@
 """The model with its heads, its training loss, and the learner's step."""
 
-import dataclasses
-
-import numpy as np
 import pytest
 import torch
 
-from base_bert import BertConfig, to_published
+from base_bert import to_published
 from bert import BertModel
 from config import TrainConfig
-from datasets import Batch
 from multitask_classifier import MultitaskBERT, TrainingLoss, training_loss
 from mysmartloss import BregmanProximal
 from optimizer import AdamW
 from resume import Progress
 from support.devices import COMPUTE_TYPES
 from tasks import TASKS
+from tiny_bert import TINY, tiny_batch, tiny_model
 from training import Learner
-
-TINY = BertConfig(
-    vocab_size=60,
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=32,
-    max_position_embeddings=20,
-)
-
-
-def tiny_model(seed: int = 0, **kwargs) -> MultitaskBERT:
-    torch.manual_seed(seed)
-    return MultitaskBERT(BertModel(TINY), **kwargs).train()
-
-
-def tiny_batch(task: str, device: str = "cpu") -> Batch:
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(1, 60, (4, 7), generator=generator)
-    mask = torch.arange(7) < torch.tensor([[7], [5], [3], [7]])
-    labels = torch.tensor([0.0, 1.0, 1.0, 0.0])
-    batch = Batch(np.arange(4), ids * mask, None, mask, labels, int(mask.sum()))
-    tensors = {name: getattr(batch, name).to(device) for name in ("input_ids", "attention_mask", "labels")}
-    return dataclasses.replace(batch, **tensors)
 
 
 def losses_of(model: MultitaskBERT, task: str, **settings) -> dict[str, torch.Tensor]:
-    """`training_loss` of the tiny batch, the generator seeded, and a teacher that has begun to lag behind."""
+    """`training_loss` of the tiny batch, with a seeded generator and a teacher unlike the model."""
     bregman = BregmanProximal(model)
     with torch.no_grad():
         for parameter in bregman.teacher.parameters():
@@ -58,7 +31,7 @@ def losses_of(model: MultitaskBERT, task: str, **settings) -> dict[str, torch.Te
 
 
 def test_mean_pooling_ignores_padding():
-    """Guards against padding entering the sentence vector: scores would depend on a batch's longest row."""
+    """Guards against padding in the sentence vector: scores would depend on the longest row of a batch."""
     model = tiny_model().eval()
     batch = tiny_batch("sst")
     whole = model("sst", batch.input_ids, batch.attention_mask)
@@ -81,12 +54,11 @@ def test_predict_methods_use_their_heads(method, task, outputs):
 
 
 def test_cls_pooling_is_the_pooler():
-    """Guards against `--pooling cls` taking the raw [CLS] state, without BERT's trained pooler."""
+    """Guards against `--pooling cls` that takes the raw [CLS] state and leaves out BERT's trained pooler."""
     model, batch = tiny_model(pooling="cls").eval(), tiny_batch("sst")
     pooled = model.bert(batch.input_ids, batch.attention_mask)["pooler_output"]
-    torch.testing.assert_close(
-        model("sst", batch.input_ids, batch.attention_mask), model.heads["sst"](pooled)
-    )
+    logits = model("sst", batch.input_ids, batch.attention_mask)
+    torch.testing.assert_close(logits, model.heads["sst"](pooled))
 
 
 # ------------------------------------------------------------------------------------ training loss
@@ -95,21 +67,18 @@ def test_cls_pooling_is_the_pooler():
 @pytest.mark.parametrize("term", ["smart", "bregman", "rdrop"])
 @pytest.mark.parametrize("task", TASKS)
 def test_each_term_reaches_every_encoder_parameter(task, term):
-    """Guards against a regulariser that never reaches backward (`.item()`, a dropped return value, the pooled
-    vector attacked)."""
+    """Guards against a regulariser without gradients: after `.item()`, when its value is dropped,
+    or when the pooled vector is perturbed in place of the embeddings."""
     gradients = []
     for weight in (0.0, 1.0):
         model = tiny_model(pooling="cls")
+        settings = {"use_smart": True, "smart_epsilon": 0.1, "smart_step_size": 0.1}
         weights = {"smart_weight": 0.0, "bregman_weight": 0.0, f"{term}_weight": weight}
-        losses_of(model, task, use_smart=True, smart_epsilon=0.1, smart_step_size=0.1, **weights)[
-            "total"
-        ].backward()
-        gradients.append(
-            to_published({name: parameter.grad for name, parameter in model.bert.named_parameters()})
-        )
-    key_bias = {
-        name for name in gradients[0] if name.endswith("attention.self.key.bias")
-    }  # softmax is invariant to it
+        losses_of(model, task, **settings, **weights)["total"].backward()
+        named = {name: parameter.grad for name, parameter in model.bert.named_parameters()}
+        gradients.append(to_published(named))
+    # Softmax does not depend on the key's bias.
+    key_bias = {name for name in gradients[0] if name.endswith("attention.self.key.bias")}
     same = {name for name in gradients[0] if torch.equal(gradients[0][name], gradients[1][name])}
     assert same - key_bias == set()
 
@@ -124,15 +93,14 @@ def test_weight_zero_is_bit_identical_to_no_flag(task):
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         results.append((gradients, torch.get_rng_state()))
     (plain, plain_state), (off, off_state) = results
-    assert all(torch.equal(a, b) for a, b in zip(plain, off, strict=True)) and torch.equal(
-        plain_state, off_state
-    )
+    assert all(torch.equal(a, b) for a, b in zip(plain, off, strict=True))
+    assert torch.equal(plain_state, off_state)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_smart_leaves_the_generator_where_it_was(task):
-    """Guards against a run whose later dropout masks depend on whether SMART is on: the two could not be
-    compared."""
+    """Guards against later dropout masks that depend on whether SMART is on:
+    two such runs could not be compared."""
     states = []
     for settings in ({}, {"use_smart": True}):
         losses_of(tiny_model(), task, **settings)
@@ -148,27 +116,24 @@ def test_the_task_loss_is_the_same_with_and_without_smart():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_step_on_the_meta_device(task):
-    """Guards against tensors made on the wrong device, and numbers that wait for the device in every step:
-    only a GPU would show them."""
+    """Guards against tensors made on the wrong device,
+    and against waiting for the device in every step. Only a GPU would show either."""
     with torch.device("meta"):
         model = MultitaskBERT(BertModel(TINY)).train()
     config = TrainConfig(use_smart=True, rdrop_weight=1.0)
     learner = Learner(TrainingLoss(model, config, BregmanProximal(model)), config)
-    for measure in (True, False):  # on meta a number cannot be had at all: `.item()` raises
+    for measure in (True, False):  # `.item()` raises on meta, so nothing can wait for a number
         losses = learner.step(TASKS[task], tiny_batch(task, "meta"), lr=1e-4, beta=0.9, measure=measure)
-    assert {loss.device.type for loss in losses.values()} == {"meta"} and {
-        "smart",
-        "bregman",
-        "rdrop",
-        "grad_norm",
-    } <= losses.keys()
+    assert {loss.device.type for loss in losses.values()} == {"meta"}
+    assert {"smart", "bregman", "rdrop", "grad_norm"} <= losses.keys()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_narrow_compute_types_leave_embeddings_and_heads_in_fp32(precision):
-    """Guards against perturbations below the resolution of bf16, and scores rounded to its steps."""
+    """Guards against perturbations below the resolution of bf16, and against scores rounded to bf16."""
     model, batch, seen = tiny_model().eval(), tiny_batch("sts"), {}
-    for name in ("bert.bert_layers.0.interm_dense", "heads.sts"):
+    dense, head = "bert.bert_layers.0.interm_dense", "heads.sts"
+    for name in (dense, head):
         model.get_submodule(name).register_forward_hook(
             lambda module, inputs, output, name=name: seen.update({name: output.dtype})
         )
@@ -176,17 +141,15 @@ def test_narrow_compute_types_leave_embeddings_and_heads_in_fp32(precision):
     model.compute_type = COMPUTE_TYPES[precision]
     embeddings = model.bert.embed(batch.input_ids)
     logits = model.logits("sts", embeddings, batch.attention_mask)
-    assert embeddings.dtype == torch.float32 and seen == {
-        "bert.bert_layers.0.interm_dense": model.compute_type,
-        "heads.sts": torch.float32,
-    }
+    assert embeddings.dtype == torch.float32
+    assert seen == {dense: model.compute_type, head: torch.float32}
     torch.testing.assert_close(logits, exact, rtol=0.02, atol=0.02)
     assert not torch.equal(logits, exact)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_the_ascent_works_in_narrow_compute_types(precision):
-    """Guards against a gradient of about 1e-7 that is 0 in fp16: R_s would be that of the first noise."""
+    """Guards against a gradient of about 1e-7, which is 0 in fp16: δ would stay at the first noise."""
     model, batch = tiny_model(), tiny_batch("sst")
     model.compute_type = COMPUTE_TYPES[precision]
     settings = {"use_smart": True, "smart_epsilon": 0.1, "smart_step_size": 0.1, "bregman_weight": 0.0}
@@ -195,8 +158,8 @@ def test_the_ascent_works_in_narrow_compute_types(precision):
 
 
 def test_fp16_lowers_its_scale_without_counting_a_bad_batch():
-    """Guards against fp16's first steps, whose scaled gradients overflow on purpose, ending the run or
-    changing a weight."""
+    """Guards against a run that ends, or a weight that changes,
+    in fp16's first steps, whose scaled gradients overflow on purpose."""
     model, config = tiny_model(), TrainConfig(precision="fp16")
     model.compute_type = torch.float16
     learner, progress = Learner(TrainingLoss(model, config), config), Progress()
@@ -205,11 +168,8 @@ def test_fp16_lowers_its_scale_without_counting_a_bad_batch():
     losses = learner.step(TASKS["sst"], tiny_batch("sst"), lr=1e-3, beta=0.9)
     progress.add("sst", losses, tiny_batch("sst"), 0.1)
     progress.check({}, 0, learner.scaler)
-    assert (
-        not torch.isfinite(losses["grad_norm"])
-        and learner.scaler.get_scale() == 2.0**39
-        and progress.interval.lacks("sst")
-    )
+    assert not torch.isfinite(losses["grad_norm"])
+    assert learner.scaler.get_scale() == 2.0**39 and progress.interval.lacks("sst")
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
     for _ in range(39):
         if torch.isfinite(losses["grad_norm"]):
@@ -219,8 +179,8 @@ def test_fp16_lowers_its_scale_without_counting_a_bad_batch():
 
 
 def test_the_learners_step_is_torchs_clipping_and_an_update():
-    """Guards against clipping folded into the update that is not clipping: too long a step, or a short
-    gradient made longer."""
+    """Guards against clipping inside the update that differs from torch's:
+    too long a step, or a short gradient made longer."""
     ours, theirs = tiny_model(), tiny_model()
     for model in (ours, theirs):
         model.eval()  # no dropout

@@ -1,29 +1,40 @@
-"""Small random BERTs, ours and transformers', that the tests of the encoder compare."""
+"""The one tiny BERT of all tests: its configuration, the reference of transformers,
+models and inputs of its size. A test that needs another size overrides fields of it."""
 
-import json
-import os
-import subprocess
-import sys
+import dataclasses
 from pathlib import Path
 
-import pytest
-import safetensors.torch
+import numpy as np
 import torch
 import transformers
+from tokenizers import BertWordPieceTokenizer
 
-import base_bert
+from base_bert import BertConfig, load_tokenizer
 from bert import BertModel
-from support.errors import UserError
+from datasets import Batch
+from multitask_classifier import MultitaskBERT
 
-ROOT = Path(base_bert.__file__).resolve().parent
-TINY = {
+# Every size differs from the others, and each is other than BERT's default.
+SIZES = {
     "vocab_size": 50,
     "hidden_size": 24,
     "num_hidden_layers": 2,
     "num_attention_heads": 3,
     "intermediate_size": 40,
+    "max_position_embeddings": 16,
 }
-TINY |= {"max_position_embeddings": 16, "pad_token_id": 0}
+TINY = BertConfig(**SIZES)
+MINILM_VOCABULARY = 30522
+# A vocabulary in which every letter is a token, for tests that run a tokenizer thousands of times.
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *",.'-", *("##" + c for c in LETTERS)]
+
+
+def tiny_config(**settings) -> BertConfig:
+    return dataclasses.replace(TINY, **settings)
+
+
+# -------------------------------------------------------------------------- beside transformers' own
 
 
 def randomise(model):
@@ -37,9 +48,8 @@ def randomise(model):
 
 def reference_bert(**settings) -> transformers.BertModel:
     torch.manual_seed(0)
-    return randomise(
-        transformers.BertModel(transformers.BertConfig(**TINY | settings, attn_implementation="eager"))
-    )
+    config = transformers.BertConfig(**SIZES | settings, attn_implementation="eager")
+    return randomise(transformers.BertModel(config))
 
 
 def both_berts(folder: Path, **settings) -> tuple[BertModel, transformers.BertModel]:
@@ -54,7 +64,7 @@ def inputs(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Random ids, a mask of that kind (row i has one token less than row i - 1) and segment ids."""
     generator = torch.Generator().manual_seed(2)
-    ids = torch.randint(1, TINY["vocab_size"], (batch, tokens), generator=generator)
+    ids = torch.randint(1, TINY.vocab_size, (batch, tokens), generator=generator)
     types = torch.randint(0, 2, (batch, tokens), generator=generator)
     right = torch.arange(tokens) < tokens - torch.arange(batch)[:, None]
     masks = {
@@ -62,8 +72,9 @@ def inputs(
         "right": right,
         "left": right.flip(1),
         "holes": right & (torch.arange(tokens) % 3 != 1),
+        "int64": right.long(),
+        "float": right.float(),
     }
-    masks |= {"int64": right.long(), "float": right.float()}
     return ids, masks[kind], types
 
 
@@ -75,26 +86,42 @@ def assert_same(ours: BertModel, reference, ids, mask=None, types=None) -> None:
         torch.testing.assert_close(got[name], expected[name], atol=1e-5, rtol=0)
 
 
-def write_model(folder: Path, weights: dict, filename: str = "pytorch_model.bin", **settings) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "bert", **TINY, **settings}))
-    save = safetensors.torch.save_file if filename.endswith(".safetensors") else torch.save
-    save(weights, folder / filename)
-    return folder
+# -------------------------------------------------------------------------------- with the task heads
 
 
-def refusal(name: str | Path) -> str:
-    """The message with which `from_pretrained` refuses, one line."""
-    with pytest.raises(UserError) as caught:
-        BertModel.from_pretrained(str(name))
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
+def tiny_model(seed: int = 0, **kwargs) -> MultitaskBERT:
+    """The tiny BERT with a head for each task, in train mode."""
+    torch.manual_seed(seed)
+    return MultitaskBERT(BertModel(TINY), **kwargs).train()
 
 
-def run_python(script: str, *arguments: str | Path, cwd: Path, **environment: str) -> str:
-    """What the script prints, in a process of its own that finds our modules by PYTHONPATH only."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    result = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+def tiny_batch(task: str, device: str = "cpu") -> Batch:
+    """Four rows of 7, 5, 3 and 7 tokens, with labels that any task accepts."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, TINY.vocab_size, (4, 7), generator=generator)
+    mask = torch.arange(7) < torch.tensor([[7], [5], [3], [7]])
+    labels = torch.tensor([0.0, 1.0, 1.0, 0.0])
+    batch = Batch(np.arange(4), ids * mask, None, mask, labels, int(mask.sum()))
+    tensors = {name: getattr(batch, name).to(device) for name in ("input_ids", "attention_mask", "labels")}
+    return dataclasses.replace(batch, **tensors)
+
+
+# -------------------------------------------------------------------------- folders for whole programs
+
+
+def tiny_encoder(folder: Path, **settings) -> str:
+    """The folder, now with the tiny BERT and MiniLM's tokenizer."""
+    torch.manual_seed(0)
+    config = tiny_config(**{"vocab_size": MINILM_VOCABULARY, "max_position_embeddings": 64} | settings)
+    BertModel(config).save_pretrained(folder)
+    load_tokenizer().save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+def letters_encoder(folder: Path) -> str:
+    """The folder, now with the tiny BERT and a tokenizer of single letters: thousands of runs in a minute."""
+    torch.manual_seed(0)
+    config = tiny_config(vocab_size=len(PIECES), max_position_embeddings=32)
+    BertModel(config).save_pretrained(folder)
+    BertWordPieceTokenizer({piece: i for i, piece in enumerate(PIECES)}).save(str(folder / "tokenizer.json"))
+    return str(folder)

@@ -1,27 +1,19 @@
-"""Course files read: real ones, the sample, and hand-made ones with every flaw. Reference: the csv module."""
+"""Hand-made files with every flaw: read as meant, skipped row by row, or refused with file and line."""
 
-import csv
 import re
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from datasets import Example, read_examples, sample_rows, tokenize
+from datasets import Example, read_examples, tokenize
+from helpers import warnings_of
 from support.errors import UserError
 from tasks import TASKS
 
-HOME = Path(__file__).resolve().parent.parent
-SAMPLE = HOME / "data" / "sample"
 SST, STS = TASKS["sst"], TASKS["sts"]
-COURSE_ROWS = {  # as the course data's own README counts them; two rows of quora-train have no label
-    "sst": {"train": 8544, "dev": 1101, "test": 2210},
-    "para": {"train": 70905 - 2, "dev": 4000, "test": 3000},
-    "sts": {"train": 6040, "dev": 863, "test": 1725},
-    "cfimdb": {"train": 1707, "dev": 245, "test": 488},
-}
+
+
 HEADER = "\tid\tsentence\tsentiment"
 
 
@@ -39,79 +31,7 @@ def good_rows(count: int) -> list[str]:
     return [f"{i}\tid{i}\ttext {i}\t{i % 5}" for i in range(count)]
 
 
-def warnings_of(caplog) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-
-
-# ---------------------------------------------------------------------------------- real and sample
-
-
-@pytest.mark.parametrize(
-    ("name", "split"), [(name, split) for name, splits in COURSE_ROWS.items() for split in splits]
-)
-def test_course_files_are_read_whole(course_data, caplog, name, split):
-    """Guards against rows lost, merged or shifted by quoting, and against labels cut to integers: the csv
-    module is the reference."""
-    task, labelled = TASKS[name], split != "test"
-    path = course_data / task.filename(split)
-    examples = read_examples(path, task, labelled)
-    assert len(examples) == COURSE_ROWS[name][split]
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    for example, row in zip(
-        examples, (row for row in rows if not labelled or row[task.label_column]), strict=True
-    ):
-        label = float(row[task.label_column]) if labelled else None
-        assert example == (
-            row["id"].strip(),
-            tuple(row[column].strip() for column in task.text_columns),
-            label,
-        )
-    assert all(re.fullmatch("[0-9a-f]{25}", example.id) for example in examples)
-    reports = warnings_of(caplog)
-    assert len(reports) == (name == "para" and split == "train")
-    assert all("2 of 70905 rows" in report and "line 13625, 45948;" in report for report in reports)
-
-
-@pytest.mark.parametrize("name", ["sst", "cfimdb"])
-def test_course_test_files_have_two_columns_before_the_id(course_data, name):
-    """Guards against columns taken by position: here the id is the third, elsewhere the second."""
-    path = course_data / TASKS[name].filename("test")
-    header, first = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[:2])
-    assert header[2:] == ["id", "sentence"]
-    assert read_examples(path, TASKS[name], labelled=False)[0] == (first[2], (first[3].strip(),), None)
-
-
-@pytest.mark.parametrize("name", ["sst", "para", "sts"])
-@pytest.mark.parametrize(("split", "count"), [("train", 200), ("dev", 50), ("test", 50)])
-def test_sample_has_the_promised_rows(caplog, name, split, count):
-    """Guards against a damaged or lopsided sample, on which a constant guess would look like learning."""
-    examples = read_examples(SAMPLE / TASKS[name].filename(split), TASKS[name], labelled=split != "test")
-    assert len(examples) == len({example.id for example in examples}) == count
-    assert warnings_of(caplog) == []
-    labels = Counter(example.label for example in examples)
-    if split == "test":
-        assert set(labels) == {None}
-    elif name == "sts":
-        assert min(labels) == 0 and max(labels) == 5 and any(label % 1 for label in labels)
-    else:
-        classes = {"sst": 5, "para": 2}[name]
-        assert labels == {float(label): count // classes for label in range(classes)}
-
-
-def test_sample_sentences_are_all_distinct():
-    """Guards against a test sentence that was trained on."""
-    names = [(name, split) for name in ("sst", "para", "sts") for split in ("train", "dev", "test")]
-    read = [
-        read_examples(SAMPLE / TASKS[name].filename(split), TASKS[name], split != "test")
-        for name, split in names
-    ]
-    texts = [text.casefold() for examples in read for example in examples for text in example.texts]
-    assert len(texts) == len(set(texts)) == 3 * 300 + 2 * 300
-
-
-# ---------------------------------------------------------------------------------- hand-made files
-
+# ------------------------------------------------------------------------------------ odd but valid
 
 VALID_FILES = {
     "doubled quotes": (lines(HEADER, '0\ta\t"say ""no"" twice"\t3'), 'say "no" twice'),
@@ -147,16 +67,36 @@ def test_odd_but_valid_files(tmp_path, caplog, content, text):
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_line_numbers_after_a_quoted_newline(tmp_path, caplog, end):
-    """Guards against reporting row numbers as line numbers: the user would look at an innocent line."""
+    """Guards against row numbers reported as line numbers: the user would look at another line."""
     rows = good_rows(200)
-    rows[4:6] = [
-        '4\tid4\t"one' + end + "two" + end + 'three"\t1',
-        "5\tid5\tno label\t",
-    ]  # lines 6 to 8, then line 9
+    # Row 4 stands on lines 6 to 8, row 5 on line 9.
+    rows[4:6] = [f'4\tid4\t"one{end}two{end}three"\t1', "5\tid5\tno label\t"]
     examples = read_examples(write(tmp_path, lines(HEADER, *rows, end=end)), SST)
     assert len(examples) == 199 and examples[4].texts == (f"one{end}two{end}three",)
     assert "1 of 200 rows" in caplog.text and "(line 9;" in caplog.text
 
+
+def test_unlabelled_rows_are_all_kept_in_order(tmp_path, caplog):
+    """Guards against a prediction file with fewer rows than the test file, or in another order."""
+    rows = ["0\tb\tone\ttwo", "1\ta\t\t", "2\td", "3\tc\tone", "4\te\t \ttwo\t\t", "5\tf\tone\ttwo\t2.0"]
+    examples = read_examples(write(tmp_path, lines("\tid\tsentence1\tsentence2", *rows)), STS, labelled=False)
+    texts = [("one", "two"), ("", ""), ("", ""), ("one", ""), ("", "two"), ("one", "two")]
+    assert examples == [Example(id, pair, None) for id, pair in zip("badcef", texts, strict=True)]
+    (warning,) = warnings_of(caplog)
+    assert "line 7" in warning and "stray tab" in warning
+
+
+def test_similarity_labels_stay_floats(tmp_path, tokenizer):
+    """Guards against scores cut to integers, which only lowers the correlation and gives no error."""
+    scores = ["3.8", "0", "5.0", "0.25", "4.999"]
+    header, rows = "\tid\tsentence1\tsentence2\tsimilarity", [f"0\tid\tone\ttwo\t{score}" for score in scores]
+    examples = read_examples(write(tmp_path, lines(header, *rows)), STS)
+    assert [example.label for example in examples] == [3.8, 0.0, 5.0, 0.25, 4.999]
+    labels = tokenize(examples, STS, tokenizer, 32).labels
+    assert torch.equal(labels, torch.tensor([3.8, 0.0, 5.0, 0.25, 4.999], dtype=torch.float32))
+
+
+# ------------------------------------------------------------------------------------- unusable rows
 
 BAD_ROWS = {
     "no label": "0\tbad\ttext\t",
@@ -182,10 +122,10 @@ BAD_ROWS = {
 
 @pytest.mark.parametrize("row", BAD_ROWS.values(), ids=BAD_ROWS)
 def test_unusable_rows_are_skipped_and_reported_once(tmp_path, caplog, row):
-    """Guards against a bad row trained on with a wrong label, dropped without a word, or reported once a
-    row."""
+    """Guards against a bad row that is trained on with a wrong label
+    or dropped without a word, and against a warning for each row."""
     rows = good_rows(400)
-    for place in (9, 99, 199, 299):  # lines 11, 101, 201, 301: exactly 1 %
+    for place in (9, 99, 199, 299):  # on lines 11, 101, 201, 301: exactly 1 % of the rows
         rows[place] = row
     examples = read_examples(write(tmp_path, lines(HEADER, *rows)), SST)
     assert len(examples) == 396 and "bad" not in {example.id for example in examples}
@@ -195,7 +135,7 @@ def test_unusable_rows_are_skipped_and_reported_once(tmp_path, caplog, row):
 
 @pytest.mark.parametrize("row", BAD_ROWS.values(), ids=BAD_ROWS)
 def test_too_many_unusable_rows_are_an_error(tmp_path, row):
-    """Guards against training on the readable part of a file that is something else."""
+    """Guards against training on the readable part of a file of another kind."""
     rows = good_rows(399)
     for place in (9, 99, 199, 299):
         rows[place] = row
@@ -210,13 +150,25 @@ def test_too_many_unusable_rows_are_an_error(tmp_path, row):
     ["\ttwo\t3", "one\t\t3", "one\ttwo\t", "one\ttwo\t5.1", "one\ttwo\tnan", "one\ttwo", "o\tne\ttwo\t3"],
 )
 def test_unusable_pairs_are_skipped(tmp_path, caplog, fields):
-    """Guards against pairs with one text only, and scores outside the scale."""
+    """Guards against pairs with only one text, and scores outside the scale."""
     rows = [f"{i}\tid{i}\tone\ttwo\t{i / 20}" for i in range(100)]
     rows[50] = "50\tbad\t" + fields
     examples = read_examples(write(tmp_path, lines("\tid\tsentence1\tsentence2\tsimilarity", *rows)), STS)
     assert [example.label for example in examples] == [i / 20 for i in range(100) if i != 50]
     assert len(warnings_of(caplog)) == 1 and "1 of 100 rows" in caplog.text and "(line 52;" in caplog.text
 
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_an_id_that_comes_twice_is_reported(tmp_path, caplog, labelled):
+    """Guards against two lines of a prediction file that nobody can tell apart."""
+    rows = good_rows(6)
+    rows[3] = rows[5] = "9\tid1\tanother text\t2"  # lines 5 and 7; the first is line 3
+    assert len(read_examples(write(tmp_path, lines(HEADER, *rows)), SST, labelled)) == 6
+    (warning,) = warnings_of(caplog)
+    assert "2 rows have the id of an earlier row (first: line 5, 'id1' as in line 3)" in warning
+
+
+# ------------------------------------------------------------------------------------ unusable files
 
 UNUSABLE_FILES = {
     "no label column": (lines("\tid\tsentence", "0\ta\tplain"), True, 1, "sentiment"),
@@ -290,7 +242,7 @@ UNUSABLE_FILES = {
 
 @pytest.mark.parametrize(("content", "labelled", "line", "word"), UNUSABLE_FILES.values(), ids=UNUSABLE_FILES)
 def test_unusable_files_are_refused_with_file_and_line(tmp_path, content, labelled, line, word):
-    """Guards against training on half a file, or on nothing, and against an error that doesn't say where."""
+    """Guards against training on half a file or on nothing, and against an error that doesn't say where."""
     path = write(tmp_path, content)
     with pytest.raises(UserError, match=rf"(?i)\b{word}\b") as error:
         read_examples(path, SST, labelled)
@@ -307,25 +259,13 @@ def test_what_is_no_file_is_refused(tmp_path, name):
     assert str(error.value).startswith(f"{path}: cannot be read")
 
 
-def test_unlabelled_rows_are_all_kept_in_order(tmp_path, caplog):
-    """Guards against a prediction file with fewer rows than the test file, or in another order."""
-    rows = ["0\tb\tone\ttwo", "1\ta\t\t", "2\td", "3\tc\tone", "4\te\t \ttwo\t\t", "5\tf\tone\ttwo\t2.0"]
-    examples = read_examples(write(tmp_path, lines("\tid\tsentence1\tsentence2", *rows)), STS, labelled=False)
-    texts = [("one", "two"), ("", ""), ("", ""), ("one", ""), ("", "two"), ("one", "two")]
-    assert examples == [Example(id, pair, None) for id, pair in zip("badcef", texts, strict=True)]
-    (warning,) = warnings_of(caplog)
-    assert "line 7" in warning and "stray tab" in warning
-
-
 @pytest.mark.parametrize(
     ("content", "line"),
     [
         ('\tid\tsentence1\tsentence2\n0\ta\tb\tc\n1\ta\t"x\ty" z\n', 3),  # on one line
         ('\tid\tsentence1\tsentence2\r0\ta\t"x\r1\tb\ty\tz\r', 2),  # bare carriage returns
-        (
-            '"0"\t"id"\t"sentence1"\t"sentence2"\n"0"\t"a"\t"x"\t"y\n"1"\t"b"\t"y"\t"z"\n',
-            2,
-        ),  # everything quoted
+        # Every field quoted.
+        ('"0"\t"id"\t"sentence1"\t"sentence2"\n"0"\t"a"\t"x"\t"y\n"1"\t"b"\t"y"\t"z"\n', 2),
         ('\tid\tsentence1\tsentence2\n0\ta\tb\t"c\n1\tb\tx\ty\n2\tc\tx\ty\n', 2),
     ],
 )
@@ -334,47 +274,3 @@ def test_an_open_quote_does_not_swallow_rows(tmp_path, content, line):
     path = write(tmp_path, content)
     with pytest.raises(UserError, match=f"{re.escape(str(path))}:{line}: .*quote"):
         read_examples(path, TASKS["para"], labelled=False)
-
-
-@pytest.mark.parametrize("labelled", [True, False])
-def test_an_id_that_comes_twice_is_reported(tmp_path, caplog, labelled):
-    """Guards against two lines of a prediction file that nobody can tell apart."""
-    rows = good_rows(6)
-    rows[3] = rows[5] = "9\tid1\tanother text\t2"  # lines 5 and 7; the first is line 3
-    assert len(read_examples(write(tmp_path, lines(HEADER, *rows)), SST, labelled)) == 6
-    (warning,) = warnings_of(caplog)
-    assert "2 rows have the id of an earlier row (first: line 5, 'id1' as in line 3)" in warning
-
-
-def test_similarity_labels_stay_floats(tmp_path, tokenizer):
-    """Guards against scores cut to integers, which costs correlation and nothing else."""
-    scores = ["3.8", "0", "5.0", "0.25", "4.999"]
-    content = lines(
-        "\tid\tsentence1\tsentence2\tsimilarity", *(f"0\tid\tone\ttwo\t{score}" for score in scores)
-    )
-    examples = read_examples(write(tmp_path, content), STS)
-    assert [example.label for example in examples] == [3.8, 0.0, 5.0, 0.25, 4.999]
-    labels = tokenize(examples, STS, tokenizer, 32).labels
-    assert torch.equal(labels, torch.tensor([3.8, 0.0, 5.0, 0.25, 4.999], dtype=torch.float32))
-
-
-@pytest.mark.parametrize("limit", [1, 7, 49])
-def test_sample_rows_is_always_the_same_and_in_file_order(limit):
-    """Guards against subsets that differ between runs: their scores could not be compared."""
-    examples = [Example(str(i), ("text",), i // 10) for i in range(50)]
-    chosen = []
-    for seed in (1, 2):
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        chosen.append([int(example.id) for example in sample_rows(examples, limit)])
-    assert chosen[0] == chosen[1] == sorted(set(chosen[0])) and len(chosen[0]) == limit
-    assert limit != 7 or len({row // 10 for row in chosen[0]}) > 1, (
-        "a sorted file must not give one label only"
-    )
-
-
-@pytest.mark.parametrize("limit", [None, 50, 51])
-def test_sample_rows_without_a_limit_that_binds(limit):
-    """Guards against rows lost where none should be."""
-    examples = [Example(str(i), ("text",), 0.0) for i in range(50)]
-    assert sample_rows(examples, limit) == examples

@@ -1,0 +1,68 @@
+"""How the fuzz tests run: each property on few inputs, always the same,
+and (marked slow) on many that differ from run to run."""
+
+import contextlib
+import io
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from helpers import run_program
+
+# Inputs of each property: in the default tests, in the slow ones.
+COUNTS = {
+    "files": (220, 3500),
+    "predict": (40, 500),
+    "parsed": (200, 5000),
+    "started": (40, 600),
+    "checkpoints": (50, 500),
+}
+
+
+def sizes(name: str):
+    few, many = COUNTS[name]
+    return pytest.mark.parametrize("count", [few, pytest.param(many, marks=pytest.mark.slow)])
+
+
+def fuzz(count: int, **inputs):
+    """Calls the decorated function with `count` generated inputs, the same in every run if they are few."""
+
+    def run(check) -> None:
+        calls = []
+
+        @settings(
+            max_examples=count,
+            derandomize=count < 500,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+        )
+        @given(**inputs)
+        def counted(**values):
+            calls.append(1)
+            check(**values)
+
+        counted()
+        assert len(calls) >= count, "fewer inputs than promised"
+
+    return run
+
+
+def call(arguments) -> tuple[int, str]:
+    """Exit status and standard error of the command line;
+    like a terminal, its standard output takes UTF-8 only."""
+    terminal, error = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
+    with contextlib.redirect_stdout(terminal), contextlib.redirect_stderr(error):
+        try:
+            status = run_program(*arguments)
+        except SystemExit as leaving:  # --help
+            status = leaving.code or 0
+    return status, error.getvalue()
+
+
+def assert_said_in_one_line(status: int, error: str) -> None:
+    assert status in (0, 2), error
+    if status == 2:
+        assert error.startswith("multitask_classifier.py: error: "), error
+        assert len(error.splitlines()) == 1 and error.endswith("\n"), error

@@ -1,0 +1,49 @@
+"""What more than one test file needs and that has nothing to do with the size of a BERT."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import multitask_classifier
+from datasets import Batch, Example, collate, read_examples, tokenize
+from tasks import TASKS
+
+ROOT = Path(multitask_classifier.__file__).resolve().parent
+SAMPLE = ROOT / "data" / "sample"
+
+
+def warnings_of(caplog) -> list[str]:
+    """The warnings, and anything worse, that pytest's `caplog` has caught."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def sample_examples(name: str, split: str = "train", count: int | None = None) -> list[Example]:
+    """The first rows of a sample file."""
+    task = TASKS[name]
+    return read_examples(SAMPLE / task.filename(split), task, split != "test")[:count]
+
+
+def sample_batch(
+    name: str, tokenizer, rows: int = 8, split: str = "train", max_length: int = 64, **settings
+) -> Batch:
+    """The first rows of a sample file as one batch, with `settings` for `collate`."""
+    dataset = tokenize(sample_examples(name, split, rows), TASKS[name], tokenizer, max_length)
+    return collate(dataset, np.arange(rows), **settings)
+
+
+def run_program(*arguments) -> int:
+    """Exit status of the command line, run in this process."""
+    return multitask_classifier.main([*map(str, arguments)])
+
+
+def run_python(script: str, *arguments: str | Path, cwd: Path, **environment: str) -> str:
+    """What the script prints, in a process of its own that finds our modules by PYTHONPATH only."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    result = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout

@@ -1,0 +1,212 @@
+"""Whole runs of the program on the sample and on real data."""
+
+import dataclasses
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import multitask_classifier
+from bert import BertModel
+from helpers import SAMPLE, run_program, sample_examples
+from short_runs import FAST
+from support.checkpoint import load_checkpoint, save_checkpoint
+from support.errors import UserError
+from tasks import TASKS
+
+# ------------------------------------------------------------------------------ what a run leaves
+
+
+def test_results_and_files(sample_run):
+    """Guards against results that lack what was asked for, or that hide that the sample was used."""
+    results = json.loads((sample_run / "results.json").read_text())
+    assert set(results["dev"]) == {"sst", "para", "sts"} and results["data"] == "sample"
+    assert set(results["dev"]["sst"]) == set(results["dev"]["para"]) == {"accuracy", "macro_f1"}
+    assert set(results["dev"]["sts"]) == {"pearson", "spearman"}
+    metrics = {"sst": "accuracy", "para": "accuracy", "sts": "pearson"}
+    main_scores = [results["dev"][task][metric] for task, metric in metrics.items()]
+    assert results["dev_mean"] == pytest.approx(sum(main_scores) / 3)
+    assert results["trained_tasks"] == ["sst", "para", "sts"] and results["config"]["use_smart"] is True
+    assert results["train_seconds"] > 0 and results["examples_per_second"] > 0
+    records = [json.loads(line) for line in (sample_run / "metrics.jsonl").read_text().splitlines()]
+    trained = [record for record in records if record["kind"].startswith("train/")]
+    assert [record["kind"] for record in trained] == ["train/sst", "train/para", "train/sts"] * 2
+    assert all(record["smart"] > 0 and record["task"] > 0 for record in trained)
+
+
+@pytest.mark.parametrize(
+    ("task", "column"),
+    [("sst", "Predicted_Sentiment"), ("para", "Predicted_Is_Paraphrase"), ("sts", "Predicted_Similiary")],
+)
+def test_prediction_files_hold_every_id_in_order(sample_run, task, column):
+    """Guards against predictions in order of length, dropped rows,
+    or a header that the course's grader does not know."""
+    for split, rows in (("dev", 24), ("test", 50)):
+        file = sample_run / "predictions" / f"{task}-{split}-output.csv"
+        lines = file.read_text().splitlines(keepends=True)
+        assert lines[0] == f"id \t {column} \n"
+        ids, values = zip(*(line.removesuffix(" \n").split(" , ") for line in lines[1:]), strict=True)
+        assert len(ids) == rows
+        if split == "test":
+            assert list(ids) == [example.id for example in sample_examples(task, split)]
+        allowed = {"sst": {"0", "1", "2", "3", "4"}, "para": {"0.0", "1.0"}}.get(task)
+        assert set(values) <= allowed if allowed else all(np.isfinite(float(value)) for value in values)
+
+
+def test_best_holds_student_and_teacher_of_its_step(sample_run):
+    """Guards against student and teacher saved under each other's name, and against another step's model."""
+    results = json.loads((sample_run / "results.json").read_text())
+    best, last = (load_checkpoint(sample_run / name) for name in ("best", "last"))
+    assert results["best_step"] == last.records["progress"]["step"]  # so that the two can be compared
+    kept = best.records["run"]["kept"]
+    saved = {kept: {f"heads.{name}": bias for name, bias in best.tensors["heads"].items()}}
+    for role, task in itertools.product(("student", "teacher"), ("sst", "para", "sts")):
+        name = f"heads.{task}.bias"
+        torch.testing.assert_close((saved | best.tensors)[role][name], last.tensors[role][name])
+    assert not torch.equal(
+        last.tensors["student"]["heads.para.bias"], last.tensors["teacher"]["heads.para.bias"]
+    )
+
+
+def test_the_best_folder_is_a_model_to_start_from(sample_run):
+    """Guards against a saved encoder that transformers, or `--model_name_or_path`, reads as another model."""
+    theirs = transformers.BertModel.from_pretrained(sample_run / "best").eval()
+    ours = BertModel.from_pretrained(str(sample_run / "best"))
+    ids = torch.tensor([[101, 2023, 2003, 1037, 3185, 102]])
+    with torch.no_grad():
+        got, expected = ours(ids)["last_hidden_state"], theirs(ids).last_hidden_state
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+def test_evaluate_repeats_the_scores_from_a_moved_folder(sample_run, tmp_path, monkeypatch, no_course_data):
+    """Guards against a checkpoint that needs the folder it was made in, or that is not the scored model."""
+    moved = tmp_path / "moved"
+    shutil.copytree(sample_run / "best", moved)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--option", "evaluate", "--checkpoint", moved, "--max_eval_samples", 24, "--batch_size", 8]
+    assert run_program(*arguments, "--output_dir", tmp_path / "again") == 0
+    folders = (sample_run, tmp_path / "again")
+    first, again = (json.loads((folder / "results.json").read_text()) for folder in folders)
+    assert again["dev"] == first["dev"] and again["dev_mean"] == first["dev_mean"]
+    for file in (sample_run / "predictions").iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / "predictions" / file.name).read_bytes()
+
+
+def test_unusable_checkpoint_settings_are_refused(sample_run, tmp_path):
+    """Guards against loading a folder that is a checkpoint of something else."""
+    saved = load_checkpoint(sample_run / "best")
+    del saved.records["run"]["config"]
+    save_checkpoint(tmp_path / "other", saved)
+    with pytest.raises(UserError, match="not a model saved by this program"):
+        multitask_classifier.load_model(tmp_path / "other")
+
+
+# ---------------------------------------------------------------------------------------- predicting
+
+
+def test_predict_needs_the_checkpoint_alone(sample_run, tmp_path, monkeypatch):
+    """Guards against predictions of a moved model that differ from those of the run it was made in."""
+    shutil.copytree(sample_run / "best", tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--option", "predict", "--checkpoint", "moved", "--batch_size", 8]
+    assert run_program(*arguments, "--sts_test", SAMPLE / TASKS["sts"].filename("test")) == 0
+    written = [file.name for file in (tmp_path / "runs" / "predict" / "predictions").iterdir()]
+    assert written == ["sts-test-output.csv"]  # the task that was asked for, and no other
+    monkeypatch.setenv("SMART_BERT_DATA_DIR", str(SAMPLE))
+    assert run_program(*arguments, "--output_dir", "all", "--sst_test_out", "mine.csv") == 0
+    paths = {task: tmp_path / "all" / "predictions" / f"{task}-test-output.csv" for task in ("para", "sts")}
+    for task, path in {"sst": tmp_path / "mine.csv", **paths}.items():
+        assert path.read_bytes() == (sample_run / "predictions" / f"{task}-test-output.csv").read_bytes()
+
+
+ODD_TEXTS = {
+    "empty": "",
+    "blank": "   ",
+    "long": "word " * 10_000,
+    "one long word": "w" * 20_000,
+    "nul": "a\0b",
+    "emoji": "so good \N{GRINNING FACE}\N{ZERO WIDTH JOINER}",
+    "quoted": '"two\nlines and ""quotes"""',
+    "no vocabulary": "\ue000\U0010ffff",
+}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("task", ["sst", "sts"])
+def test_predict_gives_every_id_a_value_whatever_its_text(sample_run, tmp_path, task, end):
+    """Guards against texts that drop a row, join two rows, or end the program."""
+    columns = TASKS[task].text_columns
+    header = "\t".join(["", "id", *columns])
+    texts = {name: "\t".join([text] * len(columns)) for name, text in ODD_TEXTS.items()}
+    rows = [f"{i}\t{name}\t{text}" for i, (name, text) in enumerate(texts.items())]
+    (tmp_path / "odd.csv").write_bytes(("\ufeff" + end.join([header, "", *rows, "", ""])).encode())
+    arguments = ["--option", "predict", "--checkpoint", sample_run / "best", "--output_dir", tmp_path / "out"]
+    assert run_program(*arguments, f"--{task}_test", tmp_path / "odd.csv") == 0
+    lines = (tmp_path / "out" / "predictions" / f"{task}-test-output.csv").read_text().splitlines()
+    assert [line.split(" , ")[0] for line in lines[1:]] == list(ODD_TEXTS)
+    assert all(np.isfinite(float(line.split(" , ")[1])) for line in lines[1:])
+
+
+def test_a_lone_surrogate_is_one_line_naming_file_and_line(sample_run, tmp_path, capsys):
+    """Guards against a traceback from bytes that only look like UTF-8,
+    and against an output folder left by a run that did nothing."""
+    odd = tmp_path / "odd.csv"
+    odd.write_bytes(b"\tid\tsentence\n0\ta\tfine\n1\tb\t\xed\xa0\x80\n")
+    arguments = ["--option", "predict", "--checkpoint", sample_run, "--output_dir", tmp_path / "out"]
+    assert run_program(*arguments, "--sst_test", odd) == 2
+    assert f"{odd}:3: not UTF-8" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------ training
+
+
+def test_same_seed_same_losses_and_untrained_tasks_are_marked(tmp_path, no_course_data):
+    """Guards against runs that can't be repeated,
+    and against scores of an untrained head that look like results."""
+    arguments = ["--tasks", "sts", "--eval_tasks", "sts,sst", "--use_smart", *FAST]
+    records = []
+    for name in ("a", "b"):
+        assert run_program(*arguments, "--output_dir", tmp_path / name) == 0
+        lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        records.append([{key: value for key, value in line.items() if "per_" not in key} for line in lines])
+    assert records[0] == records[1]
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert results["dev"]["sst"]["trained"] is False and "trained" not in results["dev"]["sts"]
+    assert results["trained_tasks"] == ["sts"]
+
+
+def test_pretrain_changes_the_heads_only(tmp_path, no_course_data):
+    """Guards against a 'frozen' encoder that weight decay or a stray gradient changes."""
+    assert run_program("--option", "pretrain", "--tasks", "sst", *FAST, "--output_dir", tmp_path / "out") == 0
+    model, _, _ = multitask_classifier.load_model(tmp_path / "out")
+    for name, weight in BertModel.from_pretrained().state_dict().items():
+        assert torch.equal(weight, model.bert.state_dict()[name]), name
+    assert model.heads["sst"].bias.abs().max() > 0
+
+
+def test_a_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch, capsys, no_course_data):
+    """Guards against weights full of NaN that somebody finds hours later."""
+    broken = dataclasses.replace(TASKS["sst"], loss=lambda logits, labels: logits.sum() * float("nan"))
+    monkeypatch.setitem(TASKS, "sst", broken)
+    assert run_program("--tasks", "sst", *FAST, "--output_dir", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "not finite" in error and "step 0" in error and "task sst" in error
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "floor", "extra"),
+    [("sst", "accuracy", 0.3, ["--use_smart"]), ("para", "accuracy", 0.65, []), ("sts", "pearson", 0.5, [])],
+)
+def test_real_data_is_learned(course_data, tmp_path, task, metric, floor, extra):
+    """Guards against a pipeline that runs to its end and learns nothing:
+    a constant prediction scores .26, .63 and 0."""
+    few = SAMPLE / TASKS[task].filename("test")
+    files = ["--data_dir", course_data, f"--{task}_test", few, "--output_dir", tmp_path / "out"]
+    size = ["--epochs", 2, "--max_train_samples", 640, "--max_eval_samples", 300]
+    assert run_program("--tasks", task, *files, *size, *extra) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["dev"][task][metric] > floor and results["data"] == str(course_data)

@@ -1,0 +1,99 @@
+"""The course's files and the sample are read whole. Reference: the csv module."""
+
+import csv
+import itertools
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from datasets import Example, read_examples, sample_rows
+from helpers import sample_examples, warnings_of
+from tasks import TASKS
+
+# As the course data's own README counts them; two rows of quora-train have no label.
+COURSE_ROWS = {
+    "sst": {"train": 8544, "dev": 1101, "test": 2210},
+    "para": {"train": 70905 - 2, "dev": 4000, "test": 3000},
+    "sts": {"train": 6040, "dev": 863, "test": 1725},
+    "cfimdb": {"train": 1707, "dev": 245, "test": 488},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "split"), [(name, split) for name, splits in COURSE_ROWS.items() for split in splits]
+)
+def test_course_files_are_read_whole(course_data, caplog, name, split):
+    """Guards against rows lost, merged or shifted by quoting, and against labels cut to integers."""
+    task, labelled = TASKS[name], split != "test"
+    path = course_data / task.filename(split)
+    examples = read_examples(path, task, labelled)
+    assert len(examples) == COURSE_ROWS[name][split]
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    usable = [row for row in rows if not labelled or row[task.label_column]]
+    for example, row in zip(examples, usable, strict=True):
+        texts = tuple(row[column].strip() for column in task.text_columns)
+        label = float(row[task.label_column]) if labelled else None
+        assert example == (row["id"].strip(), texts, label)
+    assert all(re.fullmatch("[0-9a-f]{25}", example.id) for example in examples)
+    reports = warnings_of(caplog)
+    assert len(reports) == (name == "para" and split == "train")
+    assert all("2 of 70905 rows" in report and "line 13625, 45948;" in report for report in reports)
+
+
+@pytest.mark.parametrize("name", ["sst", "cfimdb"])
+def test_course_test_files_have_two_columns_before_the_id(course_data, name):
+    """Guards against columns taken by position: the id is the third column here and the second elsewhere."""
+    path = course_data / TASKS[name].filename("test")
+    header, first = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[:2])
+    assert header[2:] == ["id", "sentence"]
+    assert read_examples(path, TASKS[name], labelled=False)[0] == (first[2], (first[3].strip(),), None)
+
+
+@pytest.mark.parametrize("name", ["sst", "para", "sts"])
+@pytest.mark.parametrize(("split", "count"), [("train", 200), ("dev", 50), ("test", 50)])
+def test_sample_has_the_promised_rows(caplog, name, split, count):
+    """Guards against a damaged or lopsided sample, on which a constant guess would look like learning."""
+    examples = sample_examples(name, split)
+    assert len(examples) == len({example.id for example in examples}) == count
+    assert warnings_of(caplog) == []
+    labels = Counter(example.label for example in examples)
+    if split == "test":
+        assert set(labels) == {None}
+    elif name == "sts":
+        assert min(labels) == 0 and max(labels) == 5 and any(label % 1 for label in labels)
+    else:
+        classes = {"sst": 5, "para": 2}[name]
+        assert labels == {float(label): count // classes for label in range(classes)}
+
+
+def test_sample_sentences_are_all_distinct():
+    """Guards against a test sentence that was trained on."""
+    names = itertools.product(("sst", "para", "sts"), ("train", "dev", "test"))
+    read = [sample_examples(name, split) for name, split in names]
+    texts = [text.casefold() for examples in read for example in examples for text in example.texts]
+    assert len(texts) == len(set(texts)) == 3 * 300 + 2 * 300
+
+
+@pytest.mark.parametrize("limit", [1, 7, 49])
+def test_sample_rows_is_always_the_same_and_in_file_order(limit):
+    """Guards against subsets that differ between runs, whose scores could not be compared."""
+    examples = [Example(str(i), ("text",), i // 10) for i in range(50)]
+    chosen = []
+    for seed in (1, 2):
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        chosen.append([int(example.id) for example in sample_rows(examples, limit)])
+    assert chosen[0] == chosen[1] == sorted(set(chosen[0])) and len(chosen[0]) == limit
+    labels = {row // 10 for row in chosen[0]}
+    assert limit != 7 or len(labels) > 1, "a sorted file must not give one label only"
+
+
+@pytest.mark.parametrize("limit", [None, 50, 51])
+def test_sample_rows_without_a_limit_that_binds(limit):
+    """Guards against rows lost although the limit allows them all."""
+    examples = [Example(str(i), ("text",), 0.0) for i in range(50)]
+    assert sample_rows(examples, limit) == examples

@@ -1,0 +1,103 @@
+"""The Bregman teacher against its closed form; Bregman and R-Drop as terms of the training loss."""
+
+import pytest
+import torch
+from torch import nn
+
+from config import TrainConfig
+from helpers import sample_batch
+from multitask_classifier import training_loss
+from mysmartloss import BregmanProximal, fitted_beta, paper_beta, sym_kl_loss
+from tasks import TASKS
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.3), nn.Tanh(), nn.Linear(16, 3))
+
+
+def test_teacher_is_the_closed_form_of_the_moving_average():
+    """Guards against a teacher that averages only some parameters,
+    starts from other values, or swaps β and 1 - β."""
+    net = small_net().double()
+    bregman = BregmanProximal(net)
+    history = [[parameter.detach().clone() for parameter in net.parameters()]]
+    for step in range(50):
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter += torch.randn_like(parameter)
+        history.append([parameter.detach().clone() for parameter in net.parameters()])
+        bregman.update(net, 0.9)
+        expected = [0.9 ** (step + 1) * first for first in history[0]]
+        for age, past in enumerate(reversed(history[1:])):
+            expected = [sum_ + 0.1 * 0.9**age * value for sum_, value in zip(expected, past, strict=True)]
+        for parameter, value in zip(bregman.teacher.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter, value)
+
+
+def test_teacher_is_a_copy_without_gradients():
+    """Guards against a teacher that shares storage with the model, or is trained."""
+    net = small_net()
+    bregman = BregmanProximal(net)
+    pairs = list(zip(net.parameters(), bregman.teacher.parameters(), strict=True))
+    assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() and not b.requires_grad for a, b in pairs)
+
+
+def test_bregman_term_is_zero_at_the_start_and_pulls_to_the_teacher():
+    """Guards against a teacher with dropout masks of its own,
+    for which the term is never 0, and against a sign that pushes the model away."""
+    net, x = small_net().train(), torch.randn(64, 6)
+    bregman = BregmanProximal(net)
+
+    def term() -> torch.Tensor:
+        generator = torch.get_rng_state()
+        return bregman(net(x), lambda teacher: teacher(x), sym_kl_loss, generator)
+
+    def distance() -> float:
+        pairs = zip(net.parameters(), bregman.teacher.parameters(), strict=True)
+        return sum((a - b).square().sum().item() for a, b in pairs)
+
+    assert term().item() == 0
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    before, first = distance(), term().item()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(300):
+        optimizer.zero_grad()
+        term().backward()
+        optimizer.step()
+    assert distance() < 0.9 * before and term().item() < 0.05 * first
+    assert all(parameter.grad is None for parameter in bregman.teacher.parameters())
+
+
+def test_betas():
+    """Guards against the paper's momentum in a short run, where the teacher would hardly leave its start."""
+    assert [paper_beta(step, 1000) for step in (0, 99, 100, 999)] == [0.99, 0.99, 0.999, 0.999]
+    assert fitted_beta(0, 160) == pytest.approx(1 - 1 / 16)
+    assert fitted_beta(0, 10**6) == pytest.approx(0.999)
+    assert fitted_beta(0, 5) == 0
+
+
+# ------------------------------------------------------------------------------ in the training loss
+
+
+def test_bregman_in_training_loss(real_model, tokenizer):
+    """Guards against a Bregman term that is not in the total, or not 0 for the very first batch."""
+    bregman, batch = BregmanProximal(real_model), sample_batch("para", tokenizer, 4)
+    config = TrainConfig(use_smart=True, smart_weight=0.0, bregman_weight=2.0)
+    assert training_loss(real_model, TASKS["para"], batch, config, bregman)["bregman"].item() == 0
+    with torch.no_grad():
+        bregman.teacher.heads["para"].bias += 0.5
+    losses = training_loss(real_model, TASKS["para"], batch, config, bregman)
+    assert losses["bregman"] > 1e-3
+    torch.testing.assert_close(losses["total"], losses["task"] + 2 * losses["bregman"])
+
+
+def test_rdrop_is_a_term_of_its_own(real_model, tokenizer):
+    """Guards against R-Drop mixed silently into SMART.
+    It is on only when asked for, and works without SMART."""
+    batch = sample_batch("sst", tokenizer, 4)
+    losses = training_loss(real_model, TASKS["sst"], batch, TrainConfig(rdrop_weight=0.5))
+    assert set(losses) == {"task", "rdrop", "total"} and losses["rdrop"] > 1e-4
+    torch.testing.assert_close(losses["total"], losses["task"] + 0.5 * losses["rdrop"])

@@ -1,0 +1,225 @@
+"""Dropout replay and Algorithm 1 against closed forms and finite differences, then on real sentences."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import mysmartloss
+from config import TrainConfig
+from helpers import sample_batch
+from multitask_classifier import training_loss
+from mysmartloss import (
+    DropoutReplay,
+    SMARTLoss,
+    bernoulli_sym_kl_loss,
+    inf_norm,
+    js_loss,
+    l2_norm,
+    squared_error,
+    sym_kl_loss,
+)
+from tasks import TASKS
+from toys import toy
+
+# ----------------------------------------------------------------------------------- dropout replay
+
+
+def test_replay_draws_the_same_masks_and_restores_the_generator():
+    """Guards against an adversarial pass with other masks than the clean one, which is mostly R-Drop,
+    and against SMART changing the random numbers of the rest of the run."""
+    dropout, x = nn.Dropout(0.5), torch.ones(4, 50)
+    torch.manual_seed(3)
+    bare = dropout(x)
+    after = torch.get_rng_state()
+    torch.manual_seed(3)
+    replay = DropoutReplay(dropout)
+    assert torch.equal(replay(x), bare)
+    torch.rand(10)  # whatever else draws in between
+    torch.manual_seed(3)
+    dropout(x)
+    for _ in range(2):
+        assert torch.equal(replay(x), bare)
+        assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_replay_restores_the_generator_after_an_error():
+    """Guards against an interrupted pass leaving the run on other random numbers."""
+    replay = DropoutReplay(lambda x: x)
+    replay(torch.zeros(1))
+    before = torch.get_rng_state()
+
+    def fail(x):
+        torch.rand(3)
+        raise RuntimeError
+
+    replay.function = fail
+    with pytest.raises(RuntimeError):
+        replay(torch.zeros(1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --------------------------------------------------------------------------------------- Algorithm 1
+
+
+@pytest.mark.parametrize("norm_fn", [inf_norm, l2_norm])
+@pytest.mark.parametrize(
+    ("loss_fn", "outputs"), [(sym_kl_loss, 3), (bernoulli_sym_kl_loss, 1), (squared_error, 1)]
+)
+def test_ascent_direction_by_finite_differences(norm_fn, loss_fn, outputs):
+    """Guards against an ascent along anything but the divergence's gradient, normalised token by token."""
+    _, eval_fn, embed = toy(outputs)
+    clean = eval_fn(embed).detach()
+    settings = {"norm_fn": norm_fn, "epsilon": 100.0, "noise_var": 1e-2, "step_size": 0.7}
+    torch.manual_seed(1)
+    start = SMARTLoss(eval_fn, loss_fn, num_steps=0, **settings).perturbation(embed, clean)
+    torch.manual_seed(1)
+    end = SMARTLoss(eval_fn, loss_fn, num_steps=1, **settings).perturbation(embed, clean)
+    gradient, h = torch.zeros_like(start), 1e-6
+    for place in np.ndindex(*start.shape):
+        bump = torch.zeros_like(start)
+        bump[place] = h
+        with torch.no_grad():
+            above = loss_fn(eval_fn(embed + start + bump), clean)
+            below = loss_fn(eval_fn(embed + start - bump), clean)
+            gradient[place] = (above - below) / (2 * h)
+    torch.testing.assert_close(end - start, 0.7 * gradient / norm_fn(gradient), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("norm_fn", "dual"), [(inf_norm, 1), (l2_norm, 2)])
+def test_ascent_reaches_the_worst_case_of_a_quadratic(norm_fn, dual):
+    """Guards against an inert ascent.
+
+    For f(x) = a·x the worst (a·δ)² in the ball is (ε ‖a‖_dual)². The ascent must reach 95 % of it."""
+    torch.manual_seed(0)
+    a, embed = torch.randn(32), torch.randn(5, 1, 32)
+    settings = {"norm_fn": norm_fn, "epsilon": 0.03}
+    smart = SMARTLoss(lambda x: x @ a, squared_error, step_size=0.03, num_steps=20, **settings)
+    state = embed @ a
+    reached = smart(embed, state).item()
+    worst = (0.03 * torch.linalg.vector_norm(a, dual).item()) ** 2
+    assert 0.95 * worst <= reached <= worst * (1 + 1e-5)
+    noise_only = SMARTLoss(lambda x: x @ a, squared_error, num_steps=0, noise_var=0.03**2, **settings)
+    assert noise_only(embed, state).item() < 0.5 * worst
+
+
+@pytest.mark.parametrize("norm_fn", [inf_norm, l2_norm])
+@pytest.mark.parametrize("epsilon", [1e-5, 0.03, 1.0])
+@pytest.mark.parametrize("num_steps", [0, 1, 3])
+def test_delta_stays_in_the_ball_and_off_the_padding(norm_fn, epsilon, num_steps):
+    """Guards against perturbed padding, and against noise rescaled to norm 1:
+    in smart-pytorch it is 5.5 times the embedding."""
+    _, eval_fn, embed = toy(dtype=torch.float32)
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+    settings = {"norm_fn": norm_fn, "epsilon": epsilon, "step_size": 10 * epsilon, "noise_var": 1.0}
+    smart = SMARTLoss(eval_fn, sym_kl_loss, num_steps=num_steps, **settings)
+    delta = smart.perturbation(embed, eval_fn(embed), mask)
+    assert (norm_fn(delta) <= epsilon).all() and (norm_fn(delta)[mask.bool()] > 0.5 * epsilon).all()
+    assert (delta[~mask.bool()] == 0).all()
+
+
+def test_delta_is_fp32_for_bf16_embeddings():
+    """Guards against ±ε lost below the resolution of bf16."""
+    mixing, eval_fn, embed = toy(dtype=torch.float32)
+    embed = embed.bfloat16()
+    smart = SMARTLoss(lambda x: eval_fn(x.float()), sym_kl_loss, epsilon=1e-4, step_size=1e-4)
+    delta = smart.perturbation(embed, eval_fn(embed.float()))
+    assert delta.dtype == torch.float32 and delta.abs().max() > 5e-5
+    seen = []
+    spying = SMARTLoss(lambda x: seen.append(x) or eval_fn(x), sym_kl_loss, epsilon=1e-4)
+    spying(embed, eval_fn(embed.float()))
+    assert all(x.dtype == torch.float32 for x in seen)
+
+
+def test_ascent_differentiates_the_perturbation_only():
+    """Guards against the ascent's gradients piling up in the model's `.grad`,
+    and against a gradient through the clean pass."""
+    mixing, eval_fn, embed = toy()
+    embed.requires_grad_()
+    delta = SMARTLoss(eval_fn, sym_kl_loss, num_steps=2).perturbation(embed, eval_fn(embed))
+    assert embed.grad is None and all(parameter.grad is None for parameter in mixing.parameters())
+    assert not delta.requires_grad and not delta.grad_fn
+
+
+def test_ascent_works_without_outer_gradients():
+    """Guards against an ascent that fails, or does nothing, when R_s is measured under no_grad."""
+    _, eval_fn, embed = toy()
+    with torch.no_grad():
+        assert SMARTLoss(eval_fn, sym_kl_loss, step_size=0.03, epsilon=0.03)(embed, eval_fn(embed)) > 0
+
+
+def test_first_noise_has_variance_noise_var():
+    """Guards against σ² used as σ (Algorithm 1 draws from N(0, σ²))."""
+    embed = torch.zeros(4, 50, 100)
+    smart = SMARTLoss(lambda x: x.sum(1), sym_kl_loss, num_steps=0, noise_var=0.25, epsilon=1e9)
+    delta = smart.perturbation(embed, embed.sum(1))
+    assert delta.var().item() == pytest.approx(0.25, rel=0.03)
+
+
+def test_loss_last_fn_is_returned_and_loss_fn_climbed():
+    """Guards against the two losses being swapped."""
+    _, eval_fn, embed = toy()
+    calls = []
+    smart = SMARTLoss(
+        eval_fn,
+        lambda a, b: calls.append("ascent") or sym_kl_loss(a, b),
+        lambda a, b: calls.append("last") or js_loss(a, b),
+        num_steps=2,
+    )
+    torch.manual_seed(0)
+    value = smart(embed, eval_fn(embed))
+    torch.manual_seed(0)
+    delta = smart.perturbation(embed, eval_fn(embed))
+    assert calls == ["ascent", "ascent", "last", "ascent", "ascent"]
+    assert value.item() == js_loss(eval_fn(embed + delta), eval_fn(embed)).item()
+
+
+def test_a_rows_perturbation_does_not_depend_on_the_batch(monkeypatch):
+    """Guards against a gradient normalised over the batch.
+    δ would change with the batch size, and so would the meaning of λ."""
+    _, eval_fn, embed = toy()
+    noise = torch.randn(embed.shape[1:], dtype=embed.dtype)
+    monkeypatch.setattr(mysmartloss.torch, "randn_like", lambda x, dtype: noise.expand(x.shape).clone())
+    smart = SMARTLoss(eval_fn, sym_kl_loss, step_size=0.1, epsilon=0.05, num_steps=2)
+    both = smart.perturbation(embed, eval_fn(embed))
+    alone = torch.cat([smart.perturbation(row[None], eval_fn(row[None])) for row in embed])
+    torch.testing.assert_close(both, alone)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epsilon": 0}, {"epsilon": math.nan}, {"num_steps": -1}, {"step_size": -1.0}, {"noise_var": -1.0}],
+)
+def test_wrong_settings_are_refused(wrong):
+    """Guards against a regulariser switched off by a typo."""
+    with pytest.raises(ValueError, match="SMARTLoss"):
+        SMARTLoss(lambda x: x, sym_kl_loss, **wrong)
+
+
+# -------------------------------------------------------------------------------- with a real encoder
+
+
+@pytest.mark.parametrize("task", ["sst", "para", "sts"])
+def test_term_is_exactly_zero_without_perturbation_in_train_mode(real_model, tokenizer, task):
+    """Guards against R_s(x, x) ≠ 0. With fresh dropout masks it is 7.6e-3,
+    while the perturbation itself gives 1.5e-7."""
+    batch = sample_batch(task, tokenizer)
+    embeddings = real_model.bert.embed(batch.input_ids, batch.token_type_ids)
+    encode = DropoutReplay(lambda x: real_model.logits(task, x, batch.attention_mask))
+    logits = encode(embeddings)
+    smart = SMARTLoss(encode, TASKS[task].divergence)
+    assert smart.at(torch.zeros_like(embeddings), embeddings, logits).item() == 0
+
+
+@pytest.mark.parametrize("norm", ["inf", "2"])
+@pytest.mark.parametrize("task", ["sst", "para", "sts"])
+def test_adversarial_divergence_exceeds_random_at_equal_size(real_model, tokenizer, task, norm):
+    """Guards against an inert ascent, for every head.
+    In smart-pytorch the final δ points along the first noise (cosine 1)."""
+    torch.manual_seed(1)
+    config = TrainConfig(use_smart=True, bregman_weight=0.0, smart_norm=norm)
+    losses = training_loss(real_model, TASKS[task], sample_batch(task, tokenizer), config, measure=True)
+    assert losses["ascent_gain"] > 2 and losses["smart"].item() == losses["ascent_divergence"].item()
+    assert 0.001 < losses["delta_ratio"] < 0.2
