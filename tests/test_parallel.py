@@ -118,7 +118,7 @@ def test_another_number_of_processes_is_refused(whole):
     """Guards against a resumed run with other batches than the interrupted one."""
     status, _, complained = run(1, "--resume", "--epochs=3", "--output_dir", whole)
     assert status == 2 and complained.count("\n") == 1
-    assert complained.endswith("start torchrun with as many as then\n")
+    assert complained.endswith("restart with --nproc_per_node 2\n")
 
 
 # ------------------------------------------------------------------------------------------- shares
