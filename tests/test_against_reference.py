@@ -11,19 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference_trainer
 import safetensors.torch
 import torch
 import transformers
-from kill_and_resume import tiny_encoder
-from tiny_bert import TINY, both_berts
 from torch import nn
 
 import multitask_classifier
+import reference_trainer
 from config import TrainConfig
 from datasets import Loader, TokenizedDataset
 from multitask_classifier import MultitaskBERT, load_model, main, train
 from tasks import TASKS
+from tiny_bert import TINY, both_berts, tiny_encoder
 
 # ------------------------------------------------------------------------------------- Algorithm 1, both ways
 
@@ -63,7 +62,7 @@ def random_dataset(name: str) -> TokenizedDataset:
     """Rows of 4 to 9 random tokens with random labels; a pair's second text begins anywhere."""
     random = np.random.default_rng(len(name))
     lengths = random.integers(4, 10, NUM_ROWS)
-    tokens = random.integers(1, TINY["vocab_size"], lengths.sum()).astype(np.int32)
+    tokens = random.integers(1, TINY.vocab_size, lengths.sum()).astype(np.int32)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     segment_starts = lengths if name == "sst" else random.integers(1, lengths)
     labels = {"sst": random.integers(0, 5, NUM_ROWS), "sts": random.uniform(0, 2, NUM_ROWS)}
@@ -77,7 +76,7 @@ def both_models(folder: Path) -> tuple[MultitaskBERT, reference_trainer.Model]:
     our_bert, their_bert = both_berts(folder, **NO_DROPOUT)
     ours = MultitaskBERT(our_bert, "mean", 0.0)
     generator = torch.Generator().manual_seed(3)
-    width = TINY["hidden_size"]
+    width = TINY.hidden_size
     heads = nn.ModuleDict({name: nn.Linear(width, task.num_outputs) for name, task in TASKS.items()})
     with torch.no_grad():
         for parameter in heads.parameters():
@@ -110,7 +109,7 @@ def reference_batches(config: TrainConfig) -> list[reference_trainer.Rows]:
         turn = step % len(loaders)
         batch = loaders[turn][step // len(loaders)]
         ids = batch.input_ids
-        noise = batch.noise(torch.zeros(*ids.shape, TINY["hidden_size"]))
+        noise = batch.noise(torch.zeros(*ids.shape, TINY.hidden_size))
         types = torch.zeros_like(ids) if batch.token_type_ids is None else batch.token_type_ids
         real = torch.ones_like(ids) if batch.attention_mask is None else batch.attention_mask.long()
         batches.append(reference_trainer.Rows(config.tasks[turn], ids, types, real, batch.labels, noise))

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import multitask_classifier
-from base_bert import BertConfig
 from bert import BertModel
 from datasets import Example, tokenize
 from evaluation import model_outputs
@@ -16,11 +15,9 @@ from multitask_classifier import MultitaskBERT, load_model
 from support.checkpoint import load_checkpoint, save_checkpoint
 from support.errors import UserError
 from tasks import TASKS
+from tiny_bert import TINY
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
-TINY = BertConfig(
-    vocab_size=60, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-)
 FIFTH = replace(TASKS["cfimdb"], name="fifth", num_outputs=3)
 
 
@@ -45,7 +42,7 @@ def test_a_heads_first_weights_depend_on_seed_and_name_alone(monkeypatch):
 
 def test_a_heads_first_values_are_berts():
     """Guards against torch's default values, ten times as large, and a regression that starts at 0."""
-    config = replace(TINY, hidden_size=4000, num_hidden_layers=1)
+    config = replace(TINY, hidden_size=6000)
     head = multitask_classifier.new_head(TASKS["sst"], config, 0)
     assert head.weight.std().item() == pytest.approx(config.initializer_range, rel=0.02)
     assert head.weight.mean().item() == pytest.approx(0, abs=0.001) and not head.bias.any()
