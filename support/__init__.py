@@ -1,1 +1,1 @@
-"""What knows no BERT and no task. Nothing here imports a module of this project from outside this folder."""
+"""General tools that know no BERT and no task. They import nothing of the project outside this folder."""

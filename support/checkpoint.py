@@ -1,10 +1,9 @@
-"""Folders of tensors (safetensors) and records (JSON), written whole or not at all, and never trusted on the
-way back. No pickle.
+"""Checkpoint folders: tensors (safetensors) and records (JSON). No pickle.
 
-A checkpoint folder holds `<name>.safetensors` and `<name>.json` files, and `manifest.json` with the SHA-256
-of each.
-Knows tensors and dicts, no model class. Not handled: tensors sharded over files, remote file systems without
-rename.
+A folder holds `<name>.safetensors` and `<name>.json` files, and `manifest.json` with the SHA-256 of each. It
+is written completely or not at all, and every checksum is verified before a file is parsed. This module knows
+tensors and dicts, no model class.
+Not handled: tensors split over files, remote file systems without rename.
 """
 
 import contextlib
@@ -15,12 +14,13 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from support.errors import UserError, first_line
+from support.errors import UserError, one_line
 from support.files import parse_json, read_bytes
 
 MANIFEST = "manifest.json"
@@ -28,36 +28,28 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint folder holds, by file name without its ending."""
+    """The content of a checkpoint folder, by file name without its ending."""
 
     tensors: dict[str, dict[str, Tensor]]
-    records: dict[str, dict]
+    records: dict[str, dict[str, Any]]
 
 
 def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
-    """Write the folder, replacing an older one only when every byte of the new one is on disk.
+    """Write the folder. It replaces an older one only when every byte of the new one is on disk.
 
-    A crash at any moment leaves the old folder or the new one whole, under `folder` or (between two renames)
-    `<folder>.old`.
-    Raises UserError if it cannot be written; the older one is then untouched.
+    A crash at any moment leaves the old or the new folder complete. Its name is `folder` or, between two
+    renames, `<folder>.old`. Raises UserError if it cannot be written; the older folder is then unchanged.
     """
     folder = Path(folder).absolute()
     if folder.is_file():
         raise UserError(f"{folder}: a file stands where the checkpoint's folder should be")
-    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    new = folder.with_name(folder.name + ".new")
+    old = folder.with_name(folder.name + ".old")
     try:
         if old.exists() and not folder.exists():
-            os.replace(old, folder)  # an earlier crash fell between the renames
+            os.replace(old, folder)  # an earlier crash came between the two renames
         shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        digests = {}
-        for name, tensors in checkpoint.tensors.items():
-            file = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-            digests[f"{name}.safetensors"] = _write(new / f"{name}.safetensors", file)
-        for name, record in checkpoint.records.items():
-            digests[f"{name}.json"] = _write(new / f"{name}.json", json.dumps(record, indent=1).encode())
-        _write(new / MANIFEST, json.dumps(digests, indent=1).encode())
-        _sync_folder(new)
+        _write_folder(new, checkpoint)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             os.replace(folder, old)
@@ -69,27 +61,37 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
             raise
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(new, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise UserError(
-            f"{folder}: cannot write the checkpoint ({reason}); an earlier one is untouched"
-        ) from None
-    with contextlib.suppress(
-        OSError
-    ):  # the new one is in place; this only makes sure of it against a power cut
+        reason = getattr(error, "strerror", None) or one_line(error)
+        message = f"{folder}: cannot write the checkpoint ({reason}); an earlier one is untouched"
+        raise UserError(message) from None
+    # The new folder is in place. This protects the rename against a power cut and may fail.
+    with contextlib.suppress(OSError):
         _sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _write_folder(folder: Path, checkpoint: Checkpoint) -> None:
+    """Make the folder with all files and the manifest, and wait until they are on disk."""
+    folder.mkdir(parents=True)
+    digests = {}
+    for name, tensors in checkpoint.tensors.items():
+        file = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        digests[f"{name}.safetensors"] = _write(folder / f"{name}.safetensors", file)
+    for name, record in checkpoint.records.items():
+        digests[f"{name}.json"] = _write(folder / f"{name}.json", json.dumps(record, indent=1).encode())
+    _write(folder / MANIFEST, json.dumps(digests, indent=1).encode())
+    _sync_folder(folder)
+
+
 def has_checkpoint(folder: str | Path) -> bool:
-    """Whether `load_checkpoint` would find anything there."""
+    """Whether `load_checkpoint` finds a folder there."""
     return os.path.isdir(folder) or os.path.isdir(f"{folder}.old")
 
 
 def load_checkpoint(folder: str | Path, endings: Sequence[str] = ("json", "safetensors")) -> Checkpoint:
-    """Read a folder back, or only its files with these endings, verifying every checksum before anything is
-    parsed.
+    """Read a folder, or only its files with the given endings. Checksums are verified before parsing.
 
-    Raises UserError naming the file that is missing, changed, truncated or not what it should be.
+    Raises UserError, which names the file, if a file is missing, changed, truncated or of another kind.
     """
     folder = Path(folder if os.path.isdir(folder) or not has_checkpoint(folder) else f"{folder}.old")
     digests = parse_json(folder / MANIFEST, read_bytes(folder / MANIFEST, "not a checkpoint folder"))
@@ -113,16 +115,15 @@ def load_checkpoint(folder: str | Path, endings: Sequence[str] = ("json", "safet
         try:
             checkpoint.tensors[stem] = safetensors.torch.load(data)
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
-            raise UserError(f"{folder / file}: not a safetensors file ({first_line(error)})") from None
+            raise UserError(f"{folder / file}: not a safetensors file ({one_line(error)})") from None
     return checkpoint
 
 
 def _write(path: Path, content: bytes | dict[str, Tensor]) -> str:
-    """Write and fsync bytes, or tensors as safetensors; returns the file's SHA-256."""
+    """Write bytes, or tensors as safetensors, and wait until they are on disk. Returns the file's SHA-256."""
     if isinstance(content, dict):
-        safetensors.torch.save_file(
-            content, path, metadata={"format": "pt"}
-        )  # making the bytes first took most of the time
+        # `safetensors.torch.save` would copy everything to bytes first, which took most of the time.
+        safetensors.torch.save_file(content, path, metadata={"format": "pt"})
     else:
         path.write_bytes(content)
     with open(path, "rb+") as file:
@@ -132,14 +133,11 @@ def _write(path: Path, content: bytes | dict[str, Tensor]) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make renames and new names in a folder durable, where the system lets folders be opened (Windows
-    doesn't)."""
+    """Wait until new and renamed names in a folder are on disk. Does nothing where folders cannot be opened
+    (Windows)."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-# ----------------------------------------------------------------------------------- training state

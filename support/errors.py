@@ -1,17 +1,22 @@
-"""The project's one error type, in a file of its own so that every room can raise it without importing
-upward."""
+"""The project's error type. It has a file of its own, so that every module can raise it without a circular
+import."""
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong: a flag, a file, a row.
+    """Something that the user gave is wrong: a flag, a file, a row.
 
-    The message is one line: what is wrong, where (file:line or flag), and how to mend it.
-    The command line prints it and exits with status 2; a traceback would only hide it.
+    The message is one line. It says what is wrong, where (file:line or flag) and what to do about it. The
+    command line prints it without a traceback and exits with status 2.
     """
 
 
+def one_line(error: BaseException) -> str:
+    """The whole message of a library's error on one line; the name of its type if the message is empty."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, as part of a one-line message; its type where it says nothing."""
+    """The first line of a library's error message; the name of its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

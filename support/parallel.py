@@ -1,34 +1,38 @@
-"""Several processes that train one model together, as `torchrun` starts them: who they are and what they tell
-each other.
+"""Several processes that train one model together, started by `torchrun`.
 
-Built on `torch.distributed`: gloo between CPUs, nccl between GPUs. Knows tensors and modules, no model class;
-without `torchrun` there is
-one process, and everything here does nothing. Not handled: a number of processes that changes during a run.
+Built on `torch.distributed`: gloo between CPUs, nccl between GPUs. This module knows tensors and modules, no
+model class. Without `torchrun` there is one process, and every function returns at once.
+Not handled: a number of processes that changes during a run.
 """
 
 import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from support.errors import UserError, first_line
+from support.errors import UserError, one_line
+
+Value = TypeVar("Value")
 
 
 @contextmanager
-def process_group():
-    """Within, the processes that `torchrun` started know each other."""
+def process_group() -> Iterator[None]:
+    """Inside the block, the processes of `torchrun` are connected. Only process 0 prints and logs."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
-    # numbers and objects on the host always go through gloo: the host must not wait for a GPU to learn them
+    # Numbers and objects on the host go through gloo on every machine, so the host never waits for a GPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
-        logging.disable(logging.WARNING if rank() else logging.NOTSET)  # process 0 speaks for all
+        logging.disable(logging.WARNING if rank() else logging.NOTSET)
         try:
             yield
         finally:
@@ -36,28 +40,28 @@ def process_group():
 
 
 def rank() -> int:
-    """Which of the processes this is: 0, 1, ..."""
+    """The number of this process: 0, 1, ..."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def bar_disabled() -> bool | None:
-    """What `tqdm` takes as `disable`: one process shows progress, where its stderr is a terminal."""
+    """The value for `tqdm`'s argument `disable`. Process 0 shows a bar if its stderr is a terminal."""
     return True if rank() else None
 
 
 def wait_for_all() -> None:
-    """Returns when every process has come here."""
+    """Returns when every process has called it."""
     if size() > 1:
         dist.barrier()
 
 
-def gather(value) -> list:
-    """What each process gave, in their order; everyone gets it."""
+def gather(value: Value) -> list[Value]:
+    """The values of all processes, in the order of their numbers. Every process gets the list."""
     values = [value] * size()
     if size() > 1:
         dist.all_gather_object(values, value)
@@ -65,7 +69,7 @@ def gather(value) -> list:
 
 
 def largest(*numbers: int) -> list[int]:
-    """Each number's maximum over the processes."""
+    """The maximum of each number over the processes."""
     if size() == 1:
         return list(numbers)
     agreed = torch.tensor(numbers)
@@ -74,7 +78,7 @@ def largest(*numbers: int) -> list[int]:
 
 
 def mean(losses: dict[str, Tensor], weight: float) -> dict[str, Tensor]:
-    """Mean over the processes of each scalar times the process' `weight`, detached; no GPU is waited for."""
+    """Mean over the processes of each scalar times the process's `weight`, detached. No host sync."""
     if size() == 1:
         return {name: loss.detach() for name, loss in losses.items()}
     values = torch.stack([loss.detach().float() for loss in losses.values()]) * (weight / size())
@@ -83,11 +87,10 @@ def mean(losses: dict[str, Tensor], weight: float) -> dict[str, Tensor]:
 
 
 def synchronised(loss: nn.Module) -> nn.Module:
-    """The module, whose forward must be the whole loss, so that its backward leaves the mean of all
-    processes' gradients in each.
+    """Wraps the module so that each process ends its backward pass with the mean gradient of all processes.
 
-    Inner gradients with respect to anything but parameters are each process' own. Heads of other tasks are
-    left without a gradient.
+    The module's forward must be the whole loss. Gradients with respect to other tensors than parameters, such
+    as the ascent's, stay local to each process. Heads of other tasks get no gradient.
     """
     if size() == 1:
         return loss
@@ -95,16 +98,15 @@ def synchronised(loss: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def lost_worker_advice(where: str):
-    """Turns the failure to reach another process into a UserError that says how to go on with the run in
-    `where`."""
+def lost_worker_advice(where: str | Path) -> Iterator[None]:
+    """Turns a lost connection to a worker into a UserError that says how to resume the run in `where`."""
     try:
         yield
     except RuntimeError as error:
         if size() == 1 or not any(sign in str(error).lower() for sign in ("gloo", "nccl", "connection")):
             raise
-        signal.signal(
-            signal.SIGTERM, signal.SIG_IGN
-        )  # torchrun ends us now, and would do so before this has been said
-        message = f"process {rank()} lost another one ({first_line(error)[:80]}); its own message says why"
-        raise UserError(f"{message}; go on by the same command with --resume --output_dir {where}") from None
+        # torchrun stops this process when another worker has failed. The message must come first.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        message = f"process {rank()} lost another one ({one_line(error)[:80]}); its own message says why"
+        advice = f"resume with the same command and --resume --output_dir {where}"
+        raise UserError(f"{message}; {advice}") from None

@@ -1,29 +1,33 @@
-"""The run's diary: `metrics.jsonl`, TensorBoard, one console line an interval, `results.json` and the closing
-table.
+"""The log of a run: `metrics.jsonl`, TensorBoard, console lines and the tables of scores.
 
-Knows numbers, no model class. Not handled: remote trackers; plots are drawn from `metrics.jsonl` by whoever
-wants them.
+This module knows numbers, no model class. Not handled: remote trackers. Plots are drawn from `metrics.jsonl`
+by other programs.
 """
 
 import json
 import os
 from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from support.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.tensorboard import SummaryWriter
+
 
 class RunLog:
-    """Appends one record an interval to `<folder>/metrics.jsonl` and to TensorBoard under
-    `<folder>/tensorboard`.
+    """Appends records to `<folder>/metrics.jsonl` and to TensorBoard in `<folder>/tensorboard`.
 
-    A resumed run gives the length in bytes that the file had, and the step, at its checkpoint: what came
-    after is forgotten.
-    Raises UserError when the folder or a file in it cannot be written.
+    size, step: the length of the file in bytes and the step when the checkpoint was saved. A resumed run
+        passes both; later records are removed.
+    Raises UserError if the folder or a file in it cannot be written.
     """
 
     def __init__(self, folder: str | Path, size: int = 0, step: int = 0):
-        self._board, self._first_step = None, step
+        self._board: SummaryWriter | None = None
+        self._first_step = step
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -38,19 +42,19 @@ class RunLog:
             raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror or error})") from None
 
     def size(self) -> int:
-        """Length of `metrics.jsonl` in bytes, all of them on disk."""
+        """Length of `metrics.jsonl` in bytes, after all bytes are on disk."""
         os.fsync(self._file.fileno())
         return self._file.seek(0, os.SEEK_END)
 
-    def write(self, prefix: str, step: int, record: dict) -> None:
-        """`record` maps names to numbers; `prefix` is train/<task>, dev/<task> or teacher/<task>."""
+    def write(self, prefix: str, step: int, record: dict[str, Any]) -> None:
+        """Adds one record (name -> number). `prefix` is train/<task>, dev/<task> or teacher/<task>."""
         try:
             self._file.write((json.dumps({"step": step, "kind": prefix, **record}) + "\n").encode())
         except OSError as error:
             raise UserError(
                 f"{self.folder / 'metrics.jsonl'}: cannot be written ({error.strerror or error})"
             ) from None
-        if self._board is None:  # imported at the first record: it would hold up the first step by a second
+        if self._board is None:  # imported at the first record, since the import takes a second
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(
@@ -67,38 +71,40 @@ class RunLog:
 
 
 class SilentLog:
-    """Stands for the log in a process that leaves it to another: the same calls, nothing written."""
+    """The log of a process that does not write: the same methods without effect."""
 
     def size(self) -> int:
         return 0
 
-    def write(self, prefix: str, step: int, record: dict) -> None:
+    def write(self, prefix: str, step: int, record: dict[str, Any]) -> None:
         pass
 
     def close(self) -> None:
         pass
 
 
+Step = tuple[dict[str, "Tensor | float"], int, float]  # one step: values by name, tokens, seconds
+
+
 class Interval:
-    """Collects what the steps since the last log line measured, without waiting for a GPU until the line is
-    due."""
+    """Collects the measurements of the steps since the last log line. The host waits for a GPU only when the
+    line is written."""
 
-    def __init__(self):
-        self._steps = defaultdict(list)  # task -> [(values by name, tokens, seconds)]
+    def __init__(self) -> None:
+        self._steps: dict[str, list[Step]] = defaultdict(list)  # by task
 
-    def add(self, task: str, values: dict, tokens: int, seconds: float) -> None:
-        """One step: its values (detached 0-dim tensors or numbers), its real tokens, its wall-clock
-        seconds."""
+    def add(self, task: str, values: "dict[str, Tensor | float]", tokens: int, seconds: float) -> None:
+        """Adds one step: values (detached 0-dim tensors or numbers), real tokens, wall-clock seconds."""
         self._steps[task].append((values, tokens, seconds))
 
-    def remove(self, task: str, values: dict) -> None:
-        """Take back the step that `values` are of."""
+    def remove(self, task: str, values: "dict[str, Tensor | float]") -> None:
+        """Removes the step that was added with this `values` object."""
         self._steps[task] = [step for step in self._steps[task] if step[0] is not values]
         if not self._steps[task]:
             del self._steps[task]
 
-    def to_dict(self) -> dict:
-        """As JSON can hold it; waits for a GPU."""
+    def to_dict(self) -> dict[str, list[tuple[dict[str, float], int, float]]]:
+        """The steps as JSON can hold them. Waits for a GPU."""
         return {
             task: [
                 ({name: float(value) for name, value in values.items()}, tokens, seconds)
@@ -108,14 +114,14 @@ class Interval:
         }
 
     @classmethod
-    def from_dict(cls, steps: dict) -> "Interval":
-        """Inverse of `to_dict`."""
+    def from_dict(cls, steps: dict[str, Any]) -> "Interval":
+        """The interval of a `to_dict` result, also after JSON made lists of its tuples."""
         interval = cls()
         interval._steps.update({task: [tuple(step) for step in values] for task, values in steps.items()})
         return interval
 
     def lacks(self, task: str) -> bool:
-        """Whether no step of this task has been added since the last report."""
+        """Whether this task has no step since the last report."""
         return task not in self._steps
 
     def report(self, lr: float) -> dict[str, dict[str, float]]:
