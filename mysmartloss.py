@@ -1,40 +1,58 @@
-"""SMART's two regularisers, adversarial smoothness and Bregman proximal point, and the divergences they are
-made of.
+"""SMART's two regularisers, adversarial smoothness and Bregman proximal point, and their divergences.
 
 Source: Jiang et al. 2020 (arXiv 1911.03437), Algorithm 1 and equations 2 and 3.
-B batch, T tokens, H hidden, C outputs. Nothing here knows a model: the caller hands in a function from
-embeddings to logits.
+Shapes: B batch, T tokens, H hidden, C outputs.
 
-Every divergence is a mean over the batch, computed in at least fp32, zero with zero gradient where the two
-agree, and differentiates with respect to both arguments; detach what should stay fixed. Which one a head
-needs:
+This file imports nothing of the project. The caller passes a function from embeddings (B,T,H) to logits
+(B,C). Algorithm 1, with its own line numbers, and the code that does each line:
+
+     1  θ̃_1 ← θ_0                                     BregmanProximal.__init__
+     2  for t = 1, .., T do                           the caller's training loop, with S = 1: one update
+     3    θ̄_1 ← θ_{t-1}                               of the weights for each t, so that the lines 3, 4,
+     4    for s = 1, .., S do                         12 and 13 need no code
+     5      sample a mini-batch B                     the caller
+     6      x̃ ← x + ν, ν ~ N(0, σ² I)                 SMARTLoss.perturbation; δ = x̃ - x
+     7      for m = 1, .., T_x̃ do                     SMARTLoss.perturbation, num_steps = T_x̃
+     8        g̃ ← g / ‖g‖_∞                           SMARTLoss.perturbation; g = ∂ℓ_s/∂x̃
+     9        x̃ ← Π(x̃ + η g̃)                          SMARTLoss.perturbation and project
+    11      θ̄_{s+1} ← AdamUpdate(θ̄_s)                the caller, on L + λ_s R_s + μ D_Breg: R_s is
+                                                      SMARTLoss.at, D_Breg is BregmanProximal.__call__
+    14    θ̃_{t+1} ← (1-β) θ̄_S + β θ̃_t               BregmanProximal.update
+
+Every divergence is a mean over the batch and is computed in fp32 or wider. Where its two arguments agree, its
+value and its gradient are 0. It differentiates with respect to both arguments: detach the one that should
+stay fixed. Each kind of head needs its own divergence:
 
     2+ logits (softmax)   kl_loss, sym_kl_loss, js_loss
     1 logit (sigmoid)     bernoulli_kl_loss, bernoulli_sym_kl_loss, bernoulli_js_loss
     regression            squared_error
 
-A softmax over one logit is the constant 1, so its KL is 0 with zero gradient: the softmax forms refuse it.
+A softmax over one logit is always 1, with zero gradient, so the softmax forms refuse it.
 """
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 # -------------------------------------------------------------------------------------- divergences
 
 
 def _upcast(x: Tensor) -> Tensor:
-    """fp32 where the type is narrower: the differences of interest are below the resolution of bf16."""
+    """x in fp32 if its type is narrower. bf16 cannot resolve the small differences that matter here."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _log_probs(name: str, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of two equally shaped (..., C) logits, C >= 2."""
+    """Log-probabilities of two logits of the same shape (..., C), C >= 2.
+
+    Raises ValueError if the shapes differ or if C = 1.
+    """
     if input.shape != target.shape:
         raise ValueError(
             f"{name}: logits of shapes {tuple(input.shape)} and {tuple(target.shape)} would be broadcast"
@@ -48,25 +66,31 @@ def _log_probs(name: str, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor
 
 
 def kl_loss(input: Tensor, target: Tensor) -> Tensor:
-    """KL(P‖Q) with P = softmax(target), Q = softmax(input); logits (..., C) -> scalar. Raises ValueError for
-    C = 1."""
+    """KL(P‖Q) with P = softmax(target) and Q = softmax(input); logits (..., C) -> scalar.
+
+    Raises ValueError if the shapes differ or if C = 1.
+    """
     log_q, log_p = _log_probs("kl_loss", input, target)
-    # q - p sums to 0; with it each element, not only the sum, has a zero gradient where P = Q
+    # The added q - p sums to 0. With it the gradient of each element is 0 where P = Q, not only their sum.
     return (log_p.exp() * (log_p - log_q) + log_q.exp() - log_p.exp()).sum(-1).mean()
 
 
 def sym_kl_loss(input: Tensor, target: Tensor) -> Tensor:
-    """KL(P‖Q) + KL(Q‖P), the paper's ℓ_s for classification; logits (..., C) -> scalar. Raises ValueError for
-    C = 1."""
+    """KL(P‖Q) + KL(Q‖P), the paper's ℓ_s for classification; logits (..., C) -> scalar.
+
+    Raises ValueError if the shapes differ or if C = 1.
+    """
     log_q, log_p = _log_probs("sym_kl_loss", input, target)
     return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1).mean()
 
 
 def js_loss(input: Tensor, target: Tensor) -> Tensor:
-    """Jensen-Shannon divergence ½KL(P‖M) + ½KL(Q‖M), M = ½(P+Q), in nats; logits (..., C) -> scalar. Raises
-    ValueError for C = 1."""
+    """Jensen-Shannon divergence ½KL(P‖M) + ½KL(Q‖M), M = ½(P+Q), in nats; logits (..., C) -> scalar.
+
+    Raises ValueError if the shapes differ or if C = 1.
+    """
     log_q, log_p = _log_probs("js_loss", input, target)
-    log_ratio = log_q - log_p  # log(m/p) = softplus(log(q/p)) - log 2
+    log_ratio = log_q - log_p  # log(q/p); log(m/p) = softplus(log(q/p)) - log 2
     p_part = log_p.exp() * (math.log(2) - F.softplus(log_ratio))
     q_part = log_q.exp() * (math.log(2) - F.softplus(-log_ratio))
     return 0.5 * (p_part + q_part).sum(-1).mean()
@@ -75,8 +99,10 @@ def js_loss(input: Tensor, target: Tensor) -> Tensor:
 def _two_class(
     softmax_form: Callable[[Tensor, Tensor], Tensor], name: str
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The Bernoulli form of a divergence: one logit x is the two logits (0, x), whose log-softmax is stable
-    at any x."""
+    """The Bernoulli form of a divergence, for heads with one logit.
+
+    sigmoid(x) is the second probability of softmax((0, x)), and log-softmax is stable for every x.
+    """
 
     def bernoulli_form(input: Tensor, target: Tensor) -> Tensor:
         if input.shape != target.shape:
@@ -87,15 +113,14 @@ def _two_class(
             raise ValueError(
                 f"{name}: one logit a row expected, shape {tuple(input.shape)}; use {softmax_form.__name__}"
             )
-        pairs = [
-            F.pad(_upcast(logits).reshape(-1, 1), (1, 0)) for logits in (input, target)
-        ]  # (B,) or (B,1) -> (B,2)
+        # (B,) or (B,1) -> (B,2)
+        pairs = [F.pad(_upcast(logits).reshape(-1, 1), (1, 0)) for logits in (input, target)]
         return softmax_form(*pairs)
 
     bernoulli_form.__name__ = bernoulli_form.__qualname__ = name
     bernoulli_form.__doc__ = (
-        f"`{softmax_form.__name__}` between sigmoid(input) and"
-        " sigmoid(target); logits (B,1) or (B,) -> scalar."
+        f"`{softmax_form.__name__}` of sigmoid(input) and sigmoid(target); logits (B,1) or (B,) -> scalar.\n"
+        "\n    Raises ValueError if the shapes differ or if a row has more than one logit.\n    "
     )
     return bernoulli_form
 
@@ -106,8 +131,10 @@ bernoulli_js_loss = _two_class(js_loss, "bernoulli_js_loss")
 
 
 def squared_error(input: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of the outputs, the paper's ℓ_s for regression; (B,) or (..., C) -> scalar. Raises
-    ValueError if shapes differ."""
+    """Squared distance of the outputs, the paper's ℓ_s for regression; (B,) or (..., C) -> scalar.
+
+    Raises ValueError if the shapes differ.
+    """
     if input.shape != target.shape:
         raise ValueError(
             f"squared_error: shapes {tuple(input.shape)} and {tuple(target.shape)} would be broadcast"
@@ -120,21 +147,21 @@ def squared_error(input: Tensor, target: Tensor) -> Tensor:
 
 
 def generator_state(device: torch.device) -> Tensor | None:
-    """State of the generator that dropout on this device draws from; None where there is none (meta)."""
+    """State of the random generator that dropout on this device uses; None on meta, which has none."""
     if device.type == "meta":
         return None
     return torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
 
 
 def set_generator_state(device: torch.device, state: Tensor | None) -> None:
-    """Inverse of `generator_state`."""
+    """Set the device's random generator to a state from `generator_state`; None changes nothing."""
     if state is not None:
         (torch if device.type == "cpu" else torch.get_device_module(device)).set_rng_state(state)
 
 
 @contextmanager
-def generator_at(device: torch.device, state: Tensor | None):
-    """Within, the device's generator starts from `state`; afterwards it is where it was before."""
+def generator_at(device: torch.device, state: Tensor | None) -> Iterator[None]:
+    """Inside the block the device's generator starts from `state`. After it the generator is restored."""
     before = generator_state(device)
     set_generator_state(device, state)
     try:
@@ -144,22 +171,21 @@ def generator_at(device: torch.device, state: Tensor | None):
 
 
 class DropoutReplay:
-    """A function that draws, in every call, the random numbers of its first call.
+    """Wraps a function so that every call draws the same random numbers as the first call.
 
-    The first call leaves the device's generator as the bare function would; later calls leave it as they
-    found it.
-    So a clean and a perturbed pass see the same dropout masks, and their difference is the perturbation's
-    alone.
+    Every extra pass then reuses the clean pass's dropout masks, and two passes differ by the perturbation
+    alone. The first call moves the device's generator as the bare function does. Later calls restore it.
     """
 
     def __init__(self, function: Callable[..., Tensor]):
         self.function = function
-        self.state = None
+        self.state: Tensor | None = None
         self.called = False
 
     def __call__(self, embed: Tensor) -> Tensor:
         if not self.called:
-            self.state, self.called = generator_state(embed.device), True
+            self.state = generator_state(embed.device)
+            self.called = True
             return self.function(embed)
         with generator_at(embed.device, self.state):
             return self.function(embed)
@@ -169,73 +195,77 @@ class DropoutReplay:
 
 
 def inf_norm(x: Tensor) -> Tensor:
-    """‖x‖_∞ over the last axis, which is kept: (B,T,H) -> (B,T,1)."""
+    """‖x‖_∞ over the last axis: (B,T,H) -> (B,T,1)."""
     return x.abs().amax(-1, keepdim=True)
 
 
 def l2_norm(x: Tensor) -> Tensor:
-    """‖x‖₂ over the last axis, which is kept: (B,T,H) -> (B,T,1)."""
+    """‖x‖₂ over the last axis: (B,T,H) -> (B,T,1)."""
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
 
 
 def project(delta: Tensor, epsilon: float, norm_fn: Callable[[Tensor], Tensor] = inf_norm) -> Tensor:
-    """The point nearest to δ (B,T,H) whose norm is at most ε for every token; any norm over the last axis
-    will do."""
+    """Π of Algorithm 1, line 9: δ (B,T,H) -> (B,T,H), moved into the ball of radius ε for every token.
+
+    `norm_fn` may be any norm over the last axis. For `inf_norm` and `l2_norm` the result is the nearest point
+    of the ball.
+    """
     if norm_fn is inf_norm:
         return delta.clamp(-epsilon, epsilon)
-    # a few parts in a million short of the surface, so that rounding can't carry a norm over it
-    return delta * (epsilon * (1 - 4e-6) / norm_fn(delta).clamp_min(torch.finfo(delta.dtype).tiny)).clamp_max(
-        1.0
-    )
+    # The radius is 4e-6 ε smaller than ε: rounding must not push a norm above ε.
+    radius = epsilon * (1 - 4e-6)
+    norm = norm_fn(delta).clamp_min(torch.finfo(delta.dtype).tiny)  # (B,T,1)
+    return delta * (radius / norm).clamp_max(1.0)
 
 
 def _replayed_noise(x: Tensor) -> Tensor:
-    """Standard normal numbers in the shape of x, at least fp32; the generator is left as it was."""
+    """Standard normal noise in the shape of x, in fp32 or wider; the generator is restored afterwards."""
     with generator_at(x.device, generator_state(x.device)):
         return torch.randn_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-ASCENT_SCALE = (
-    2.0**16
-)  # of a divergence whose gradient is normalised: without it that gradient, about 1e-7, is 0 in fp16
+# Factor on the divergence before its gradient is taken. The gradient is about 1e-7, which fp16 would round
+# to 0. Line 8 normalises the gradient, so the factor changes nothing else.
+ASCENT_SCALE = 2.0**16
 
 
 class SMARTLoss:
-    """R_s of the SMART paper: the divergence of the outputs under the worst perturbation of the embeddings
-    within an ε-ball.
+    """R_s of the SMART paper (equation 2): the divergence of the outputs under the worst perturbation of the
+    embeddings within a ball of radius ε.
 
-    Algorithm 1 for one batch: δ ~ N(0, σ²), then `num_steps` times g = ∂ℓ_s/∂δ, δ ← Π(δ + η g/‖g‖), with the
-    norm, its
-    quotient and the projection taken for each token; then ℓ_s at x + δ, differentiable in the model's
-    parameters.
-    `num_steps=0` leaves the noise as it is (R3F). The arguments are those of smart-pytorch's class of this
-    name;
-    what is done with them is Algorithm 1.
+    A call runs Algorithm 1, lines 6 to 10, for one batch and returns ℓ_s at x + δ, which differentiates with
+    respect to the model's parameters. Norm, division by the norm and projection are done for each token.
+    `num_steps=0` keeps the noise as it is (R3F). The arguments have the names of smart-pytorch's class.
 
-    eval_fn: embeddings (B,T,H) -> logits (B,C), the rest of the model. Wrap it in `DropoutReplay` in train
-    mode.
-    loss_fn: divergence that the ascent climbs; (perturbed logits, clean logits) -> scalar.
+    eval_fn: embeddings (B,T,H) -> logits (B,C). In train mode, wrap it in `DropoutReplay`.
+    loss_fn: divergence that the ascent increases; (perturbed logits, clean logits) -> scalar.
     loss_last_fn: divergence that is returned; `loss_fn` if None.
-    norm_fn: norm p over the last axis, `inf_norm` or `l2_norm`.
-    num_steps: T, ascent steps. step_size: η, in units of the embeddings. epsilon: ε, radius of the ball per
-    token.
-    noise_var: σ², variance of the first noise, per coordinate.
-    noise_fn: embeddings (B,T,H) -> standard normal noise (B,T,H); None draws it anew and leaves the generator
-    as it was.
+    norm_fn: norm over the last axis, `inf_norm` or `l2_norm`.
+    num_steps: T_x̃, number of ascent steps.
+    step_size: η, in units of the embeddings.
+    epsilon: ε, radius of the ball for each token, in units of the embeddings.
+    noise_var: σ², variance of the first noise for each coordinate.
+    noise_fn: embeddings (B,T,H) -> standard normal noise (B,T,H). None draws the noise and restores the
+        generator.
 
-    With nothing of this project but this file, on any model that takes embeddings:
+    Raises ValueError if num_steps, step_size or noise_var is below 0, or if epsilon is not above 0.
+
+    This file alone works with any model that accepts embeddings:
 
     >>> import torch, transformers
-    >>> sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    >>> config = transformers.BertConfig(**sizes, num_labels=5)
+    >>> config = transformers.BertConfig(
+    ...     hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, num_labels=5
+    ... )
     >>> model = transformers.BertForSequenceClassification(config).train()
-    >>> ids, mask = torch.randint(1, 99, (4, 7)), torch.ones(4, 7)
+    >>> ids = torch.randint(1, 99, (4, 7))
+    >>> mask = torch.ones(4, 7)
     >>> encode = DropoutReplay(lambda embeddings: model(inputs_embeds=embeddings, attention_mask=mask).logits)
     >>> embeddings = model.bert.embeddings.word_embeddings(ids)
     >>> logits = encode(embeddings)
     >>> smart = SMARTLoss(encode, sym_kl_loss, epsilon=0.01, step_size=0.01)
     >>> loss = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 3]))
-    >>> (loss + smart(embeddings, logits, mask)).backward()
+    >>> loss = loss + smart(embeddings, logits, mask)
+    >>> loss.backward()
     """
 
     def __init__(
@@ -265,47 +295,48 @@ class SMARTLoss:
         self.noise_fn = noise_fn or _replayed_noise
 
     def perturbation(self, embed: Tensor, state: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The δ (B,T,H) that the ascent ends at: at least fp32, detached, 0 where mask (B,T) is 0.
+        """The perturbation δ (B,T,H) after the ascent: detached, fp32 or wider, 0 where mask (B,T) is 0.
 
-        Only δ is differentiated: no gradient of a parameter is computed. The generator is left as it was.
+        embed (B,T,H) are the embeddings x, state (B,C) the clean logits f(x). Only δ is differentiated: no
+        gradient of a parameter is computed. The generator is restored afterwards.
         """
-        embed, state = embed.detach(), state.detach()
-        # ±ε is below the resolution of bf16 for most coordinates: δ and the sum x + δ are fp32
+        embed = embed.detach()
+        state = state.detach()
+        # ±ε is below the resolution of bf16 for most coordinates, so δ and the sum x + δ are fp32.
         dtype = torch.promote_types(embed.dtype, torch.float32)
-        real = (
-            torch.ones_like(embed[..., :1], dtype=dtype) if mask is None else mask[..., None].to(dtype)
-        )  # (B,T,1)
+        real = (torch.ones_like(embed[..., 0]) if mask is None else mask)[..., None].to(dtype)  # (B,T,1)
+        # Algorithm 1, line 6: x̃ ← x + ν, ν ~ N(0, σ² I); projected, so that ‖δ‖ ≤ ε holds from the start
         delta = project(self.noise_fn(embed) * math.sqrt(self.noise_var) * real, self.epsilon, self.norm_fn)
+        # Algorithm 1, line 7: for m = 1, .., T_x̃
         for _ in range(self.num_steps):
             delta.requires_grad_()
             with torch.enable_grad():
                 divergence = self.loss_fn(self.eval_fn(embed + delta), state)
-                (gradient,) = torch.autograd.grad(divergence * ASCENT_SCALE, delta)
-            # normalised before the step: the raw gradient, about 1e-7, would vanish beside the noise
+                (gradient,) = torch.autograd.grad(divergence * ASCENT_SCALE, delta)  # (B,T,H)
+            # Algorithm 1, line 8: g̃ ← g / ‖g‖_∞. The raw gradient, about 1e-7, would vanish in the noise.
             direction = gradient / self.norm_fn(gradient).clamp_min(torch.finfo(dtype).tiny)
+            # Algorithm 1, line 9: x̃ ← Π(x̃ + η g̃)
             delta = project((delta.detach() + self.step_size * direction) * real, self.epsilon, self.norm_fn)
         return delta
 
     def at(self, delta: Tensor, embed: Tensor, state: Tensor) -> Tensor:
-        """`loss_last_fn` between the outputs at embed + δ and `state`; a scalar."""
+        """ℓ_s(f(x + δ), f(x)) by `loss_last_fn`, a scalar, from δ and embed (B,T,H) and state (B,C)."""
         return self.loss_last_fn(self.eval_fn(embed + delta), state)
 
     def __call__(self, embed: Tensor, state: Tensor, mask: Tensor | None = None) -> Tensor:
-        """R_s, a scalar, for embeddings (B,T,H), the clean logits (B,C) they gave, and the mask (B,T) of the
-        clean pass."""
+        """R_s, a scalar, from embeddings (B,T,H), their clean logits (B,C) and the clean pass' mask (B,T)."""
         return self.at(self.perturbation(embed, state, mask), embed, state)
 
     @torch.no_grad()
     def evidence(self, delta: Tensor, embed: Tensor, state: Tensor, ascent: Tensor) -> dict[str, Tensor]:
-        """Whether the ascent does anything, as 0-dim tensors; costs one forward pass. `ascent` is ℓ_s under
-        δ.
+        """0-dim tensors that show whether the ascent works. `ascent` is ℓ_s at δ. Costs one forward pass.
 
-        delta_ratio: mean over real tokens of ‖δ‖₂ / ‖embedding‖₂. random_divergence: ℓ_s under Gaussian noise
-        that has δ's 2-norm in
-        each token. ascent_gain: ascent_divergence / random_divergence, about 1 if the ascent is inert.
+        delta_ratio: mean of ‖δ‖₂ / ‖embedding‖₂ over the real tokens.
+        random_divergence: ℓ_s at Gaussian noise that has δ's 2-norm in each token.
+        ascent_gain: ascent_divergence / random_divergence. A value near 1 means that the ascent does nothing.
         """
         size = l2_norm(delta)  # (B,T,1), 0 on padding
-        noise = _replayed_noise(delta)
+        noise = _replayed_noise(delta)  # (B,T,H)
         random = self.loss_fn(self.eval_fn(embed + noise * (size / l2_norm(noise))), state)
         ratio = (size / l2_norm(_upcast(embed))).sum() / (size > 0).sum().clamp_min(1)
         return {
@@ -320,29 +351,30 @@ class SMARTLoss:
 
 
 def paper_beta(step: int, total_steps: int) -> float:
-    """The SMART paper's momentum: 0.99 for the first tenth of the run, then 0.999."""
+    """The paper's momentum β: 0.99 for the first tenth of the steps, then 0.999."""
     return 0.99 if step < 0.1 * total_steps else 0.999
 
 
 def fitted_beta(step: int, total_steps: int) -> float:
-    """A momentum whose horizon 1/(1-β) is a tenth of the run, and at most the paper's 1,000 steps.
+    """A momentum β that fits the length of the run.
 
-    In a run of some hundred steps the paper's momentum would keep the teacher at the starting point.
+    Its horizon 1/(1-β) is a tenth of the run's steps, at least 1 step and at most the paper's 1,000 steps. In
+    a run of a few hundred steps the paper's momentum would keep the teacher at its starting point.
     """
     return 1 - 1 / min(1000.0, max(1.0, 0.1 * total_steps))
 
 
 class BregmanProximal:
-    """D_Breg of the SMART paper in its momentum form: the divergence between the model and a moving average
-    of itself.
+    """D_Breg of the SMART paper (equation 3) in its momentum form: the divergence between the model and a
+    moving average of the model.
 
-    `teacher`, θ̃, is a copy of the whole model at step 0. After each optimizer step, `update` makes it θ̃ ←
-    (1-β)θ + β θ̃,
-    every parameter. It is never differentiated, and sees the dropout masks of the model, so the term is 0 at
-    step 0.
+    `teacher`, θ̃, starts as a copy of the whole model (Algorithm 1, line 1). After each optimizer step,
+    `update` moves every parameter of it towards the model. The teacher is never differentiated. It uses the
+    model's dropout masks, so the term is 0 at step 0.
     """
 
     def __init__(self, model: nn.Module):
+        # Algorithm 1, line 1: θ̃_1 ← θ_0
         self.teacher = copy.deepcopy(model).requires_grad_(False)
 
     def __call__(
@@ -352,13 +384,16 @@ class BregmanProximal:
         divergence: Callable[[Tensor, Tensor], Tensor],
         generator: Tensor | None,
     ) -> Tensor:
-        """divergence(logits, forward(teacher)), a scalar; `generator` is the generator's state before the
-        model's own pass."""
+        """D_Breg, a scalar: the divergence of `logits` (B,C) and forward(teacher) (B,C).
+
+        `generator` is the state of the random generator before the model's own pass.
+        """
         with torch.no_grad(), generator_at(logits.device, generator):
             target = forward(self.teacher)
         return divergence(logits, target)
 
     @torch.no_grad()
     def update(self, model: nn.Module, beta: float) -> None:
-        """One step of the moving average, after the optimizer's."""
-        torch._foreach_lerp_(list(self.teacher.parameters()), list(model.parameters()), 1 - beta)
+        """One step of the moving average; call it after the optimizer's step."""
+        # Algorithm 1, line 14: θ̃ ← (1-β) θ + β θ̃
+        get_ema_multi_avg_fn(beta)(list(self.teacher.parameters()), list(model.parameters()), None)
