@@ -1,32 +1,37 @@
-"""AdamW by hand, its parameter groups and the learning-rate schedule. Tensors in, tensors out.
+"""AdamW by hand, its parameter groups and the learning-rate schedule. It knows tensors only, no model class.
 
-Source: Kingma & Ba 2015 (arXiv 1412.6980, Algorithm 1 and the efficient form at the end of its section 2);
+Source: Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 1 and the efficient form at the end of its section 2;
 Loshchilov & Hutter 2019 (arXiv 1711.05101) for the decoupled weight decay.
-Not handled: sparse gradients, AMSGrad, closures that recompute the loss.
+Not handled: sparse gradients, AMSGrad, closures that compute the gradients.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class AdamW(torch.optim.Optimizer):
     """Adam with decoupled weight decay, in the signature of Stanford's CS 224N project.
 
-    m ← β₁m + (1-β₁)g;  v ← β₂v + (1-β₂)g²;  θ ← θ - α_t m / (√v + ε);  θ ← θ - α λ θ
-    with α_t = α √(1-β₂ᵗ) / (1-β₁ᵗ) if `correct_bias`, else α. ε stands beside the uncorrected √v (the
-    efficient form), where
-    `torch.optim.AdamW` has it beside the corrected one; decay comes after the update, there before it.
-    A parameter without a gradient is left alone and its t does not advance.
+        m ← β₁ m + (1-β₁) g
+        v ← β₂ v + (1-β₂) g²
+        θ ← θ - α_t m / (√v + ε)     with α_t = α √(1-β₂ᵗ) / (1-β₁ᵗ) if `correct_bias`, else α
+        θ ← θ - α λ θ
 
-    Raises ValueError for a learning rate, ε or decay below 0, or a β outside [0, 1).
+    Two details differ from `torch.optim.AdamW`. ε is added to the uncorrected √v (the efficient form of
+    Kingma & Ba), and the weight decay follows the update. A parameter without a gradient is not changed, and
+    its step count t does not advance.
+
+    lr: α. betas: β₁ and β₂. eps: ε. weight_decay: λ.
+    Raises ValueError if lr, eps or weight_decay is below 0, or if a β lies outside [0, 1).
     """
 
     def __init__(
         self,
-        params: Iterable,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
@@ -51,22 +56,29 @@ class AdamW(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def step(
-        self, closure=None, *, grad_scale: torch.Tensor | None = None, found_inf: torch.Tensor | None = None
-    ):
+    def step(  # type: ignore[override]  # the base class declares overloads, without our keywords
+        self,
+        closure: Callable[[], float] | None = None,
+        *,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> float | None:
         """One update of every parameter that has a gradient. Returns the closure's loss, or None.
 
-        grad_scale: gradients are first divided by it (a scalar tensor), in place; clipping costs no pass of
-        its own then.
-        found_inf: where this scalar is 1, weights and moments stay as they are, and no GPU is waited for to
-        know it; t advances anyway.
+        grad_scale: scalar tensor. Gradients are first divided by it, in place, in the same pass over memory,
+            so that clipping needs no pass of its own.
+        found_inf: scalar tensor. Where it is 1, weights and moments keep their values, and the host does not
+            wait for a GPU to read it. The step count t advances in both cases.
+
+        Raises RuntimeError for a sparse gradient, ValueError if lr times weight_decay is 1 or more.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            by_step = defaultdict(list)  # a head that sat out some batches is at a smaller t than the encoder
+            # A head trains only on its own task's batches, so its t is smaller than the encoder's.
+            by_step: dict[int, list[Tensor]] = defaultdict(list)
             for param in group["params"]:
                 if param.grad is None:
                     continue
@@ -83,28 +95,40 @@ class AdamW(torch.optim.Optimizer):
                 self._update(group, step, params, grad_scale, found_inf)
         return loss
 
-    def _update(self, group: dict, step: int, params: list[torch.Tensor], grad_scale, found_inf) -> None:
-        """The formula above for parameters that share t = `step`, in one pass over memory by torch's fused
-        AdamW.
+    def _update(
+        self,
+        group: dict[str, Any],
+        step: int,
+        params: list[Tensor],
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """The formula of the class for parameters that share t = `step`, in one pass over memory.
 
-        That primitive computes θ(1 - α'λ') - α'/(1-β₁ᵗ) m / (√v/√(1-β₂ᵗ) + ε'). With ε' = ε/√(1-β₂ᵗ), α' =
-        α(1 - αλ) and
-        α'λ' = αλ this is our update followed by our decay; t = ∞ leaves the bias uncorrected.
+        torch's fused kernel computes θ (1 - α'λ') - α'/(1-β₁ᵗ) m / (√v/√(1-β₂ᵗ) + ε'). Our update, followed
+        by our decay, is the same with ε' = ε/√(1-β₂ᵗ), α' = α(1 - αλ) and α'λ' = αλ. t = ∞ switches the bias
+        correction off.
+
+        `torch._fused_adamw_` is private. The public `torch.optim.AdamW(fused=True)` runs the same kernel and
+        takes 1.02 times as long, but it has one ε for a group, and ε' depends on t. The formula of the class
+        takes 4.4 times as long in plain tensor operations and 6.1 times in `torch._foreach_...` operations
+        (MiniLM's 22.7 M parameters, one CPU core, medians of 50 interleaved steps). If torch drops the
+        kernel, write the formula here as a loop over the parameters; the tests compare it with torch's AdamW.
         """
         beta1, beta2 = group["betas"]
-        kept = 1 - group["lr"] * group["weight_decay"]
+        kept = 1 - group["lr"] * group["weight_decay"]  # the factor 1 - αλ of the decay
         if kept <= 0:
             raise ValueError(
                 f"AdamW: lr {group['lr']} times weight_decay {group['weight_decay']} must be below 1"
             )
-        seen = torch.full((), float(step) if group["correct_bias"] else torch.inf, device=params[0].device)
+        t = torch.full((), float(step) if group["correct_bias"] else torch.inf, device=params[0].device)
         torch._fused_adamw_(
             params,
-            [_laid_out_like(param.grad, param) for param in params],
+            [_gradient(param) for param in params],
             [self.state[param]["exp_avg"] for param in params],
             [self.state[param]["exp_avg_sq"] for param in params],
             [],
-            [seen] * len(params),
+            [t] * len(params),
             lr=group["lr"] * kept,
             beta1=beta1,
             beta2=beta2,
@@ -117,15 +141,19 @@ class AdamW(torch.optim.Optimizer):
         )
 
 
-def _laid_out_like(grad: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
-    """The gradient with the parameter's strides: the fused primitive goes through memory in order and would
-    not notice others."""
-    return grad if grad.stride() == param.stride() else torch.empty_like(param).copy_(grad)
+def _gradient(param: Tensor) -> Tensor:
+    """The gradient with the parameter's strides. The fused kernel ignores them and reads in order."""
+    assert param.grad is not None  # `step` selects parameters with a gradient
+    if param.grad.stride() == param.stride():
+        return param.grad
+    return torch.empty_like(param).copy_(param.grad)
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """The model's trainable parameters in two groups: matrices, which decay, and biases and LayerNorm
-    weights, which don't."""
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The model's trainable parameters in two groups.
+
+    Matrices have weight decay. Biases and LayerNorm weights have none.
+    """
     params = [param for param in model.parameters() if param.requires_grad]
     return [
         {"params": [param for param in params if param.ndim >= 2], "weight_decay": weight_decay},
@@ -134,10 +162,10 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def warmup_decay(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Factor on the learning rate for step 0, 1, ...: linear from 0 to 1 over `warmup_steps`, then linear to
-    0 at `total_steps`.
+    """Factor on the learning rate for step 0, 1, ...
 
-    The same numbers as `transformers.get_linear_schedule_with_warmup`.
+    It rises linearly from 0 to 1 over `warmup_steps`, then falls linearly to 0 at `total_steps`. The numbers
+    are those of `transformers.get_linear_schedule_with_warmup`.
     """
     if step < warmup_steps:
         return step / max(1, warmup_steps)
