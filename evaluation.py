@@ -1,11 +1,18 @@
 """Scores, predictions for whole data sets, and the course's prediction files.
 
-Metrics take two equally long arrays, predictions and labels. Not handled: confidence intervals, calibration.
+    1. model_outputs        model, TokenizedDataset -> logits (rows,C)
+    2. predict              logits (rows,C) -> predictions (rows,), by Task.predict
+    3. score                predictions, labels (rows,) -> {metric: value}, by Task.metrics
+    4. evaluate             steps 1 to 3 for every task -> Evaluation
+    5. write_predictions    predictions (rows,) -> predictions/*.csv
+
+Shapes: C outputs; rows are all rows of a data set. Metrics take predictions and labels of the same length.
+Not handled: confidence intervals, calibration.
 """
 
 import logging
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,37 +29,40 @@ log = logging.getLogger("smart_bert")
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Share of predictions that equal the label. Raises ValueError if the shapes differ, which would be
-    broadcast."""
-    predictions, labels = np.asarray(predictions), np.asarray(labels)
+    """Share of predictions that equal the label; (rows,), (rows,) -> [0, 1].
+
+    Raises ValueError if the shapes differ: numpy would broadcast them.
+    """
+    predictions = np.asarray(predictions)
+    labels = np.asarray(labels)
     if predictions.shape != labels.shape:
         raise ValueError(f"accuracy: shapes {predictions.shape} and {labels.shape}")
     return float(np.mean(predictions == labels))
 
 
 def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Unweighted mean of F1 over the classes that occur in predictions or labels."""
-    from sklearn.metrics import (
-        f1_score,
-    )  # imported late: a second of start-up that most of a run doesn't need
+    """Unweighted mean of F1 over the classes that occur in either array; (rows,), (rows,) -> [0, 1]."""
+    from sklearn.metrics import f1_score  # imported here, so that training starts sooner
 
     return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
 
 
 def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Pearson correlation; 0, with a warning, where it is undefined."""
+    """Pearson correlation; (rows,), (rows,) -> [-1, 1]. Where it is undefined: 0 and a warning."""
     return _correlation("pearsonr", predictions, labels)
 
 
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Spearman rank correlation; 0, with a warning, where it is undefined."""
+    """Spearman rank correlation; (rows,), (rows,) -> [-1, 1]. Where it is undefined: 0 and a warning."""
     return _correlation("spearmanr", predictions, labels)
 
 
 def _correlation(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
-    from scipy import stats
+    """The correlation that scipy.stats has under this name, or 0 where it is undefined."""
+    from scipy import stats  # imported here, so that training starts sooner
 
-    predictions, labels = (np.asarray(values, dtype=np.float64) for values in (predictions, labels))
+    predictions = np.asarray(predictions, dtype=np.float64)
+    labels = np.asarray(labels, dtype=np.float64)
     for what, values in {"predictions": predictions, "labels": labels}.items():
         if len(values) < 2 or np.ptp(values) == 0 or not np.isfinite(values).all():
             log.warning("correlation is undefined, the %s are constant or not finite; counted as 0", what)
@@ -65,44 +75,50 @@ def outputs(
 ) -> Tensor:
     """The logits (rows,C) of every row, in file order, on the CPU. The caller puts the model in eval mode.
 
-    Several processes take turns at the batches, and each returns the logits for all.
+    Several processes divide the batches among them, and each returns the logits of all rows.
     """
 
-    @torch.inference_mode()  # in the thread that does the work
+    # inference_mode holds for one thread, so the function that the threads run sets it
+    @torch.inference_mode()
     def logits_of(batch: Batch) -> Tensor:
         return logits_fn(batch.to(device)).float()
 
     batches = evaluation_batches(dataset, batch_size)[parallel.rank() :: parallel.size()]
-    what, silent = f"predicting {dataset.task.name}", parallel.bar_disabled()
     with devices.mapper(device) as apply:
         parts = list(
-            tqdm(apply(logits_of, batches), desc=what, total=len(batches), leave=False, disable=silent)
+            tqdm(
+                apply(logits_of, batches),
+                desc=f"predicting {dataset.task.name}",
+                total=len(batches),
+                leave=False,
+                disable=parallel.bar_disabled(),
+            )
         )
-    rows = np.concatenate([np.zeros(0, int), *(batch.rows for batch in batches)])
-    mine = (
-        torch.cat(parts).cpu() if parts else torch.zeros(0, dataset.task.num_outputs)
-    )  # one copy from the device, at the end
-    logits = torch.empty(len(dataset), dataset.task.num_outputs)
-    for where, values in parallel.gather((rows, mine)):
-        logits[torch.from_numpy(where)] = values
+    rows = np.concatenate([np.zeros(0, int), *(batch.rows for batch in batches)])  # of this process
+    # one copy from the device, at the end
+    values = torch.cat(parts).cpu() if parts else torch.zeros(0, dataset.task.num_outputs)
+    logits = torch.empty(len(dataset), dataset.task.num_outputs)  # (rows,C)
+    for part_rows, part_values in parallel.gather((rows, values)):
+        logits[torch.from_numpy(part_rows)] = part_values
     return logits
 
 
 def score(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Every metric of the task by name, the main one first."""
+    """Every metric of the task by name, the main metric first."""
     return {name: metric(predictions, labels) for name, metric in task.metrics.items()}
 
 
 class Evaluation(NamedTuple):
-    """Dev scores of a model.
+    """Scores and predictions of a model on labelled data.
 
-    scores: by task, then by metric, the main one first. predictions: by task, in file order.
-    dev_mean: mean of the main metrics. selection_mean: mean over the tasks that the model was trained on, or
-    dev_mean where none of these was evaluated. It picks the best epoch: the chance score of an untrained head
-    must not move the choice.
+    scores: task -> metric -> value; "trained" is False for a task that the model was not trained on.
+    predictions: task -> (rows,), in file order.
+    dev_mean: mean of the main metrics of all evaluated tasks.
+    selection_mean: mean of the main metrics of the trained tasks, or dev_mean if none of them was trained. It
+        picks the best epoch: the chance score of an untrained head must not change the choice.
     """
 
-    scores: dict[str, dict]
+    scores: dict[str, dict[str, float]]
     predictions: dict[str, np.ndarray]
     dev_mean: float
     selection_mean: float
@@ -115,16 +131,16 @@ class Evaluation(NamedTuple):
 
 
 def model_outputs(model: nn.Module, dataset: TokenizedDataset, batch_size: int) -> Tensor:
-    """Logits (rows,C) in file order, on the CPU, without dropout; the model is left in eval mode."""
+    """Logits (rows,C) in file order, on the CPU, without dropout. The model stays in eval mode."""
     model.eval()
 
     def logits(batch: Batch) -> Tensor:
         return model(dataset.task.name, *batch.inputs)
 
     device = next(model.parameters()).device
-    # a GPU has room for more rows without gradients, a CPU's caches have not
-    rows = batch_size * (1 if device.type == "cpu" else 2)
-    return outputs(logits, dataset, rows, device)
+    # Without gradients a GPU has memory for more rows. On a CPU more rows would overflow its caches.
+    rows_per_batch = batch_size * (1 if device.type == "cpu" else 2)
+    return outputs(logits, dataset, rows_per_batch, device)
 
 
 def predict(model: nn.Module, dataset: TokenizedDataset, batch_size: int) -> np.ndarray:
@@ -133,27 +149,33 @@ def predict(model: nn.Module, dataset: TokenizedDataset, batch_size: int) -> np.
 
 
 def evaluate(
-    model: nn.Module, datasets: list[TokenizedDataset], batch_size: int, trained: Sequence[str]
+    model: nn.Module, datasets: list[TokenizedDataset], batch_size: int, trained: Collection[str]
 ) -> Evaluation:
-    """Scores and predictions on labelled data; tasks that the model was not trained on are marked."""
-    scores, predictions = {}, {}
+    """Scores and predictions on labelled data. `trained` names the tasks that the model was trained on."""
+    scores: dict[str, dict[str, float]] = {}
+    predictions: dict[str, np.ndarray] = {}
+    main: dict[str, float] = {}  # task -> its main metric
     for dataset in datasets:
+        assert dataset.labels is not None  # evaluation files are read with labels
         name = dataset.task.name
         predictions[name] = predict(model, dataset, batch_size)
         scores[name] = score(dataset.task, predictions[name], dataset.labels.numpy())
+        main[name] = scores[name][dataset.task.main_metric]
         if name not in trained:
             scores[name]["trained"] = False
-    main = {dataset.task.name: scores[dataset.task.name][dataset.task.main_metric] for dataset in datasets}
-    dev_mean = statistics.fmean(main.values())
-    of_trained = [value for name, value in main.items() if name in trained]
-    return Evaluation(scores, predictions, dev_mean, statistics.fmean(of_trained) if of_trained else dev_mean)
+    selected = [value for name, value in main.items() if name in trained]
+    return Evaluation(
+        scores=scores,
+        predictions=predictions,
+        dev_mean=statistics.fmean(main.values()),
+        selection_mean=statistics.fmean(selected or main.values()),
+    )
 
 
 def write_predictions(path: str | Path, column: str, ids: Iterable[str], predictions: np.ndarray) -> None:
-    """The course's prediction file: `id \\t COLUMN ` and then `ID , VALUE `, a line a row. Replaces the file
-    at once or not at all.
+    """Write the course's prediction file: the header `id \\t COLUMN `, then a line `ID , VALUE ` a row.
 
-    Raises UserError if it cannot be written.
+    The file is replaced completely or not at all. Raises UserError if it cannot be written.
     """
     rows = [f"{id} , {value!s} \n" for id, value in zip(ids, predictions, strict=True)]
     write_text(path, "".join([f"id \t {column} \n", *rows]))
