@@ -1,2 +1,2 @@
-"""Speed beside what a user would pick instead (`python -m benchmarks`), and growth with the work (`python -m
-benchmarks.growth`)."""
+"""Measurements: speed next to other packages (`python -m benchmarks`), growth with the size of the work
+(`python -m benchmarks.growth`)."""

@@ -1,10 +1,10 @@
-"""Speed beside what a user would pick instead, as ratios; prints a table and writes JSON.
+"""Speed next to the packages that a user could choose instead. Prints a table of ratios and writes JSON.
 
     python -m benchmarks --data_dir path/to/data
     python -m benchmarks --data_dir path/to/data --only dense adamw
 
-Everything takes a few minutes on two cores. What each row measures is in `benchmarks/README.md` and in the
-docstrings of `rows.py`.
+All rows take about ten minutes on two cores. `benchmarks/README.md` and the docstrings of `rows.py` say what
+each row measures.
 """
 
 import argparse
@@ -28,10 +28,11 @@ from support.screen import table
 
 
 def as_table(measured: list[Measurement]) -> str:
-    """A line a measurement, the extremes of its ratio in brackets."""
+    """One line for each measurement, with the smallest and largest ratio in brackets."""
     rows = [["what", "unit", "ours", "peer", "ratio", "", "must reach", ""]]
     for m in measured:
-        spread, verdict = f"({m.low:.2f} to {m.high:.2f})", "met" if m.goal.met(m.ratio) else "missed"
+        spread = f"({m.low:.2f} to {m.high:.2f})"
+        verdict = "met" if m.goal.met(m.ratio) else "missed"
         rows.append(
             [m.what, m.unit, f"{m.ours:.4g}", f"{m.peer:.4g}", f"{m.ratio:.2f}", spread, str(m.goal), verdict]
         )
@@ -40,6 +41,32 @@ def as_table(measured: list[Measurement]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
+    options = parse(arguments)
+    setting = Setting(options.data_dir, options.scale, options.batch_size)
+    measured: list[Measurement] = []
+    seconds: dict[str, float] = {}  # by row
+    keep_freed_memory()  # as the main program does
+    for name in options.only:
+        print(f"{name}: {(ROWS[name].__doc__ or '').splitlines()[0]}", file=sys.stderr, flush=True)
+        begin = time.perf_counter()
+        measured += ROWS[name](setting)
+        seconds[name] = round(time.perf_counter() - begin, 1)
+    machine = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "processor": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    lines = [asdict(m) | {"met": m.goal.met(m.ratio)} for m in measured]
+    results = {"machine": machine, "scale": options.scale, "seconds": seconds, "rows": lines}
+    write_text(options.output, json.dumps(results, indent=2) + "\n")
+    print(f"{as_table(measured)}\n{sum(seconds.values()):.0f} s; written to {options.output}")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The flags."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,41 +90,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--output",
         type=Path,
         default=HERE / "results.json",
-        help="where the JSON goes (default: %(default)s)",
+        help="path of the JSON file (default: %(default)s)",
     )
     parser.add_argument(
         "--scale",
         type=float,
         default=1.0,
-        help="share of the steps; below 1 the ratios mean little (default: 1)",
+        help="share of the steps; with less than 1 the ratios are inaccurate (default: 1)",
     )
     parser.add_argument(
         "--batch_size",
         type=int,
         default=Setting.batch_size,
-        help="rows a training step (default: %(default)s)",
+        help="rows in a training step (default: %(default)s)",
     )
-    options = parser.parse_args(arguments)
-    setting, measured, spent = Setting(options.data_dir, options.scale, options.batch_size), [], {}
-    keep_freed_memory()  # as the program does
-    for name in options.only:
-        print(f"{name}: {ROWS[name].__doc__.splitlines()[0]}", file=sys.stderr, flush=True)
-        begin = time.perf_counter()
-        measured += ROWS[name](setting)
-        spent[name] = round(time.perf_counter() - begin, 1)
-    machine = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    machine |= {"processor": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
-    lines = [asdict(m) | {"met": m.goal.met(m.ratio)} for m in measured]
-    write_text(
-        options.output,
-        json.dumps({"machine": machine, "scale": options.scale, "seconds": spent, "rows": lines}, indent=2)
-        + "\n",
-    )
-    print(f"{as_table(measured)}\n{sum(spent.values()):.0f} s; written to {options.output}")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Memory and time as the work grows: pairs to read, tokens a row, layers of the encoder. Prints, writes JSON
-and a plot.
+"""Memory and time against the size of the work: pairs to read, tokens in a row, layers of the encoder.
 
     python -m benchmarks.growth --data_dir path/to/data
 
-Each point is measured in a process of its own, whose peak of resident memory is taken above what it had after
-importing, before the work.
+Prints, writes JSON and a plot. Each point is measured in a new process. Its memory is the peak of resident
+memory minus the resident memory after importing, before the work.
 Linux only: the peak is read from /proc. Not handled: GPU memory.
 """
 
@@ -17,14 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-# torch and the project are imported by the points' own processes: this one stays small
+# Only the processes of the points import torch and the project, so this process stays small.
+
+Work = Callable[[], object]  # one piece of work, which is timed
 
 HERE = Path(__file__).resolve().parent
-# What grows -> its sizes. Each doubles, or nearly, so that a line of slope 1 in the plot is growth in
-# proportion.
+# What grows -> its sizes, which are about evenly spaced in the plot. A line of slope 1 there is growth in
+# proportion to the size.
 SERIES = {
     "pairs": (1_000, 4_000, 16_000, 64_000, 200_000, 400_000),
     "tokens": (16, 32, 64, 128, 256, 512),
@@ -38,13 +39,13 @@ TITLES = {
 
 
 def resident(field: str) -> float:
-    """Resident memory of this process in MB, VmRSS now or VmHWM at its peak."""
+    """Resident memory of this process in MB: VmRSS is the current value, VmHWM the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
-def reading(size: int, path: Path):
-    """Work on `size` rows: a Quora file of them, read and tokenised."""
+def reading(size: int, path: Path) -> Work:
+    """Reading and tokenising the Quora file `path`, which has `size` rows."""
     from base_bert import load_tokenizer
     from datasets import read_examples, tokenize
     from tasks import TASKS
@@ -53,9 +54,8 @@ def reading(size: int, path: Path):
     return lambda: tokenize(read_examples(path, TASKS["para"]), TASKS["para"], tokenizer, 256)
 
 
-def training(rows: int, tokens: int, layers: int):
-    """Work on one plain training step of an encoder as wide as minilm with random weights, all rows of the
-    same length."""
+def training(rows: int, tokens: int, layers: int) -> Work:
+    """One plain training step on rows of the same length. The encoder has minilm's width and new weights."""
     import numpy as np
     import torch
 
@@ -67,7 +67,7 @@ def training(rows: int, tokens: int, layers: int):
     from support.devices import keep_freed_memory
     from tasks import TASKS
 
-    keep_freed_memory()  # as the program does
+    keep_freed_memory()  # as the main program does
     shape = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
     model = program.MultitaskBERT(BertModel(BertConfig(num_hidden_layers=layers, **shape))).train()
     dataset = TokenizedDataset(
@@ -76,16 +76,16 @@ def training(rows: int, tokens: int, layers: int):
         labels=torch.arange(rows) % 5.0,
         tokens=np.random.default_rng(0).integers(1000, 30000, rows * tokens, dtype=np.int32),
         starts=np.arange(rows + 1) * tokens,
-        seconds=np.full(rows, tokens),
+        segment_starts=np.full(rows, tokens),
         num_truncated=0,
     )
     learner = new_learner(model)
     return lambda: our_step(learner, dataset, np.arange(rows))
 
 
-# What grows -> how to prepare the work of one size (and, for pairs, the file), and how often to do it: the
-# median of the times counts.
-POINTS = {
+# What grows -> a function that prepares the work for one size (and, for pairs, one file), and the number of
+# repetitions, whose median time is taken.
+POINTS: dict[str, tuple[Callable[[int, Path], Work], int]] = {
     "pairs": (reading, 1),
     "tokens": (lambda size, path: training(8, size, 6), 3),
     "layers": (lambda size, path: training(32, 25, size), 3),
@@ -93,69 +93,97 @@ POINTS = {
 
 
 def measure(series: str, size: int, path: Path) -> dict[str, float]:
-    """Seconds and MB above the start of one piece of work, in this process."""
-    prepare, times = POINTS[series]
-    work, seconds = prepare(size, path), []
+    """Seconds, and MB above the memory at the start, of one piece of work in this process."""
+    prepare, repetitions = POINTS[series]
+    work = prepare(size, path)
+    seconds = []
     before = resident("VmRSS")
-    for _ in range(times):
+    for _ in range(repetitions):
         begin = time.perf_counter()
         result = work()
         seconds.append(time.perf_counter() - begin)
     del result
-    return {"seconds": sorted(seconds)[(times - 1) // 2], "megabytes": resident("VmHWM") - before}
+    return {
+        "seconds": sorted(seconds)[(repetitions - 1) // 2],
+        "megabytes": resident("VmHWM") - before,
+    }
 
 
 def write_pairs(source: Path, path: Path, count: int) -> None:
-    """A file of `count` rows: those of `source` over and over."""
+    """Write a file of `count` rows by repeating the rows of `source`."""
     with open(source, encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file, delimiter="\t")
     with open(path, "w", encoding="utf-8", newline="") as file:
         csv.writer(file, delimiter="\t").writerows([header, *itertools.islice(itertools.cycle(rows), count)])
 
 
-def measure_apart(series: str, size: int, data_dir: Path, scratch: Path) -> dict[str, float]:
+def measure_in_new_process(series: str, size: int, data_dir: Path, scratch: Path) -> dict[str, float]:
     """`measure` in a new process."""
     path = scratch / "pairs.csv"
     if series == "pairs":
         write_pairs(data_dir / "quora-train.csv", path, size)
     command = [sys.executable, "-m", "benchmarks.growth", "--point", series, str(size), str(path)]
-    return json.loads(
-        subprocess.run(command, cwd=HERE.parent, check=True, stdout=subprocess.PIPE, text=True).stdout
-    )
+    done = subprocess.run(command, cwd=HERE.parent, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
 
 
-def plot(results: dict[str, dict[int, dict]], path: Path) -> None:
-    """Two panels a series, time and memory, on doubly logarithmic axes, with a dashed line of growth in
-    proportion to the size."""
+Results = dict[str, dict[int, dict[str, float]]]  # series -> size -> quantity -> value
+
+
+def plot(results: Results, path: Path) -> None:
+    """Time and memory of each series on logarithmic axes. Dashed: growth in proportion to the size."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    quantities = {"seconds": "time, s", "megabytes": "peak memory above start, MB"}
     figure, panels = pyplot.subplots(2, len(results), figsize=(4 * len(results), 6), squeeze=False)
-    for column, (series, points) in zip(panels.T, results.items(), strict=True):
+    for column, (series, points) in enumerate(results.items()):
         sizes = list(points)
-        for panel, (quantity, label) in zip(
-            column, {"seconds": "time, s", "megabytes": "peak memory above start, MB"}.items(), strict=True
-        ):
+        for row, (quantity, label) in enumerate(quantities.items()):
+            panel = panels[row][column]
             values = [points[size][quantity] for size in sizes]
+            proportional = [values[-1] * size / sizes[-1] for size in sizes]
             panel.loglog(sizes, values, "o-")
-            panel.loglog(
-                sizes, [values[-1] * size / sizes[-1] for size in sizes], "--", color="gray", linewidth=1
-            )
-            panel.set(
-                xticks=sizes,
-                xticklabels=[f"{size // 1000}k" if size >= 1000 else size for size in sizes],
-                ylabel=label,
-            )
+            panel.loglog(sizes, proportional, "--", color="gray", linewidth=1)
+            names = [f"{size // 1000}k" if size >= 1000 else size for size in sizes]
+            panel.set(xticks=sizes, xticklabels=names, ylabel=label)
             panel.minorticks_off()
-        column[0].set_title(TITLES[series], fontsize=9)
+        panels[0][column].set_title(TITLES[series], fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.point:
+        series, size, path = options.point
+        print(json.dumps(measure(series, int(size), Path(path))))
+        return
+    if options.data_dir is None and "pairs" in options.only:
+        parser.error("the pairs need --data_dir")
+    results: Results = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for series in options.only:
+            print(TITLES[series])
+            results[series] = {}
+            for size in SERIES[series]:
+                if options.largest is None or size <= options.largest:
+                    point = measure_in_new_process(series, size, options.data_dir, Path(scratch))
+                    results[series][size] = point
+                    spent = f"{point['seconds']:8.2f} s  {point['megabytes']:8.0f} MB"
+                    print(f"  {size:>9,}  {spent}", flush=True)
+    picture = options.output.with_suffix(".png")
+    options.output.write_text(json.dumps(results, indent=2) + "\n")
+    plot({series: points for series, points in results.items() if points}, picture)
+    print(f"written to {options.output} and {picture}")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.growth",
         description=__doc__,
@@ -175,12 +203,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="SERIES",
         help=f"any of {', '.join(SERIES)}",
     )
-    parser.add_argument("--largest", type=int, help="leave out the sizes above this one")
+    parser.add_argument("--largest", type=int, help="leave out larger sizes")
     parser.add_argument(
         "--output",
         type=Path,
         default=HERE / "growth.json",
-        help="JSON; the plot is put beside it (default: %(default)s)",
+        help="path of the JSON file; the plot goes to the same folder (default: %(default)s)",
     )
     parser.add_argument(
         "--point",
@@ -188,29 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar=("SERIES", "SIZE", "PATH"),
         help="measure one point in this process, print JSON",
     )
-    options = parser.parse_args(arguments)
-    if options.point:
-        series, size, path = options.point
-        print(json.dumps(measure(series, int(size), Path(path))))
-        return
-    if options.data_dir is None and "pairs" in options.only:
-        parser.error("the pairs need --data_dir")
-    results = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for series in options.only:
-            print(TITLES[series])
-            results[series] = {}
-            for size in SERIES[series]:
-                if options.largest is None or size <= options.largest:
-                    point = results[series][size] = measure_apart(
-                        series, size, options.data_dir, Path(scratch)
-                    )
-                    print(
-                        f"  {size:>9,}  {point['seconds']:8.2f} s  {point['megabytes']:8.0f} MB", flush=True
-                    )
-    options.output.write_text(json.dumps(results, indent=2) + "\n")
-    plot({series: points for series, points in results.items() if points}, options.output.with_suffix(".png"))
-    print(f"written to {options.output} and {options.output.with_suffix('.png')}")
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""Timing side by side, and what a comparison says. Knows clocks and numbers, no model.
+"""Timing of contenders side by side, and the comparison of their times. Knows clocks and numbers, no model.
 
-A machine's speed drifts by tens of per cent within minutes, so ours and the peer take turns, piece by piece,
-and only their ratio is
-compared with a goal. Not handled: confidence intervals; the spread over parts of the run shows how far a
-ratio can be trusted.
+A machine's speed changes by tens of per cent within minutes. So our code and the peer take turns, step by
+step, and only the ratio of their times is compared with a goal.
+Not handled: confidence intervals. The spread of the ratio over parts of the run shows its accuracy.
 """
 
 import contextlib
@@ -11,18 +10,17 @@ import multiprocessing.connection
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-GROUPS = (
-    3  # parts of a measurement whose ratios are compared; each is a fair sample of the whole (see `evenly`)
-)
+# Parts of a measurement whose ratios are compared. Each is a fair sample of the whole (see `evenly`).
+GROUPS = 3
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a ratio of ours to the peer's must reach: at least `bound` where speeds are compared, at most
-    `bound` where times are."""
+    """The goal for a ratio, ours / peer: at least `bound` for speeds, at most `bound` for times."""
 
     compares: str  # "speed" (work / s) or "time" (s / work)
     bound: float
@@ -36,8 +34,10 @@ class Goal:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One line of the table. ours and peer are in `unit`; low and high are the extremes of the ratio over
-    `GROUPS` parts of the run."""
+    """One line of the table.
+
+    ours and peer are in `unit`. low and high are the extremes of the ratio over `GROUPS` parts of the run.
+    """
 
     what: str
     unit: str
@@ -49,16 +49,15 @@ class Measurement:
     goal: Goal
 
 
-class Apart:
-    """A contender with a process of its own, and so with the allocator and the threads that a user would have
-    it run with.
+class SeparateProcess:
+    """A contender in a separate process. There it has the allocator and the threads that a user's script has.
 
-    make(*arguments), called there, returns what a call of this object then calls there. It is ready when
-    `wait` returns.
+    The process calls make(*arguments) and gets a function of k. A call of this object makes the process call
+    that function and waits for its end. The contender is ready after the first `wait`.
     """
 
     def __init__(self, make: Callable[..., Callable[[int], object]], *arguments: object):
-        context = multiprocessing.get_context("forkserver")  # a fork of this process would lack its threads
+        context = multiprocessing.get_context("forkserver")  # a fork would not have this process's threads
         context.set_forkserver_preload(["benchmarks.rows", "transformers.models.bert.modeling_bert"])
         self._pipe, far = context.Pipe()
         self._process = context.Process(target=_serve, args=(far, make, arguments), daemon=True)
@@ -66,7 +65,10 @@ class Apart:
         far.close()
 
     def wait(self) -> None:
-        """Until the last call is done. Raises RuntimeError if the process has ended; it has printed why."""
+        """Wait for the end of the last call.
+
+        Raises RuntimeError if the process has ended. The process has then printed the reason.
+        """
         try:
             self._pipe.recv()
         except EOFError:
@@ -77,17 +79,19 @@ class Apart:
         self.wait()
 
     def end(self) -> None:
-        with contextlib.suppress(OSError):  # it has ended by itself
+        """End the process; kill it after 10 seconds."""
+        with contextlib.suppress(OSError):  # the process has ended already
             self._pipe.send(None)
         self._process.join(10)
-        self._process.kill()  # if it was still at work
+        self._process.kill()
 
 
 def _serve(
     pipe: multiprocessing.connection.Connection,
     make: Callable[..., Callable[[int], object]],
-    arguments: tuple,
+    arguments: tuple[object, ...],
 ) -> None:
+    """The separate process: make the contender, then call it with every k from the pipe until None comes."""
     contender = make(*arguments)
     pipe.send("ready")
     while (k := pipe.recv()) is not None:
@@ -96,10 +100,9 @@ def _serve(
 
 
 @contextlib.contextmanager
-def apart(*makers: tuple) -> Iterator[list[Apart]]:
-    """A contender with a process of its own for each (make, *arguments), made at the same time; they end with
-    the block."""
-    contenders = [Apart(*maker) for maker in makers]
+def separate_processes(*makers: tuple[Any, ...]) -> Iterator[list[SeparateProcess]]:
+    """Inside the block there is a contender in a separate process for each (make, *arguments)."""
+    contenders = [SeparateProcess(*maker) for maker in makers]
     try:
         for contender in contenders:
             contender.wait()
@@ -110,51 +113,59 @@ def apart(*makers: tuple) -> Iterator[list[Apart]]:
 
 
 def take_turns(rounds: int, *contenders: Callable[[int], object], warm_up: int = 1) -> np.ndarray:
-    """Calls contender(k) for k = 0, 1, ..., one contender after the other in each round -> wall-clock seconds
-    (rounds, contenders).
+    """Wall-clock seconds (rounds, contenders) of contender(k) for k = 0, 1, ...; in each round all contenders
+    are called, one after the other.
 
-    Each contender is first called with its last `warm_up` k, untimed: threads start and memory is claimed.
+    Before that, each contender is called with the last `warm_up` values of k without timing, so that its
+    threads are started and its memory is allocated.
     """
     for k in range(rounds - warm_up, rounds):
         for contender in contenders:
             contender(k)
     seconds = np.zeros((rounds, len(contenders)))
     for k in range(rounds):
-        for place, contender in enumerate(contenders):
+        for column, contender in enumerate(contenders):
             begin = time.perf_counter()
             contender(k)
-            seconds[k, place] = time.perf_counter() - begin
+            seconds[k, column] = time.perf_counter() - begin
     return seconds
 
 
 def compare(
     what: str, unit: str, goal: Goal, seconds: np.ndarray, work: float | np.ndarray = 1.0
 ) -> Measurement:
-    """seconds (rounds, 2) of ours and the peer, work that each round did (a number, or an array that
-    broadcasts to the same shape).
+    """The measurement from the seconds (rounds, 2) of ours and of the peer.
 
-    Ratios are of sums, not means of ratios: a slow round counts by the time it takes, as in a real run.
+    work: the work of each round, a number or an array that broadcasts to (rounds, 2). The ratio is a ratio of
+    sums, so a slow round counts by its time, as in a real run.
     """
-    work = np.broadcast_to(work, seconds.shape)
+    work_done = np.broadcast_to(work, seconds.shape)
 
     def ours_and_peer(rows: np.ndarray) -> np.ndarray:
-        done, taken = work[rows].sum(0), seconds[rows].sum(0)
+        done = work_done[rows].sum(0)
+        taken = seconds[rows].sum(0)
         return done / taken if goal.compares == "speed" else taken / done
 
     rounds = np.arange(len(seconds))
     ours, peer = ours_and_peer(rounds)
     ratios = [np.divide(*ours_and_peer(part)) for part in np.array_split(rounds, min(GROUPS, len(rounds)))]
     return Measurement(
-        what, unit, float(ours), float(peer), float(ours / peer), float(min(ratios)), float(max(ratios)), goal
+        what=what,
+        unit=unit,
+        ours=float(ours),
+        peer=float(peer),
+        ratio=float(ours / peer),
+        low=float(min(ratios)),
+        high=float(max(ratios)),
+        goal=goal,
     )
 
 
 def evenly(batches: list[np.ndarray], lengths: np.ndarray, count: int) -> list[np.ndarray]:
-    """`count` of an epoch's batches of row numbers, at even distances in the order of their padded size, so
-    that few stand for all.
+    """A representative sample of `count` of an epoch's batches of row numbers.
 
-    Ordered so that each of `GROUPS` parts of the list is such a sample itself. lengths: (rows,), tokens of
-    each row.
+    The batches are taken at even distances in the order of their padded size. Each of `GROUPS` consecutive
+    parts of the result is such a sample too. lengths: (rows,), number of tokens of each row.
     """
     by_size = np.argsort([lengths[rows].max() * len(rows) for rows in batches], kind="stable")
     chosen = by_size[((np.arange(count) + 0.5) * len(batches) / count).astype(int)]

@@ -1,14 +1,15 @@
-"""What a user would pick instead, on the same weights: `transformers`, `sentence-transformers`,
-`torch.optim`, `csv`, `smart-pytorch`.
+"""The peers: packages that a user could choose instead, with our weights.
 
-Written as a careful user of these would, and where there is a choice, the faster one: fused AdamW, no pooler,
-lists read by `csv.reader`.
-B batch, T tokens, H hidden, C outputs.
+They are `transformers`, `sentence-transformers`, `torch.optim`, `csv` and `smart-pytorch`, used as a careful
+user would. Where there is a choice, the faster way is taken: fused AdamW, no pooler, lists read by
+`csv.reader`.
+Shapes: B batch, T tokens, H hidden, C outputs.
 """
 
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import smart_pytorch
@@ -20,14 +21,16 @@ from base_bert import find_pretrained
 from datasets import Batch, Example, Task, TokenizedDataset
 from multitask_classifier import MultitaskBERT
 
-# its report that the file has a pooler, which is left out on purpose
+# Without this, transformers reports that the file has a pooler, which is not needed here.
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
 class Peer(nn.Module):
-    """`transformers.BertModel`, the mean of the real tokens, dropout, a linear head a task: what
-    `MultitaskBERT` is, with its weights."""
+    """`MultitaskBERT` built from `transformers.BertModel`, with the same weights.
+
+    The encoder is followed by the mean over the real tokens, dropout and one linear head for each task.
+    """
 
     def __init__(self, ours: MultitaskBERT):
         super().__init__()
@@ -40,14 +43,14 @@ class Peer(nn.Module):
             local_files_only=True,
         )
         self.dropout = nn.Dropout(ours.dropout.p)
+        heads = {name: head for name, head in ours.heads.items() if isinstance(head, nn.Linear)}
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(head.in_features, head.out_features) for name, head in ours.heads.items()}
+            {name: nn.Linear(head.in_features, head.out_features) for name, head in heads.items()}
         )
         self.heads.load_state_dict(ours.heads.state_dict())
 
     def forward(self, task: str, attention_mask: Tensor | None = None, **inputs: Tensor | None) -> Tensor:
-        """Mask (B,T) or None, and input_ids or inputs_embeds and token_type_ids as `transformers.BertModel`
-        takes them -> (B,C)."""
+        """Logits (B,C). The mask is (B,T) or None; `inputs` are arguments of `transformers.BertModel`."""
         hidden = self.bert(attention_mask=attention_mask, **inputs).last_hidden_state  # (B,T,H)
         if attention_mask is None:
             return self.heads[task](self.dropout(hidden.mean(1)))
@@ -60,14 +63,14 @@ def plain_loss(model: Peer, task: Task, batch: Batch) -> Tensor:
     logits = model(
         task.name, batch.attention_mask, input_ids=batch.input_ids, token_type_ids=batch.token_type_ids
     )
+    assert batch.labels is not None  # training data has labels
     return task.loss(logits, batch.labels)
 
 
 def smart_loss(model: Peer, task: Task, batch: Batch) -> Tensor:
-    """The task's loss and smart-pytorch's term with one ascent step, a scalar.
+    """The task's loss plus smart-pytorch's term with one ascent step, a scalar.
 
-    The divergence is ours, since the package's is 0 for heads of one output; it takes no time beside the
-    encoder.
+    The divergence is ours, since the package's is 0 for heads with one output. Its time is negligible.
     """
     embeddings = model.bert.embeddings.word_embeddings(batch.input_ids)  # (B,T,H)
 
@@ -76,10 +79,10 @@ def smart_loss(model: Peer, task: Task, batch: Batch) -> Tensor:
             task.name, batch.attention_mask, inputs_embeds=perturbed, token_type_ids=batch.token_type_ids
         )
 
-    logits = logits_of(embeddings)
-    return task.loss(logits, batch.labels) + smart_pytorch.SMARTLoss(logits_of, task.divergence, num_steps=1)(
-        embeddings, logits
-    )
+    logits = logits_of(embeddings)  # (B,C)
+    regulariser = smart_pytorch.SMARTLoss(logits_of, task.divergence, num_steps=1)
+    assert batch.labels is not None  # training data has labels
+    return task.loss(logits, batch.labels) + regulariser(embeddings, logits)
 
 
 def step(model: Peer, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -90,27 +93,30 @@ def step(model: Peer, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad()
 
 
-def fused_adamw(groups: list[dict]) -> torch.optim.Optimizer:
+def fused_adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """torch's fastest AdamW."""
     return torch.optim.AdamW(groups, lr=1e-5, fused=True)
 
 
 def random_batches(dataset: TokenizedDataset, batch_size: int) -> list[np.ndarray]:
-    """Row numbers of an epoch's full batches, shuffled."""
+    """Row numbers of an epoch's full batches, in random order, (B,) each."""
     order = np.random.default_rng(0).permutation(len(dataset))
     return [order[begin : begin + batch_size] for begin in range(0, len(order) - batch_size + 1, batch_size)]
 
 
 def load_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    return transformers.AutoTokenizer.from_pretrained(
-        find_pretrained("minilm", "tokenizer.json").parent, local_files_only=True
-    )
+    """The fast tokenizer of minilm."""
+    folder = find_pretrained("minilm", "tokenizer.json").parent
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    assert isinstance(tokenizer, transformers.PreTrainedTokenizerFast)
+    return tokenizer
 
 
 def tokenize(
     tokenizer: transformers.PreTrainedTokenizerFast, texts: Sequence[tuple[str, ...]], max_length: int
-) -> dict[str, list]:
+) -> dict[str, list[list[int]]]:
     """Token ids, segment ids and masks of every row, as lists."""
-    encoded = {name: [] for name in tokenizer.model_input_names}
+    encoded: dict[str, list[list[int]]] = {name: [] for name in tokenizer.model_input_names}
     for begin in range(0, len(texts), 1024):
         columns = map(list, zip(*texts[begin : begin + 1024], strict=True))
         for name, rows in tokenizer(*columns, truncation=True, max_length=max_length).items():
@@ -120,8 +126,8 @@ def tokenize(
 
 def read_and_tokenize(
     path: Path, task: Task, tokenizer: transformers.PreTrainedTokenizerFast, max_length: int
-) -> tuple[dict, list[float]]:
-    """A labelled file's inputs and labels; rows that lack a text or a label are left out."""
+) -> tuple[dict[str, list[list[int]]], list[float]]:
+    """The inputs and labels of a labelled file, without rows that have no text or no label."""
     with open(path, encoding="utf-8", newline="") as file:
         rows = csv.reader(file, delimiter="\t")
         header = [name.strip() for name in next(rows)]
@@ -131,9 +137,8 @@ def read_and_tokenize(
             for row in rows
             if len(row) == len(header) and all(values := [row[column] for column in columns])
         ]
-    return tokenize(tokenizer, [tuple(row[:-1]) for row in fields], max_length), [
-        float(row[-1]) for row in fields
-    ]
+    inputs = tokenize(tokenizer, [tuple(row[:-1]) for row in fields], max_length)
+    return inputs, [float(row[-1]) for row in fields]
 
 
 def predict(
@@ -144,7 +149,7 @@ def predict(
     batch_size: int,
     max_length: int,
 ) -> np.ndarray:
-    """Predictions (rows,) in file order, computed in the order of length."""
+    """Predictions (rows,) in file order. They are computed in the order of length."""
     encoded = tokenize(tokenizer, [example.texts for example in examples], max_length)
     order = np.argsort([-len(row) for row in encoded["input_ids"]], kind="stable")
     outputs = []
@@ -162,12 +167,12 @@ def predict(
 
 
 def sentence_transformers_predict(task: Task) -> Callable[[list[Example]], np.ndarray]:
-    """From texts to the vectors (rows,H) of sentences, or to the scores (rows,) of pairs, by the package's
-    own classes and their defaults.
+    """A function from examples to vectors (rows,H) of sentences or to scores (rows,) of pairs.
 
-    The encoder has our weights; a score comes from a new head on the pooler.
+    It uses the package's own classes with their defaults. The encoder has our weights. A score comes from a
+    new head on the pooler.
     """
-    # imported late, into a process of its own: seconds that no other row is to wait for
+    # imported in a separate process, since the import takes seconds that other rows must not wait for
     import sentence_transformers
 
     folder = str(find_pretrained("minilm", "config.json").parent)

@@ -1,10 +1,10 @@
-"""The comparisons, one function a row of the table. Each takes a `Setting` and returns its measurements.
+"""The comparisons, one function for each row of the table. Each takes a `Setting` and returns measurements.
 
-Models start from the same weights and train on the same files; where batches differ, that is the point of the
-comparison. Batches of both
-sides are made inside the timed step, by the same function. Where the whole of a program is compared, each
-side has a process of its own
-(`our_...`, `peer_...`); parts of one share this process. B batch.
+All models start from the same weights and train on the same files. Batches differ only where that is the
+difference to measure. The timed step includes making the batch, for both sides by the same function. Where
+whole programs are compared, each side runs in a separate process (`our_...`, `peer_...`). Where parts of a
+program are compared, both sides share this process.
+Shapes: B batch.
 """
 
 import functools
@@ -23,10 +23,20 @@ import evaluation
 import multitask_classifier as program
 from base_bert import load_tokenizer
 from benchmarks import peers
-from benchmarks.measure import GROUPS, Goal, Measurement, apart, compare, evenly, take_turns
+from benchmarks.measure import GROUPS, Goal, Measurement, compare, evenly, separate_processes, take_turns
 from bert import BertModel
 from config import TrainConfig
-from datasets import Example, Loader, TokenizedDataset, collate, read_examples, sample_rows, tokenize
+from datasets import (
+    Batch,
+    Example,
+    Loader,
+    Task,
+    TokenizedDataset,
+    collate,
+    read_examples,
+    sample_rows,
+    tokenize,
+)
 from mysmartloss import BregmanProximal
 from optimizer import AdamW, decay_groups
 from support.devices import keep_freed_memory
@@ -35,14 +45,14 @@ from training import Learner
 
 HERE = Path(__file__).resolve().parent
 MAX_LENGTH = 256  # tokens
-MAX_ROWS = 20_000  # of a training file; each of several processes reads it
+MAX_ROWS = 20_000  # of a training file, which every separate process reads
 PREDICTED_ROWS = 1_200  # of a test file
 MIXED = ("sst", "para", "sts")
 PLAIN = TrainConfig()
 SMART = TrainConfig(use_smart=True, bregman_weight=0.0)
 BREGMAN = TrainConfig(use_smart=True)
-# The program, stopped after its first optimizer step. _exit: the clock is not to run through the
-# interpreter's clearing up.
+# The main program, stopped after its first optimizer step. os._exit skips the interpreter's clean-up, which
+# is not part of the measured time.
 FIRST_STEP = """
 import os, sys, multitask_classifier as program
 whole = program.Learner.step
@@ -57,58 +67,58 @@ IMPORTS = "import os, torch, transformers; transformers.BertModel; os._exit(0)"
 
 @dataclass(frozen=True)
 class Setting:
-    """Where the data is, and how much is measured."""
+    """The folder of the data and the amount of work."""
 
     data_dir: Path
-    scale: float = 1.0  # of the number of steps, rounds and predicted rows
+    scale: float = 1.0  # factor on the number of steps, rounds and predicted rows
     batch_size: int = PLAIN.batch_size
 
     def count(self, full: int) -> int:
+        """The scaled number, at least 1."""
         return max(1, round(self.scale * full))
 
     def path(self, task: str, split: str) -> Path:
+        """The file of a task's split: train, dev or test."""
         return self.data_dir / TASKS[task].filename(split)
 
 
 @functools.cache
 def training_data(path: Path, task: str) -> TokenizedDataset:
-    """A training file's rows, or `MAX_ROWS` of them; read once in a process, however often it is used."""
-    return tokenize(
-        sample_rows(read_examples(path, TASKS[task]), MAX_ROWS), TASKS[task], load_tokenizer(), MAX_LENGTH
-    )
+    """A training file's rows, or `MAX_ROWS` of them. A process reads each file once."""
+    examples = sample_rows(read_examples(path, TASKS[task]), MAX_ROWS)
+    return tokenize(examples, TASKS[task], load_tokenizer(), MAX_LENGTH)
 
 
 def new_models() -> tuple[program.MultitaskBERT, peers.Peer]:
-    """Ours and the peer's with the same weights, in train mode."""
+    """Our model and the peer's model, with the same weights, in train mode."""
     torch.manual_seed(0)
     ours = program.MultitaskBERT(BertModel.from_pretrained())
     return ours.train(), peers.Peer(ours).train()
 
 
 def new_learner(model: program.MultitaskBERT, config: TrainConfig = PLAIN) -> Learner:
-    """As `multitask_classifier.train` has it."""
-    return Learner(
-        program.TrainingLoss(
-            model, config, BregmanProximal(model) if config.weights("sst").get("bregman") else None
-        ),
-        config,
-    )
+    """The learner that `multitask_classifier.train` makes."""
+    teacher = BregmanProximal(model) if config.weights("sst").get("bregman") else None
+    return Learner(program.TrainingLoss(model, config, teacher), config)
 
 
 def our_step(learner: Learner, dataset: TokenizedDataset, rows: np.ndarray) -> None:
-    """A step of `multitask_classifier.train`, without its log and its schedule. rows: (B,), the batch."""
+    """A step of `multitask_classifier.train` without log and schedule. rows: (B,), row numbers."""
     learner.step(dataset.task, collate(dataset, rows), lr=1e-5, beta=0.99)
 
 
 def epoch_in_buckets(dataset: TokenizedDataset, batch_size: int) -> list[np.ndarray]:
-    """An epoch of our batches; full ones only, so that the peer's have as many rows."""
+    """The full batches of one of our epochs, so that ours and the peer's have the same number of rows."""
     return [rows for rows in Loader(dataset, batch_size, (0,)).epoch_batches(0) if len(rows) == batch_size]
 
 
+Epoch = Callable[[TokenizedDataset, int], list[np.ndarray]]  # dataset, batch size -> batches of row numbers
+
+
 def mixed_batches(
-    setting: Setting, count: int, epoch: Callable = epoch_in_buckets
+    setting: Setting, count: int, epoch: Epoch = epoch_in_buckets
 ) -> list[tuple[TokenizedDataset, np.ndarray]]:
-    """A sample of `count` batches of each task's `epoch`, the tasks taking turns as in training."""
+    """`count` batches of each task's `epoch`, one of each task in turn as in training."""
     datasets = [training_data(setting.path(name, "train"), name) for name in MIXED]
     samples = [evenly(epoch(dataset, setting.batch_size), dataset.lengths, count) for dataset in datasets]
     return [
@@ -119,20 +129,22 @@ def mixed_batches(
 # ----------------------------------------------------------------------------------------- training
 
 
+PeerLoss = Callable[[peers.Peer, Task, Batch], torch.Tensor]
+
+
 def our_training(setting: Setting, count: int, config: TrainConfig) -> Callable[[int], None]:
-    """Steps on batches in length buckets, with memory kept as the program keeps it."""
+    """Steps on batches of similar length. Freed memory is kept, as in the main program."""
     keep_freed_memory()
-    learner, batches = new_learner(new_models()[0], config), mixed_batches(setting, count)
+    learner = new_learner(new_models()[0], config)
+    batches = mixed_batches(setting, count)
     return lambda k: our_step(learner, *batches[k])
 
 
-def peer_training(setting: Setting, count: int, loss: Callable) -> Callable[[int], None]:
-    """Steps on random batches, each padded to its longest row."""
+def peer_training(setting: Setting, count: int, loss: PeerLoss) -> Callable[[int], None]:
+    """Steps on random batches. Each batch is padded to its longest row."""
     _, peer = new_models()
-    optimizer, batches = (
-        peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay)),
-        mixed_batches(setting, count, peers.random_batches),
-    )
+    optimizer = peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
+    batches = mixed_batches(setting, count, peers.random_batches)
 
     def step(k: int) -> None:
         dataset, rows = batches[k]
@@ -142,17 +154,17 @@ def peer_training(setting: Setting, count: int, loss: Callable) -> Callable[[int
 
 
 def training(
-    setting: Setting, what: str, goal: Goal, steps: int, config: TrainConfig, peer_loss: Callable
+    setting: Setting, what: str, goal: Goal, steps: int, config: TrainConfig, peer_loss: PeerLoss
 ) -> list[Measurement]:
-    """Examples/s of each task and of all."""
+    """Examples/s of each task and of all three together."""
     count = setting.count(steps)
-    with apart(
+    with separate_processes(
         (our_training, setting, count, config), (peer_training, setting, count, peer_loss)
     ) as contenders:
         seconds = take_turns(count * len(MIXED), *contenders, warm_up=-(-count // GROUPS) * len(MIXED))
     of_tasks = [
-        compare(f"{what}: {name}", "examples/s", goal, seconds[place :: len(MIXED)], setting.batch_size)
-        for place, name in enumerate(MIXED)
+        compare(f"{what}: {name}", "examples/s", goal, seconds[first :: len(MIXED)], setting.batch_size)
+        for first, name in enumerate(MIXED)
     ]
     return [*of_tasks, compare(f"{what}: all three", "examples/s", goal, seconds, setting.batch_size)]
 
@@ -168,30 +180,31 @@ def smart(setting: Setting) -> list[Measurement]:
 
 
 def dense_batch(setting: Setting) -> tuple[TokenizedDataset, np.ndarray]:
-    """A batch of SST whose rows all have about 25 tokens, so that nobody pads or masks."""
+    """A batch of SST whose rows have the same length, about 25 tokens, so that no side pads or masks."""
     dataset = training_data(setting.path("sst", "train"), "sst")
     length = dataset.lengths[np.abs(dataset.lengths - 25).argmin()]
     return dataset, np.resize(np.flatnonzero(dataset.lengths == length), setting.batch_size)
 
 
 def our_dense_training(setting: Setting) -> Callable[[int], None]:
-    """A step on the dense batch."""
+    """Steps on the dense batch."""
     keep_freed_memory()
-    learner, (dataset, rows) = new_learner(new_models()[0]), dense_batch(setting)
+    learner = new_learner(new_models()[0])
+    dataset, rows = dense_batch(setting)
     return lambda k: our_step(learner, dataset, rows)
 
 
 def peer_dense_training(setting: Setting) -> Callable[[int], None]:
-    """A step on the dense batch."""
-    (_, peer), (dataset, rows) = new_models(), dense_batch(setting)
+    """Steps on the dense batch."""
+    _, peer = new_models()
+    dataset, rows = dense_batch(setting)
     optimizer = peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
     return lambda k: peers.step(peer, optimizer, peers.plain_loss(peer, dataset.task, collate(dataset, rows)))
 
 
 def dense(setting: Setting) -> list[Measurement]:
-    """A plain step on one and the same batch of SST, its rows all of about 25 tokens, so that neither side
-    pads or masks."""
-    with apart((our_dense_training, setting), (peer_dense_training, setting)) as contenders:
+    """A plain step on the same batch of SST, whose rows have about 25 tokens each: no padding, no mask."""
+    with separate_processes((our_dense_training, setting), (peer_dense_training, setting)) as contenders:
         seconds = take_turns(setting.count(18), *contenders)
     return [
         compare("plain step, dense batch", "examples/s", Goal("speed", 1.05), seconds, setting.batch_size)
@@ -199,11 +212,9 @@ def dense(setting: Setting) -> list[Measurement]:
 
 
 def terms(setting: Setting) -> list[Measurement]:
-    """What SMART's terms cost: our own steps with and without them on the same batches of the three tasks."""
-    learners, batches = (
-        [new_learner(new_models()[0], config) for config in (PLAIN, SMART, BREGMAN)],
-        mixed_batches(setting, setting.count(3)),
-    )
+    """The cost of SMART's terms: our own steps with and without them on the same batches of three tasks."""
+    learners = [new_learner(new_models()[0], config) for config in (PLAIN, SMART, BREGMAN)]
+    batches = mixed_batches(setting, setting.count(3))
     seconds = take_turns(
         len(batches), *(lambda k, learner=learner: our_step(learner, *batches[k]) for learner in learners)
     )
@@ -214,8 +225,7 @@ def terms(setting: Setting) -> list[Measurement]:
 
 
 def products(hidden: int, intermediate: int, tokens: int) -> Callable[[], None]:
-    """All matrix products that training does in one layer, forward and both backward, as one function without
-    arguments."""
+    """A function that does all matrix products of one layer's training step, forward and backward."""
     shapes = ((hidden, 3 * hidden), (hidden, hidden), (hidden, intermediate), (intermediate, hidden))
     operands = [
         (torch.randn(tokens, wide), torch.randn(out, wide), torch.randn(tokens, out)) for wide, out in shapes
@@ -231,18 +241,20 @@ def products(hidden: int, intermediate: int, tokens: int) -> Callable[[], None]:
 
 
 def rate(setting: Setting) -> list[Measurement]:
-    """Useful arithmetic of training, with and without SMART: flops per parameter of the layers and real
-    token, beside bare products."""
-    learners, batches = (
-        [new_learner(new_models()[0], config) for config in (PLAIN, SMART)],
-        mixed_batches(setting, setting.count(4)),
-    )
-    bert, tokens = learners[0].model.bert, 800  # of a batch, about
-    shape, encoder = bert.config, sum(parameter.numel() for parameter in bert.bert_layers.parameters())
+    """Useful arithmetic of training, with and without SMART, against bare matrix products.
+
+    Useful are the flops for the parameters of the layers on the real tokens.
+    """
+    models = [new_models()[0] for _ in range(2)]
+    learners = [new_learner(model, config) for model, config in zip(models, (PLAIN, SMART), strict=True)]
+    batches = mixed_batches(setting, setting.count(4))
+    bert = models[0].bert
+    shape = bert.config
+    encoder = sum(parameter.numel() for parameter in bert.bert_layers.parameters())
+    tokens = 800  # about one batch
     multiply = products(shape.hidden_size, shape.intermediate_size, tokens)
-    matrices = (
-        4 * shape.hidden_size**2 + 2 * shape.hidden_size * shape.intermediate_size
-    )  # parameters of one layer's products
+    # parameters in one layer's products
+    matrices = 4 * shape.hidden_size**2 + 2 * shape.hidden_size * shape.intermediate_size
     seconds = take_turns(
         len(batches),
         *(lambda k, learner=learner: our_step(learner, *batches[k]) for learner in learners),
@@ -250,18 +262,18 @@ def rate(setting: Setting) -> list[Measurement]:
     )
     real = np.array([dataset.lengths[rows].sum() for dataset, rows in batches])
     bare = np.full_like(real, tokens * matrices * shape.num_hidden_layers)
-    # (steps, 3) GFLOP. Per parameter and token 2 forward, 4 backward; SMART: three passes forward, two
-    # backward whole, one to its input
+    # (steps, 3) GFLOP. Flops for each parameter and token: 2 forward, 4 backward, so 6 for a plain step.
+    # SMART: three forward passes, two full backward passes, one to the input only (2), so 16.
     work = 1e-9 * np.stack([6 * real * encoder, 16 * real * encoder, 6 * bare], axis=1)
     return [
         compare(
             f"{what} / bare products",
             "GFLOP/s",
             Goal("speed", 0.60),
-            seconds[:, [place, 2]],
-            work[:, [place, 2]],
+            seconds[:, [column, 2]],
+            work[:, [column, 2]],
         )
-        for place, what in enumerate(("useful arithmetic", "useful arithmetic with SMART"))
+        for column, what in enumerate(("useful arithmetic", "useful arithmetic with SMART"))
     ]
 
 
@@ -269,76 +281,82 @@ def rate(setting: Setting) -> list[Measurement]:
 
 
 def unlabelled_parts(setting: Setting, name: str) -> list[list[Example]]:
-    """`PREDICTED_ROWS` of a test file in `GROUPS` parts."""
+    """`PREDICTED_ROWS` rows of a test file in `GROUPS` parts."""
     examples = read_examples(setting.path(name, "test"), TASKS[name], labelled=False)
     examples = sample_rows(examples, max(GROUPS, setting.count(PREDICTED_ROWS)))
     return [examples[k::GROUPS] for k in range(GROUPS)]
 
 
 def our_prediction(setting: Setting, name: str) -> Callable[[int], np.ndarray]:
-    """From texts to predictions, with memory kept as the program keeps it."""
+    """From texts to predictions. Freed memory is kept, as in the main program."""
     keep_freed_memory()
-    ours, tokenizer, parts = new_models()[0].eval(), load_tokenizer(), unlabelled_parts(setting, name)
-    return lambda k: evaluation.predict(
-        ours, tokenize(parts[k], TASKS[name], tokenizer, MAX_LENGTH), PLAIN.batch_size
-    )
+    ours = new_models()[0].eval()
+    tokenizer = load_tokenizer()
+    parts = unlabelled_parts(setting, name)
+
+    def predict(k: int) -> np.ndarray:
+        dataset = tokenize(parts[k], TASKS[name], tokenizer, MAX_LENGTH)
+        return evaluation.predict(ours, dataset, PLAIN.batch_size)
+
+    return predict
 
 
 def peer_prediction(setting: Setting, name: str) -> Callable[[int], np.ndarray]:
     """From texts to predictions."""
-    peer, tokenizer, parts = new_models()[1].eval(), peers.load_tokenizer(), unlabelled_parts(setting, name)
+    peer = new_models()[1].eval()
+    tokenizer = peers.load_tokenizer()
+    parts = unlabelled_parts(setting, name)
     return lambda k: peers.predict(peer, tokenizer, TASKS[name], parts[k], PLAIN.batch_size, MAX_LENGTH)
 
 
 def sentence_transformers_prediction(setting: Setting, name: str) -> Callable[[int], np.ndarray]:
     """From texts to vectors or scores."""
-    predict, parts = peers.sentence_transformers_predict(TASKS[name]), unlabelled_parts(setting, name)
+    predict = peers.sentence_transformers_predict(TASKS[name])
+    parts = unlabelled_parts(setting, name)
     return lambda k: predict(parts[k])
 
 
 def prediction(setting: Setting) -> list[Measurement]:
-    """Rows/s of the test files of SST (sentences) and Quora (pairs), from text to predictions; sorted by
-    length, 32 rows a batch."""
+    """Rows/s from text to predictions on the test files of SST (sentences) and Quora (pairs).
+
+    Rows are sorted by length, 32 rows in a batch.
+    """
     measured = []
     others = {
         "sentence-transformers": sentence_transformers_prediction,
         "a transformers loop": peer_prediction,
     }
     for name in ("sst", "para"):
-        with apart(*((make, setting, name) for make in (our_prediction, *others.values()))) as contenders:
+        with separate_processes(
+            *((make, setting, name) for make in (our_prediction, *others.values()))
+        ) as contenders:
             seconds = take_turns(GROUPS, *contenders)
         rows = np.array([[len(part)] for part in unlabelled_parts(setting, name)])
-        for place, other in enumerate(others, start=1):
-            measured.append(
-                compare(
-                    f"prediction: {name}, {other}", "rows/s", Goal("speed", 1.2), seconds[:, [0, place]], rows
-                )
-            )
+        for column, other in enumerate(others, start=1):
+            what = f"prediction: {name}, {other}"
+            measured.append(compare(what, "rows/s", Goal("speed", 1.2), seconds[:, [0, column]], rows))
     return measured
 
 
 def adamw(setting: Setting) -> list[Measurement]:
-    """One optimizer step on the encoder's 22.7 M parameters, every one with a gradient."""
-    ours, peer = BertModel.from_pretrained(), BertModel.from_pretrained()
-    for mine, theirs in zip(ours.parameters(), peer.parameters(), strict=True):
-        mine.grad = torch.randn_like(mine)
-        theirs.grad = mine.grad.clone()
-    optimizer, peer_optimizer = (
-        make(decay_groups(model, PLAIN.weight_decay))
-        for make, model in ((AdamW, ours), (peers.fused_adamw, peer))
-    )
+    """One optimizer step on the encoder's 22.7 M parameters, all with a gradient."""
+    ours = BertModel.from_pretrained()
+    peer = BertModel.from_pretrained()
+    for our_parameter, peer_parameter in zip(ours.parameters(), peer.parameters(), strict=True):
+        our_parameter.grad = torch.randn_like(our_parameter)
+        peer_parameter.grad = our_parameter.grad.clone()
+    optimizer = AdamW(decay_groups(ours, PLAIN.weight_decay))
+    peer_optimizer = peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
     seconds = take_turns(setting.count(100), lambda k: optimizer.step(), lambda k: peer_optimizer.step())
     return [compare("AdamW step, 22.7 M parameters", "s/step", Goal("time", 1.2), seconds)]
 
 
 def reading(setting: Setting) -> list[Measurement]:
     """Reading and tokenising Quora's training file."""
-    path, task, tokenizer, peer_tokenizer = (
-        setting.path("para", "train"),
-        TASKS["para"],
-        load_tokenizer(),
-        peers.load_tokenizer(),
-    )
+    path = setting.path("para", "train")
+    task = TASKS["para"]
+    tokenizer = load_tokenizer()
+    peer_tokenizer = peers.load_tokenizer()
     seconds = take_turns(
         setting.count(3),
         lambda k: tokenize(read_examples(path, task), task, tokenizer, MAX_LENGTH),
@@ -348,8 +366,7 @@ def reading(setting: Setting) -> list[Measurement]:
 
 
 def start(setting: Setting) -> list[Measurement]:
-    """From the command line to the end of the first step on SST, the whole files read, beside importing the
-    libraries."""
+    """From the command line to the end of the first step on SST with whole files, against imports alone."""
 
     def run(code: str, *arguments: str) -> None:
         output = subprocess.run(
@@ -359,15 +376,8 @@ def start(setting: Setting) -> list[Measurement]:
             raise RuntimeError(f"{code}\n{output.stderr}")
 
     with tempfile.TemporaryDirectory() as folder:
-        flags = (
-            "--tasks",
-            "sst",
-            "--data_dir",
-            os.path.abspath(setting.data_dir),
-            "--output_dir",
-            folder,
-            "--overwrite_output_dir",
-        )
+        data = ("--tasks", "sst", "--data_dir", os.path.abspath(setting.data_dir))
+        flags = (*data, "--output_dir", folder, "--overwrite_output_dir")
         seconds = take_turns(setting.count(3), lambda k: run(FIRST_STEP, *flags), lambda k: run(IMPORTS))
     return [compare("start to first step, SST", "s", Goal("time", 2.0), seconds)]
 

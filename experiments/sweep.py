@@ -1,16 +1,12 @@
-"""Choose SMART's defaults by measurement: many short runs of the main program, resumable run by run, and a
-table of the results.
+"""Choose SMART's defaults by measurement: many short runs of the main program and a table of their scores.
 
-    python experiments/sweep.py --data_dir path/to/data --work_dir runs/sweep            # what is not there
-    yet is run
-    python experiments/sweep.py --table                                                  # the table of what
-    has been measured
+    python experiments/sweep.py --data_dir path/to/data --work_dir runs/sweep   # does the missing runs
+    python experiments/sweep.py --table                                         # prints the table of all runs
 
-1,000 training rows and 96 steps of 32 (3 passes), single-task, the whole dev set scored once, at the end: a
-setting where
-regularisation shows, which the full data hides, and no choice among epochs that would flatter a noisy run.
-Each finished run adds one line to `experiments/sweep.jsonl`; an interrupted one goes on from its own
-checkpoint.
+Each run trains one task on 1,000 rows for 96 steps of 32 rows (3 passes). Regularisation has an effect on so
+few rows, but not on the full data. The whole dev set is scored once, at the end: choosing the best epoch
+would favour noisy runs. Each finished run adds one line to `experiments/sweep.jsonl`. An interrupted run is
+resumed from its own checkpoint.
 """
 
 import argparse
@@ -19,20 +15,19 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "sweep.jsonl"
 TASKS = {"sst": "accuracy", "sts": "pearson"}
-SHORT = {
-    "sst": "ids-sst-test-student.csv",
-    "sts": "sts-test-student.csv",
-}  # of the sample: nobody looks at these predictions
+# Short test files from the sample, since these predictions are not used.
+SHORT = {"sst": "ids-sst-test-student.csv", "sts": "sts-test-student.csv"}
 COMMON = ["--max_train_samples=1000", "--epochs=1", "--steps_per_epoch=96", "--keep=student"]
 SAMPLE = HERE.parent / "data" / "sample"
 
 
 def smart(epsilon: float, weight: float = 1.0, mu: float = 0.0, step: float = 1.0) -> list[str]:
-    """Flags of a SMART run: ε, λ_s, μ, and η in units of ε."""
+    """The flags of a SMART run: epsilon is ε, weight λ_s, mu μ, and step is η / ε."""
     settings = {
         "smart_epsilon": epsilon,
         "smart_step_size": step * epsilon,
@@ -42,7 +37,8 @@ def smart(epsilon: float, weight: float = 1.0, mu: float = 0.0, step: float = 1.
     return ["--use_smart", *(f"--{name}={value:g}" for name, value in settings.items())]
 
 
-SETTINGS = {  # λ = 1, η = ε and μ = 0 where nothing else is said
+# Where the name does not say otherwise: λ = 1, η = ε, μ = 0.
+SETTINGS: dict[str, list[str]] = {
     "plain": [],
     "ε=0.03": smart(0.03),
     "ε=0.1": smart(0.1),
@@ -60,30 +56,22 @@ SETTINGS = {  # λ = 1, η = ε and μ = 0 where nothing else is said
 }
 
 
-def measured() -> dict[tuple[str, str, int], dict]:
-    """What `sweep.jsonl` holds, by setting, task and seed."""
+def measured() -> dict[tuple[str, str, int], dict[str, Any]]:
+    """The lines of `sweep.jsonl`, by setting, task and seed."""
     lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
     return {(line["setting"], line["task"], line["seed"]): line for line in map(json.loads, lines)}
 
 
 def run(setting: str, task: str, seed: int, data_dir: str, work_dir: Path) -> None:
-    """One run of the main program, or the rest of it; appends its line to `sweep.jsonl`."""
+    """One run of the main program, or the rest of an interrupted run. Appends its line to `sweep.jsonl`."""
     folder = work_dir / f"{list(SETTINGS).index(setting):02d}-{task}-{seed}"
-    start = (
-        ["--resume"]
-        if (folder / "last").exists()
-        else [*COMMON, *SETTINGS[setting], "--tasks", task, "--seed", str(seed)]
-    )
-    start += [f"--{task}_test", str(SAMPLE / SHORT[task])]
-    command = [
-        sys.executable,
-        str(HERE.parent / "multitask_classifier.py"),
-        *start,
-        "--data_dir",
-        data_dir,
-        "--output_dir",
-        str(folder),
-    ]
+    if (folder / "last").exists():
+        flags = ["--resume"]
+    else:
+        flags = [*COMMON, *SETTINGS[setting], "--tasks", task, "--seed", str(seed)]
+    flags += [f"--{task}_test", str(SAMPLE / SHORT[task])]
+    flags += ["--data_dir", data_dir, "--output_dir", str(folder)]
+    command = [sys.executable, str(HERE.parent / "multitask_classifier.py"), *flags]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     results = json.loads((folder / "results.json").read_text())
     line = {
@@ -98,8 +86,10 @@ def run(setting: str, task: str, seed: int, data_dir: str, work_dir: Path) -> No
 
 
 def table() -> str:
-    """Dev scores as a Markdown table, one for each seed that was run and their mean: seeds differ by more
-    than settings do."""
+    """Dev scores as a Markdown table, the score of each seed and their mean.
+
+    Every seed is shown because seeds differ by more than settings do.
+    """
     results = measured()
     seeds = sorted({seed for _, _, seed in results})
     rows = [
@@ -107,17 +97,13 @@ def table() -> str:
         "|---|---|---|---|---|",
     ]
     for setting in SETTINGS:
-        scores = {
-            task: [
-                results[setting, task, seed]["score"] for seed in seeds if (setting, task, seed) in results
-            ]
-            for task in TASKS
-        }
-        cells = [
-            f"{', '.join(f'{v:.3f}' for v in values)} | {statistics.fmean(values):.4f}"
-            for values in scores.values()
-            if values
-        ]
+        cells = []
+        for task in TASKS:
+            runs = [results[setting, task, seed] for seed in seeds if (setting, task, seed) in results]
+            scores = [run["score"] for run in runs]
+            if scores:
+                shown = ", ".join(f"{score:.3f}" for score in scores)
+                cells.append(f"{shown} | {statistics.fmean(scores):.4f}")
         if cells:
             rows.append(f"| {setting} | {' | '.join(cells)} |")
     return "\n".join(rows)
@@ -131,9 +117,7 @@ if __name__ == "__main__":
     parser.add_argument("--work_dir", type=Path, default=Path("runs/sweep"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument(
-        "--table", action="store_true", help="print the table of what has been measured, run nothing"
-    )
+    parser.add_argument("--table", action="store_true", help="print the table without new runs")
     arguments = parser.parse_args()
     if not arguments.table and not arguments.data_dir:
         parser.error("--data_dir is needed to run")
