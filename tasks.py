@@ -3,6 +3,9 @@
 Adding a task is adding a record.
 """
 
+from collections.abc import Callable
+
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,50 +29,82 @@ def mean_squared_error(logits: Tensor, labels: Tensor) -> Tensor:
     return F.mse_loss(logits.float().squeeze(-1), labels)
 
 
-CLASSES = {
-    "loss": cross_entropy,
-    "divergence": mysmartloss.sym_kl_loss,
-    "predict": lambda logits: logits.argmax(-1),
-    "metrics": {"accuracy": evaluation.accuracy, "macro_f1": evaluation.macro_f1},
-}
-SENTIMENT = {
-    "text_columns": ("sentence",),
-    "label_column": "sentiment",
-    "prediction_column": "Predicted_Sentiment",
-    **CLASSES,
+def largest_logit(logits: Tensor) -> Tensor:
+    """Logits (B,C) -> class numbers (B,)."""
+    return logits.argmax(-1)
+
+
+def positive_logit(logits: Tensor) -> Tensor:
+    """Logits (B,1) -> 0.0 or 1.0 (B,): 1 where the probability is above one half."""
+    return (logits.squeeze(-1) > 0).float()
+
+
+def output_itself(logits: Tensor) -> Tensor:
+    """Outputs (B,1) -> scores (B,)."""
+    return logits.squeeze(-1).float()
+
+
+CLASS_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": evaluation.accuracy,
+    "macro_f1": evaluation.macro_f1,
 }
 PAIR = ("sentence1", "sentence2")
-TASKS = {
-    task.name: task
-    for task in (
-        Task(name="sst", parse_label=class_label(5), num_outputs=5, file_stem="ids-sst", **SENTIMENT),
-        Task(
-            name="para",
-            text_columns=PAIR,
-            label_column="is_duplicate",
-            parse_label=class_label(2),
-            num_outputs=1,
-            loss=binary_cross_entropy,
-            divergence=mysmartloss.bernoulli_sym_kl_loss,
-            predict=lambda logits: (logits.squeeze(-1) > 0).float(),
-            metrics={"accuracy": evaluation.accuracy, "macro_f1": evaluation.macro_f1},
-            file_stem="quora",
-            prediction_column="Predicted_Is_Paraphrase",
-        ),
-        Task(
-            name="sts",
-            text_columns=PAIR,
-            label_column="similarity",
-            parse_label=score_label(0, 5),
-            num_outputs=1,
-            loss=mean_squared_error,
-            divergence=mysmartloss.squared_error,
-            predict=lambda logits: logits.squeeze(-1).float(),
-            metrics={"pearson": evaluation.pearson, "spearman": evaluation.spearman},
-            file_stem="sts",
-            prediction_column="Predicted_Similiary",  # spelled as the course spells it
-            first_output=2.5,
-        ),
-        Task(name="cfimdb", parse_label=class_label(2), num_outputs=2, file_stem="ids-cfimdb", **SENTIMENT),
-    )
-}
+RECORDS = (
+    Task(
+        name="sst",
+        file_stem="ids-sst",
+        text_columns=("sentence",),
+        label_column="sentiment",
+        parse_label=class_label(5),
+        label_names=("very negative", "negative", "neutral", "positive", "very positive"),
+        num_outputs=5,
+        loss=cross_entropy,
+        divergence=mysmartloss.sym_kl_loss,
+        predict=largest_logit,
+        metrics=CLASS_METRICS,
+        prediction_column="Predicted_Sentiment",
+    ),
+    Task(
+        name="para",
+        file_stem="quora",
+        text_columns=PAIR,
+        label_column="is_duplicate",
+        parse_label=class_label(2),
+        label_names=("not a paraphrase", "paraphrase"),
+        num_outputs=1,
+        loss=binary_cross_entropy,
+        divergence=mysmartloss.bernoulli_sym_kl_loss,
+        predict=positive_logit,
+        metrics=CLASS_METRICS,
+        prediction_column="Predicted_Is_Paraphrase",
+    ),
+    Task(
+        name="sts",
+        file_stem="sts",
+        text_columns=PAIR,
+        label_column="similarity",
+        parse_label=score_label(0, 5),
+        num_outputs=1,
+        loss=mean_squared_error,
+        divergence=mysmartloss.squared_error,
+        predict=output_itself,
+        metrics={"pearson": evaluation.pearson, "spearman": evaluation.spearman},
+        prediction_column="Predicted_Similiary",  # spelled as the course spells it
+        first_output=2.5,
+    ),
+    Task(
+        name="cfimdb",
+        file_stem="ids-cfimdb",
+        text_columns=("sentence",),
+        label_column="sentiment",
+        parse_label=class_label(2),
+        label_names=("negative", "positive"),
+        num_outputs=2,
+        loss=cross_entropy,
+        divergence=mysmartloss.sym_kl_loss,
+        predict=largest_logit,
+        metrics=CLASS_METRICS,
+        prediction_column="Predicted_Sentiment",
+    ),
+)
+TASKS = {task.name: task for task in RECORDS}
