@@ -321,7 +321,7 @@ class TrainConfig:
         if not isinstance(values, dict):
             raise UserError(f"settings must be a JSON object, not {type(values).__name__}")
         kinds = {item.name: item for item in fields(cls)}
-        settings = {}
+        settings: dict[str, Any] = {}
         for name, value in values.items():
             settings[name] = tuple(value) if isinstance(value, list) else value
             if name not in kinds or not fits(kinds[name], settings[name]):

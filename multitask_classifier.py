@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -240,6 +240,7 @@ def training_loss(
         measured=measured,
     )
     weights = config.weights(task.name)
+    assert batch.labels is not None, "training files have labels"
     loss = task.loss(logits, batch.labels)
     terms = {name: TERMS[name].function(passes) for name in weights}
     total = loss + sum(weight * terms[name] for name, weight in weights.items())
@@ -313,7 +314,7 @@ def train(
     bregman = None
     if any("bregman" in config.weights(name) for name in config.tasks):
         bregman = mysmartloss.BregmanProximal(model)
-        models["teacher"] = bregman.teacher
+        models["teacher"] = cast(MultitaskBERT, bregman.teacher)
     learner = Learner(TrainingLoss(model, config, bregman), config)
     record = run_record(config, data, source)
     describe(model, tokenizer, loaders, plan, config)
@@ -330,7 +331,7 @@ def train(
         total=total,
         disable=parallel.bar_disabled(),
     )
-    with contextlib.closing(diary), StopSignal() as stop, parallel.lost_worker_advice(folder):
+    with contextlib.closing(diary), StopSignal() as stop, parallel.lost_worker_advice(str(folder)):
         for name, k in steps:
             # one step on one batch of one task
             begin = time.perf_counter()
@@ -348,8 +349,8 @@ def train(
                 due = progress.step % config.save_steps == 0
             else:
                 due = time.monotonic() - saved_at > SAVE_SECONDS
-            signal, due = parallel.largest(stop.received or 0, due)
-            saves = due or signal or ends_epoch
+            signal, saves = parallel.largest(stop.received or 0, due or ends_epoch)
+            saves = saves or signal
 
             # look at its numbers, which waits for a GPU
             if learner.device.type == "cpu" or logs or saves or progress.step in (1, 20):

@@ -10,7 +10,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,7 @@ def fingerprint(data: Data) -> dict[str, str]:
         content = (
             dataset.tokens.tobytes(),
             dataset.starts.tobytes(),
-            dataset.seconds.tobytes(),
+            dataset.segment_starts.tobytes(),
             labels,
             "\n".join(dataset.ids).encode(),
         )
@@ -207,7 +207,7 @@ def run_record(config: TrainConfig, data: Data, source: str) -> dict:
 
 
 def training_state(
-    modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, device: torch.device
+    modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, device: torch.device
 ) -> tuple[dict, dict]:
     """Everything that decides how training goes on, as (tensors, record).
 
@@ -225,14 +225,14 @@ def training_state(
     tensors["random"] = {
         f"{name}.{rank}": state for rank, states in of_processes for name, state in states.items()
     }
-    name, keys, *rest = np.random.get_state()
-    return tensors, {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest]}
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return tensors, {"python": random.getstate(), "numpy": [name, np.asarray(keys).tolist(), *rest]}
 
 
 def restore_training_state(
     tensors: dict,
     record: dict,
-    modules: dict[str, nn.Module],
+    modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     device: torch.device,
 ) -> None:
@@ -266,7 +266,7 @@ def restore_training_state(
 
 
 def save_last(
-    folder: Path, models: dict[str, nn.Module], learner: Learner, run: dict, progress: Progress
+    folder: Path, models: Mapping[str, nn.Module], learner: Learner, run: dict, progress: Progress
 ) -> None:
     """Write `folder`/last: everything that `load_last` needs to go on from here."""
     tensors, generators = training_state(models, learner.optimizer, learner.device)
@@ -280,7 +280,7 @@ def save_last(
         save_checkpoint(folder / "last", Checkpoint(tensors, records))
 
 
-def load_last(folder: Path, models: dict[str, nn.Module], learner: Learner, run: dict) -> Progress:
+def load_last(folder: Path, models: Mapping[str, nn.Module], learner: Learner, run: dict) -> Progress:
     """Put models, optimizer and random generators where `folder`/last left them.
 
     Raises UserError if that is not this run's checkpoint, with its whole cause.

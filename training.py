@@ -11,10 +11,11 @@ import contextlib
 import logging
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -183,7 +184,7 @@ class Learner:
         """
         with out_of_memory_advice(batch):
             losses: dict[str, Tensor] = self.loss(task, batch, measure)
-            self.scaler.scale(losses["total"] * batch.weight).backward()  # type: ignore[no-untyped-call]
+            self.scaler.scale(losses["total"] * batch.weight).backward()
         self.scaler.unscale_(self.optimizer)
         losses = parallel.mean(losses, batch.weight)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
@@ -203,7 +204,7 @@ class Learner:
 
 
 def not_finite(
-    losses: dict[str, Tensor], step: int, dataset: TokenizedDataset, rows: Sequence[int]
+    losses: dict[str, Tensor], step: int, dataset: TokenizedDataset, rows: np.ndarray
 ) -> UserError:
     """The error that says which loss was inf or NaN, at which step, on which rows."""
     values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
@@ -261,9 +262,9 @@ def describe(
     print("\n".join(examples))
     encoder = sum(parameter.numel() for name, parameter in model.named_parameters() if "bert_layers" in name)
     flops = sum(2 * encoder * count * forward_passes(config, name) for name, count in tokens.items())
-    sizes = f"{len(plan.steps):,} steps, {plan.per_epoch:,} an epoch ({config.schedule})"
+    length = f"{len(plan.steps):,} steps, {plan.per_epoch:,} an epoch ({config.schedule})"
     work = f"{sum(tokens.values()):,.0f} tokens, about {flops / 1e12:,.0f} TFLOP"
-    print(f"{sizes}, warm-up {plan.warmup:,}; {work}")
+    print(f"{length}, warm-up {plan.warmup:,}; {work}")
 
 
 def forward_passes(config: TrainConfig, task: str) -> int:

@@ -7,6 +7,7 @@ by other programs.
 import json
 import os
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ class SilentLog:
         pass
 
 
-Step = tuple[dict[str, "Tensor | float"], int, float]  # one step: values by name, tokens, seconds
+Step = tuple[Mapping[str, "Tensor | float"], int, float]  # one step: values by name, tokens, seconds
 
 
 class Interval:
@@ -93,11 +94,11 @@ class Interval:
     def __init__(self) -> None:
         self._steps: dict[str, list[Step]] = defaultdict(list)  # by task
 
-    def add(self, task: str, values: "dict[str, Tensor | float]", tokens: int, seconds: float) -> None:
+    def add(self, task: str, values: "Mapping[str, Tensor | float]", tokens: int, seconds: float) -> None:
         """Adds one step: values (detached 0-dim tensors or numbers), real tokens, wall-clock seconds."""
         self._steps[task].append((values, tokens, seconds))
 
-    def remove(self, task: str, values: "dict[str, Tensor | float]") -> None:
+    def remove(self, task: str, values: "Mapping[str, Tensor | float]") -> None:
         """Removes the step that was added with this `values` object."""
         self._steps[task] = [step for step in self._steps[task] if step[0] is not values]
         if not self._steps[task]:
