@@ -11,7 +11,7 @@ import torch
 import evaluation
 from benchmarks import growth, peers, rows
 from benchmarks.__main__ import main
-from benchmarks.measure import GROUPS, Goal, apart, compare, evenly, take_turns
+from benchmarks.measure import GROUPS, Goal, compare, evenly, separate_processes, take_turns
 from datasets import collate, read_examples
 from helpers import SAMPLE
 
@@ -122,13 +122,16 @@ def test_contenders_apart(tmp_path, capfd):
     """Guards against sides that share a process, calls that are lost,
     and a measurement that hangs when a side has failed."""
     path = tmp_path / "calls"
-    with apart((remembering, str(path)), (remembering, str(path))) as contenders:
+    with separate_processes((remembering, str(path)), (remembering, str(path))) as contenders:
         take_turns(2, *contenders)
     calls = [line.split() for line in path.read_text().splitlines()]
     assert [k for _, k in calls] == list("110011")
     assert len({process for process, _ in calls} | {str(os.getpid())}) == 3
     nowhere = str(tmp_path / "no" / "such" / "folder")
-    with pytest.raises(RuntimeError, match="has ended"), apart((remembering, nowhere)) as contenders:
+    with (
+        pytest.raises(RuntimeError, match="has ended"),
+        separate_processes((remembering, nowhere)) as contenders,
+    ):
         contenders[0](0)
     assert "FileNotFoundError" in capfd.readouterr().err
 

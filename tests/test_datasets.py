@@ -42,7 +42,10 @@ ODD_TEXTS = [
 
 
 def dataset_of(
-    rows: list[list[int]], seconds: list[int] | None = None, labels: list[float] | None = None, task=SST
+    rows: list[list[int]],
+    segment_starts: list[int] | None = None,
+    labels: list[float] | None = None,
+    task=SST,
 ) -> TokenizedDataset:
     lengths = [len(row) for row in rows]
     return TokenizedDataset(
@@ -51,7 +54,7 @@ def dataset_of(
         labels=None if labels is None else torch.tensor(labels),
         tokens=np.concatenate(rows).astype(np.int32),
         starts=np.concatenate([[0], np.cumsum(lengths)]),
-        seconds=np.array(lengths if seconds is None else seconds),
+        segment_starts=np.array(lengths if segment_starts is None else segment_starts),
         num_truncated=0,
     )
 
@@ -93,7 +96,7 @@ def test_tokens_are_those_of_transformers(tokenizer, reference, task, max_length
     expected = reference(*columns, truncation=True, max_length=max_length, return_token_type_ids=True)
     rows = np.split(dataset.tokens, dataset.starts[1:-1])
     assert [row.tolist() for row in rows] == expected["input_ids"]
-    starts = zip(rows, dataset.seconds, strict=True)
+    starts = zip(rows, dataset.segment_starts, strict=True)
     types = [[int(i >= start) for i in range(len(row))] for row, start in starts]
     assert types == expected["token_type_ids"]
     assert dataset.num_truncated == sum(len(ids) > max_length for ids in reference(*columns)["input_ids"])
@@ -122,7 +125,7 @@ def test_no_examples_is_an_empty_dataset(tokenizer):
 
 def test_collate_pads_on_the_right():
     """Guards against padding that is attended to, segment ids on padding, and labels of other rows."""
-    dataset = dataset_of([[5, 6, 7], [8], [9, 1]], seconds=[2, 1, 1], labels=[0.0, 1.0, 2.0])
+    dataset = dataset_of([[5, 6, 7], [8], [9, 1]], segment_starts=[2, 1, 1], labels=[0.0, 1.0, 2.0])
     batch = collate(dataset, np.array([2, 0]))
     assert batch.rows.tolist() == [2, 0] and batch.num_tokens == 5
     assert batch.input_ids.tolist() == [[9, 1, 0], [5, 6, 7]]

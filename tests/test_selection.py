@@ -1,0 +1,66 @@
+"""Which scores choose the best epoch."""
+
+import numpy as np
+import pytest
+import torch
+
+import evaluation
+from datasets import TokenizedDataset
+from evaluation import Evaluation, evaluate
+from resume import Progress
+from tasks import TASKS
+
+
+def labelled(task: str, labels: list[float]) -> TokenizedDataset:
+    """Rows of one token with these labels."""
+    count = len(labels)
+    ids = [f"id{i}" for i in range(count)]
+    rows = np.arange(count + 1)
+    return TokenizedDataset(
+        TASKS[task], ids, torch.tensor(labels), np.zeros(count, np.int32), rows, np.ones(count, np.int64), 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("trained", "selection"), [(["sst"], 0.75), (["sst", "sts"], (0.75 - 1) / 2), (["para"], (0.75 - 1) / 2)]
+)
+def test_untrained_heads_do_not_choose(monkeypatch, trained, selection):
+    """Guards against the chance score of an untrained head (here a correlation of -1) moving the choice."""
+    given = {"sst": np.float32([1, 2, 3, 0]), "sts": np.float32([5, 3, 1, 0])}
+    monkeypatch.setattr(evaluation, "predict", lambda model, dataset, batch_size: given[dataset.task.name])
+    dev = [labelled("sst", [1, 2, 3, 4]), labelled("sts", [0, 2, 4, 5])]
+    result = evaluate(torch.nn.Identity(), dev, 2, trained)
+    assert result.dev_mean == pytest.approx((0.75 - 1) / 2, abs=1e-6)
+    assert result.selection_mean == pytest.approx(selection, abs=1e-6)
+    assert result.main_scores == pytest.approx({"sst": 0.75, "sts": -1.0, "mean": selection})
+
+
+def scored(mean: float) -> Evaluation:
+    return Evaluation({"sst": {"accuracy": mean}}, {}, dev_mean=1 - mean, selection_mean=mean)
+
+
+def test_progress_keeps_the_best_epoch_by_its_selection_mean(capsys):
+    """Guards against the last epoch, or the one with the best dev_mean, that is kept in place of the best."""
+    progress = Progress()
+    kept = []
+    for step, (student, teacher) in enumerate([(0.3, 0.2), (0.4, 0.5), (0.45, 0.5), (0.1, 0.2)], start=1):
+        progress.step = step
+        kept.append(
+            progress.take_scores({"student": scored(student), "teacher": scored(teacher)}, "best", f"{step}")
+        )
+    assert kept == ["student", "teacher", None, None]
+    assert progress.best["best_step"] == 2 and progress.best["kept"] == "teacher"
+    assert progress.best["selection_mean"] == 0.5 and progress.best["dev_student"] == {
+        "sst": {"accuracy": 0.4}
+    }
+    shown = capsys.readouterr().out
+    assert (
+        shown.count("* best so far") == 2 and "best so far: 0.500 after step 2" in shown and "-0.350" in shown
+    )
+
+
+@pytest.mark.parametrize("keep", ["student", "teacher"])
+def test_keep_names_the_role(keep):
+    """Guards against the better of the two that is saved although the other was asked for."""
+    results = {"student": scored(0.2 if keep == "student" else 0.9), "teacher": scored(0.5)}
+    assert Progress().take_scores(results, keep, "epoch") == keep

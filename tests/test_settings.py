@@ -1,0 +1,98 @@
+"""The settings: which flags there are, what --help says of them, and how a run shows those that it has."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from config import TrainConfig, describe_settings, parse_arguments
+from support.errors import UserError
+from support.flags import Weight, flags
+from tasks import TASKS
+from training import TERMS
+
+FLAGS = """
+option tasks eval_tasks model_name_or_path checkpoint pooling hidden_dropout_prob max_length precision use_gpu
+data_dir max_train_samples max_eval_samples schedule epochs steps_per_epoch batch_size lr warmup_steps
+weight_decay max_grad_norm skip_nonfinite seed use_smart smart_weight smart_epsilon smart_step_size
+smart_noise_var smart_steps smart_norm bregman_weight bregman_beta keep rdrop_weight output_dir logging_steps
+save_steps resume overwrite_output_dir log_level
+""".split()  # noqa: SIM905
+
+
+def help_text(capsys) -> str:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    return capsys.readouterr().out
+
+
+def test_the_list_of_flags_is_frozen():
+    """Guards against a new flag that nobody decided on: each is something more to explain and to test."""
+    assert [setting.name for setting in flags(TrainConfig)] == FLAGS
+
+
+def test_help_comes_in_groups_and_ends_with_examples(capsys):
+    """Guards against one list of forty flags, and an example that the program does not understand."""
+    text = help_text(capsys)
+    headings = re.findall(r"^([a-z][\w ]+):$", text, flags=re.MULTILINE)
+    assert headings == [
+        "options",
+        "what to do",
+        "model",
+        "data",
+        "training",
+        "regularisation",
+        "output",
+        "files",
+        "examples",
+    ]
+    commands = re.findall(r"^  python multitask_classifier.py (.+)$", text, flags=re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        parse_arguments(command.split())
+
+
+def test_help_names_the_tasks_of_the_table(capsys):
+    """Guards against a list of tasks that is typed twice."""
+    words = " ".join(help_text(capsys).split())
+    assert f"of {', '.join(TASKS)} (default" in words
+
+
+def test_every_term_of_the_loss_has_a_weight_and_every_weight_a_term():
+    """Guards against a weight that nothing reads, and a term that can't be switched on."""
+    weights = [setting.name for setting in flags(TrainConfig) if setting.type == Weight]
+    assert weights == [f"{name}_weight" for name in TERMS]
+    config = TrainConfig(use_smart=True, rdrop_weight={"sst": 2.0})
+    assert config.weights("sst") == {"smart": 1.0, "bregman": 1.0, "rdrop": 2.0}
+
+
+def test_a_run_shows_the_settings_that_differ_in_lines_of_100_columns():
+    """Guards against a wall of a thousand characters, and against a changed setting that is not shown."""
+    assert describe_settings(TrainConfig()) == ""
+    config = TrainConfig(
+        use_smart=True, lr=3e-4, smart_weight={"sst": 1.0, "para": 0.5}, tasks=("sst", "para")
+    )
+    shown = describe_settings(replace(config, files={"sst_dev": "x.csv"}))
+    assert shown.splitlines() == [
+        "  what to do      --tasks sst,para --eval_tasks sst,para",
+        "  training        --lr 0.0003",
+        "  regularisation  --use_smart --smart_weight sst=1,para=0.5",
+        "  files           --sst_dev x.csv",
+    ]
+    everything = describe_settings(config, everything=True)
+    assert max(map(len, everything.splitlines())) <= 100
+    assert set(re.findall(r"--(\w+)", everything)) == set(FLAGS)
+
+
+def test_defaults_that_depend_on_device_and_encoder_are_left_open():
+    """Guards against a precision or a length that is fixed before device and encoder are known."""
+    config, given = parse_arguments(["--seed", "3"])
+    assert config.precision is None and config.max_length is None and given == {"seed"}
+    assert TrainConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("value", ["loud", "", "INFO"])
+def test_a_wrong_log_level_is_refused(value):
+    """Guards against a run without the log that was asked for."""
+    with pytest.raises(UserError, match="--log_level"):
+        parse_arguments([f"--log_level={value}"])
