@@ -103,10 +103,7 @@ def measure(series: str, size: int, path: Path) -> dict[str, float]:
         result = work()
         seconds.append(time.perf_counter() - begin)
     del result
-    return {
-        "seconds": sorted(seconds)[(repetitions - 1) // 2],
-        "megabytes": resident("VmHWM") - before,
-    }
+    return {"seconds": sorted(seconds)[(repetitions - 1) // 2], "megabytes": resident("VmHWM") - before}
 
 
 def write_pairs(source: Path, path: Path, count: int) -> None:
