@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -29,22 +29,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import mysmartloss
+import resume
 from base_bert import BertConfig, check_fit, load_tokenizer
 from bert import BertModel
 from config import TrainConfig, describe_settings, parse_arguments
 from datasets import Batch, Loader, Task, TokenizedDataset
 from evaluation import evaluate, predict
 from optimizer import warmup_decay
-from resume import (
-    Interrupted,
-    Progress,
-    StopSignal,
-    load_last,
-    resumed_config,
-    run_record,
-    save_last,
-    started_with,
-)
 from run_files import Data, check_outputs, find_files, load_data, prepare_folder, write_all_predictions
 from support import parallel
 from support.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
@@ -127,11 +118,7 @@ class MultitaskBERT(nn.Module):
 
 
 def new_head(task: Task, config: BertConfig, seed: int) -> nn.Linear:
-    """The task's linear head, H -> C.
-
-    Its initial weights depend on the seed and the task's name alone, so a run's numbers do not change when
-    another task is added.
-    """
+    """The task's linear head, H -> C. Its initial weights depend on the seed and the task's name alone."""
     head = nn.Linear(config.hidden_size, task.num_outputs)
     head_seed = int(np.random.default_rng((seed, *task.name.encode())).integers(2**63))
     generator = torch.Generator().manual_seed(head_seed)
@@ -222,29 +209,31 @@ def training_loss(
         with keep_masks(masks):
             return other(task.name, *batch.inputs)
 
+    def new_masks() -> Tensor:
+        return model(task.name, *batch.inputs)
+
     encode = mysmartloss.DropoutReplay(rest_of_model)
     logits = encode(embeddings)  # (B,C)
-    measured: dict[str, Tensor] = {}
     passes = Passes(
         config,
         task,
         batch,
         embeddings,
         logits,
-        repeat=encode,
-        repeat_with=same_masks,
-        fresh=lambda: model(task.name, *batch.inputs),
-        generator=generator,
-        bregman=bregman,
-        measure=measure,
-        measured=measured,
+        encode,
+        same_masks,
+        new_masks,
+        generator,
+        bregman,
+        measure,
+        {},
     )
     weights = config.weights(task.name)
     assert batch.labels is not None, "training files have labels"
     loss = task.loss(logits, batch.labels)
     terms = {name: TERMS[name].function(passes) for name in weights}
     total = loss + sum(weight * terms[name] for name, weight in weights.items())
-    return {"task": loss, **terms, **measured, "total": total}
+    return {"task": loss, **terms, **passes.measured, "total": total}
 
 
 class TrainingLoss(nn.Module):
@@ -268,18 +257,9 @@ class TrainingLoss(nn.Module):
 # ----------------------------------------------------------------------------------------- training
 
 
-class Run(NamedTuple):
-    """What belongs to one run. record: what every checkpoint says of it."""
-
-    config: TrainConfig
-    folder: Path
-    tokenizer: Tokenizer
-    record: dict
-    progress: Progress
-    diary: RunLog | SilentLog
-
-
-def score_epoch(models: dict[str, MultitaskBERT], dev: list[TokenizedDataset], run: Run, epoch: str) -> None:
+def score_epoch(
+    models: dict[str, MultitaskBERT], dev: list[TokenizedDataset], run: resume.Run, epoch: str
+) -> None:
     """Score student and teacher on dev; save the one that --keep allows if it is the best so far."""
     config, progress = run.config, run.progress
     results = {role: evaluate(model, dev, config.batch_size, config.tasks) for role, model in models.items()}
@@ -302,7 +282,7 @@ def train(
     """Train, score dev after each epoch, keep the best epoch under `folder`/best.
 
     `folder`/last holds all that is needed to go on; with `config.resume` the run goes on from it. Returns
-    what `results.json` says of the training. Raises Interrupted after a signal.
+    what `results.json` says of the training. Raises resume.Interrupted after a signal.
     """
     datasets = {name: data[name, "train"] for name in config.tasks}
     rows = config.batch_size * parallel.size()
@@ -316,22 +296,18 @@ def train(
         bregman = mysmartloss.BregmanProximal(model)
         models["teacher"] = cast(MultitaskBERT, bregman.teacher)
     learner = Learner(TrainingLoss(model, config, bregman), config)
-    record = run_record(config, data, source)
+    record = resume.run_record(config, data, source)
     describe(model, tokenizer, loaders, plan, config)
-    progress = load_last(folder, models, learner, record) if config.resume else Progress()
+    progress = resume.load_last(folder, models, learner, record) if config.resume else resume.Progress()
     diary = SilentLog() if parallel.rank() else RunLog(folder, progress.log_bytes, progress.step)
-    run = Run(config, folder, tokenizer, record, progress, diary)
+    run = resume.Run(config, folder, tokenizer, record, progress, diary)
     dev = [data[task, "dev"] for task in config.eval_tasks]
     saved_at = time.monotonic()
+    silent = parallel.bar_disabled()
     steps = tqdm(
-        plan.steps[progress.step :],
-        desc="training",
-        unit="step",
-        initial=progress.step,
-        total=total,
-        disable=parallel.bar_disabled(),
+        plan.steps[progress.step :], "training", total, initial=progress.step, unit="step", disable=silent
     )
-    with contextlib.closing(diary), StopSignal() as stop, parallel.lost_worker_advice(str(folder)):
+    with contextlib.closing(diary), resume.StopSignal() as stop, parallel.lost_worker_advice(str(folder)):
         for name, k in steps:
             # one step on one batch of one task
             begin = time.perf_counter()
@@ -366,10 +342,10 @@ def train(
             if saves:
                 progress.log_bytes = diary.size()
                 with progress.saving():
-                    save_last(folder, models, learner, record, progress)
+                    resume.save_last(folder, models, learner, record, progress)
                 saved_at = time.monotonic()
             if signal:
-                raise Interrupted(signal)
+                raise resume.Interrupted(signal)
     parallel.wait_for_all()  # until `best` is written
     if not progress.best:
         raise UserError(f"{folder / 'last'}: at the end of its run, but it has no best epoch")
@@ -438,11 +414,6 @@ def open_checkpoint(config: TrainConfig) -> tuple[TrainConfig, MultitaskBERT, To
     assert config.checkpoint is not None, "the settings say so for evaluate and predict"
     device = pick_device(config.use_gpu)
     check_outputs(config)
-    if os.path.lexists(Path(config.output_dir) / "metrics.jsonl"):
-        raise UserError(
-            f"--output_dir {config.output_dir}: holds a training run, whose results would be replaced; name"
-            " another folder"
-        )
     model, tokenizer, run = load_model(config.checkpoint)
     names = config.eval_tasks or tuple(run["trained_tasks"])
     if lacking := set(names) - set(model.heads):
@@ -509,7 +480,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config, given = parse_arguments(arguments)
         if config.resume:
-            config = resumed_config(config, given, started_with(config.output_dir))
+            config = resume.resumed_config(config, given, resume.started_with(config.output_dir))
         with parallel.process_group():
             PROGRAMS[config.option](config)
     except UserError as error:
@@ -517,7 +488,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         what = f"{error.filename or 'input or output'}: {error.strerror or one_line(error)}"
         return complain(f"error: {' '.join(what.split())}", 2)
-    except Interrupted as interruption:
+    except resume.Interrupted as interruption:
         command = f"python multitask_classifier.py --resume --output_dir {config.output_dir}"
         if os.environ.get("RANK", "0") == "0":  # one of several processes says so
             complain(f"interrupted, and saved; go on with: {command}", 0)

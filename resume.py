@@ -13,11 +13,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -28,7 +29,7 @@ from run_files import Data
 from support import parallel
 from support.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from support.errors import UserError, one_line
-from support.reporting import Interval
+from support.reporting import Interval, RunLog, SilentLog
 from support.screen import epoch_table
 from training import Learner, not_finite
 
@@ -165,6 +166,17 @@ class Progress:
         if not all(isinstance(number, (int, float)) for number in numbers):
             raise ValueError("its scores or times are not numbers")
         return progress
+
+
+class Run(NamedTuple):
+    """What belongs to one run. record: what every checkpoint says of it."""
+
+    config: TrainConfig
+    folder: Path
+    tokenizer: Tokenizer
+    record: dict
+    progress: Progress
+    diary: RunLog | SilentLog
 
 
 def versions() -> dict[str, str]:
