@@ -10,10 +10,12 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import safetensors.torch
 import torch
 from tokenizers import BertWordPieceTokenizer, Tokenizer
@@ -251,6 +253,20 @@ def load_tokenizer(name_or_path: str = EMBEDDED) -> Tokenizer:
         raise
     except Exception as error:  # the tokenizers library raises Exception itself
         raise UserError(f"{path}: not a tokenizer ({one_line(error)})") from None
+
+
+def seeded_linear(config: BertConfig, outputs: int, bias: float, seed: Sequence[int]) -> nn.Linear:
+    """A linear layer H -> outputs with BERT's initial weights, which depend on the seed alone.
+
+    Every bias is `bias`. The state of torch's random generator has no influence.
+    """
+    layer = nn.Linear(config.hidden_size, outputs)
+    generator = torch.Generator().manual_seed(int(np.random.default_rng(seed).integers(2**63)))
+    weight = torch.randn(layer.weight.shape, generator=generator, device="cpu") * config.initializer_range
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.fill_(bias)
+    return layer
 
 
 class BertPreTrainedModel(nn.Module):

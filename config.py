@@ -11,7 +11,7 @@ import json
 import math
 import typing
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import mysmartloss
@@ -332,6 +332,8 @@ class TrainConfig:
 def describe_settings(config: TrainConfig, everything: bool = False) -> str:
     """The settings as flags, a group a line: those that are not the defaults, or all."""
     defaults = TrainConfig(option=config.option, checkpoint=config.checkpoint)
+    # where only --tasks is given, --eval_tasks follows it
+    defaults = replace(defaults, eval_tasks=config.tasks or defaults.eval_tasks)
     files = [f"  {'files':<16}--{name} {path}" for name, path in config.files.items()]
     return "\n".join([describe(config, defaults, everything), *files]).strip("\n")
 

@@ -22,7 +22,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -30,7 +29,7 @@ from tqdm import tqdm
 
 import mysmartloss
 import resume
-from base_bert import BertConfig, check_fit, load_tokenizer
+from base_bert import BertConfig, check_fit, load_tokenizer, seeded_linear
 from bert import BertModel
 from config import TrainConfig, describe_settings, parse_arguments
 from datasets import Batch, Loader, Task, TokenizedDataset
@@ -76,8 +75,11 @@ class MultitaskBERT(nn.Module):
         self.pooling = pooling
         self.compute_type = COMPUTE_TYPES[precision]
         self.dropout = Dropout(hidden_dropout_prob)
-        names = dict.fromkeys(TASKS if tasks is None else tasks)
-        self.heads = nn.ModuleDict({name: new_head(TASKS[name], bert.config, seed) for name in names})
+        self.heads = nn.ModuleDict()
+        for name in TASKS if tasks is None else tasks:
+            # the first weights depend on the seed and the name alone, not on which other heads there are
+            task, own_seed = TASKS[name], (seed, *name.encode())
+            self.heads[name] = seeded_linear(bert.config, task.num_outputs, task.first_output, own_seed)
 
     def logits(self, task: str, embeddings: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Embeddings (B,T,H), mask (B,T) or None if no token is padding -> the task's outputs (B,C)."""
@@ -115,18 +117,6 @@ class MultitaskBERT(nn.Module):
     def predict_similarity(self, *inputs: Tensor | None) -> Tensor:
         """Ids, mask and segment ids (B,T) of `[CLS] a [SEP] b [SEP]` -> score (B,1), about 0 to 5."""
         return self("sts", *inputs)
-
-
-def new_head(task: Task, config: BertConfig, seed: int) -> nn.Linear:
-    """The task's linear head, H -> C. Its initial weights depend on the seed and the task's name alone."""
-    head = nn.Linear(config.hidden_size, task.num_outputs)
-    head_seed = int(np.random.default_rng((seed, *task.name.encode())).integers(2**63))
-    generator = torch.Generator().manual_seed(head_seed)
-    weight = torch.randn(head.weight.shape, generator=generator, device="cpu") * config.initializer_range
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.fill_(task.first_output)
-    return head
 
 
 def save_model(
@@ -363,7 +353,14 @@ def finish(config: TrainConfig, model: MultitaskBERT, tests: list[TokenizedDatas
     if parallel.rank() == 0:
         text = json.dumps(results | {"config": config.to_dict()}, indent=2)
         write_text(folder / "results.json", text + "\n")
-    print(f"\n{scores_table(results['dev'])}\nmean {results['dev_mean']:.3f}; everything is in {folder}")
+    which = (
+        f" ({results.get('kept', 'student')} after step {results['best_step']})"
+        if "best_step" in results
+        else ""
+    )
+    print(
+        f"\n{scores_table(results['dev'])}\nmean {results['dev_mean']:.3f}{which}; everything is in {folder}"
+    )
     if results["data"] == "sample":
         print("data: the project's own sample, which is too small to learn much from")
 

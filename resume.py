@@ -122,7 +122,7 @@ class Progress:
                 f"best so far: {self.best['selection_mean']:.3f} after step {self.best['best_step']}\n"
             )
             return None
-        tqdm.write("* best so far\n")
+        tqdm.write(f"* best so far: the {kept} is saved in best/\n")
         self.best = {"best_step": self.step, "dev": result.scores, "dev_mean": result.dev_mean}
         self.best["selection_mean"] = result.selection_mean
         if len(results) > 1:

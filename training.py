@@ -241,7 +241,7 @@ def describe(
     processes = f", {parallel.size()} processes" if parallel.size() > 1 else ""
     print(
         f"{config.option} on {device} in {config.precision}{processes}: {decayed + plain:,} parameters to"
-        f" train, {decayed:,} of them decay"
+        f" train, {decayed:,} of them with weight decay"
     )
     rows = [["task", "rows", "batches", "tokens/row", "padding", "steps", "passes"]]
     examples = []
@@ -263,7 +263,7 @@ def describe(
     encoder = sum(parameter.numel() for name, parameter in model.named_parameters() if "bert_layers" in name)
     flops = sum(2 * encoder * count * forward_passes(config, name) for name, count in tokens.items())
     length = f"{len(plan.steps):,} steps, {plan.per_epoch:,} an epoch ({config.schedule})"
-    work = f"{sum(tokens.values()):,.0f} tokens, about {flops / 1e12:,.0f} TFLOP"
+    work = f"{sum(tokens.values()):,.0f} tokens, about {flops / 1e12:,.1f} TFLOP of arithmetic"
     print(f"{length}, warm-up {plan.warmup:,}; {work}")
 
 
@@ -299,7 +299,8 @@ def say_interval(
 ) -> None:
     """Log the record of each task, and show a short line; with --log_level debug every number of it."""
     left = seconds / step * (total - step)
-    for task, record in records.items():
+    for task in filter(records.get, config.tasks):
+        record = records[task]
         diary.write(f"train/{task}", step, record)
         added = {name: weight * record[name] for name, weight in config.weights(task).items()}
         tqdm.write(step_line(step, total, task, record["task"], added, left))

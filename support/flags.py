@@ -17,6 +17,9 @@ LARGEST = 1e38  # a float beyond it is no 32-bit number
 Weight = float | dict[str, float]  # one number for all names, or a number by name
 
 
+METAVARS: dict[Any, str] = {int: "N", float: "X", tuple[str, ...]: "NAME,...", Weight: "X or NAME=X,..."}
+
+
 class Rule(NamedTuple):
     """What a setting's value must fulfil, and the words that say so."""
 
@@ -136,7 +139,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**named, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+        raise UserError(message.removeprefix("argument "))
 
     def add_flags(self, settings: Any) -> None:
         """A flag for each field of the settings, in groups."""
@@ -162,9 +165,7 @@ def _add_flag(group: Any, setting: "Field[Any]") -> None:
         f"--{setting.name}",
         type=_weight if kind == Weight else _names if typing.get_origin(kind) is tuple else kind,
         default=argparse.SUPPRESS,
-        metavar="{" + ",".join(choices) + "}"
-        if choices
-        else {int: "N", float: "X", str: "NAME"}.get(kind, "..."),
+        metavar="{" + ",".join(choices) + "}" if choices else METAVARS.get(kind, "NAME"),
         help=words,
     )
 

@@ -108,8 +108,9 @@ def test_private_functions_of_torch_are_known_and_there():
     """Guards against a release of torch that drops a private function, and against new uses of them."""
     used = {}
     for path in {**MODULES, **SUPPORT}.values():
-        for name in re.findall(r"torch(?:\.\w+)*\.(_[a-z]\w+)", path.read_text(encoding="utf-8")):
-            used.setdefault(name, path.name)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and re.match(r"torch(\.\w+)*\._[a-z]", ast.unparse(node)):
+                used.setdefault(node.attr, path.name)
     assert used == {name: file for name, (file, _) in PRIVATE.items()}
     for name, (file, advice) in PRIVATE.items():
         assert hasattr(torch, name), f"{file}: this torch has no {name}; {advice}"

@@ -55,7 +55,9 @@ def test_progress_keeps_the_best_epoch_by_its_selection_mean(capsys):
     }
     shown = capsys.readouterr().out
     assert (
-        shown.count("* best so far") == 2 and "best so far: 0.500 after step 2" in shown and "-0.350" in shown
+        shown.count("* best so far: the ") == 2
+        and "best so far: 0.500 after step 2" in shown
+        and "-0.350" in shown
     )
 
 

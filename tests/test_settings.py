@@ -74,7 +74,7 @@ def test_a_run_shows_the_settings_that_differ_in_lines_of_100_columns():
     )
     shown = describe_settings(replace(config, files={"sst_dev": "x.csv"}))
     assert shown.splitlines() == [
-        "  what to do      --tasks sst,para --eval_tasks sst,para",
+        "  what to do      --tasks sst,para",
         "  training        --lr 0.0003",
         "  regularisation  --use_smart --smart_weight sst=1,para=0.5",
         "  files           --sst_dev x.csv",

@@ -42,11 +42,12 @@ def test_a_heads_first_weights_depend_on_seed_and_name_alone(monkeypatch):
 
 def test_a_heads_first_values_are_berts():
     """Guards against torch's default values, ten times as large, and a regression that starts at 0."""
-    config = replace(TINY, hidden_size=6000)
-    head = multitask_classifier.new_head(TASKS["sst"], config, 0)
+    config = replace(TINY, hidden_size=3000, num_hidden_layers=1)
+    heads = MultitaskBERT(BertModel(config), tasks=("sst", "sts")).heads
+    head = heads["sst"]
     assert head.weight.std().item() == pytest.approx(config.initializer_range, rel=0.02)
     assert head.weight.mean().item() == pytest.approx(0, abs=0.001) and not head.bias.any()
-    assert multitask_classifier.new_head(TASKS["sts"], config, 0).bias.item() == 2.5
+    assert heads["sts"].bias.item() == 2.5
 
 
 @pytest.mark.parametrize("added", [False, True])
