@@ -78,7 +78,8 @@ class MultitaskBERT(nn.Module):
         self.heads = nn.ModuleDict()
         for name in TASKS if tasks is None else tasks:
             # the first weights depend on the seed and the name alone, not on which other heads there are
-            task, own_seed = TASKS[name], (seed, *name.encode())
+            task = TASKS[name]
+            own_seed = (seed, *name.encode())
             self.heads[name] = seeded_linear(bert.config, task.num_outputs, task.first_output, own_seed)
 
     def logits(self, task: str, embeddings: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -251,7 +252,8 @@ def score_epoch(
     models: dict[str, MultitaskBERT], dev: list[TokenizedDataset], run: resume.Run, epoch: str
 ) -> None:
     """Score student and teacher on dev; save the one that --keep allows if it is the best so far."""
-    config, progress = run.config, run.progress
+    config = run.config
+    progress = run.progress
     results = {role: evaluate(model, dev, config.batch_size, config.tasks) for role, model in models.items()}
     for role, result in results.items():
         models[role].train()

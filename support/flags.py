@@ -61,7 +61,8 @@ def check_values(settings: Any) -> None:
     """Check each setting alone. Raises UserError that names the flag."""
     for setting in flags(settings):
         value = getattr(settings, setting.name)
-        choices, rule = setting.metadata["choices"], setting.metadata["rule"]
+        choices = setting.metadata["choices"]
+        rule = setting.metadata["rule"]
         check_text(setting.name, value)
         if isinstance(value, float) and setting.type is float and not abs(value) < LARGEST:
             raise UserError(f"--{setting.name} {value}: must be a finite number below 1e38")

@@ -87,12 +87,15 @@ def kill_once(
 
 def compare(kills: int, folder: Path, encoder: str, seed: int = 0) -> int:
     """How many of the `kills` runs ended like the uninterrupted one once resumed; prints a line for each."""
-    arguments, moment = [*RUN, "--model_name_or_path", encoder], random.Random(seed)
+    arguments = [*RUN, "--model_name_or_path", encoder]
+    moment = random.Random(seed)
     process = start(*arguments, "--output_dir", str(folder / "whole"))
     wait_for(process, folder / "whole" / "last")
     begin = time.monotonic()
     finish(process)
-    seconds, whole, equal = time.monotonic() - begin, outcome(folder / "whole"), 0
+    seconds = time.monotonic() - begin
+    whole = outcome(folder / "whole")
+    equal = 0
     for k in range(kills):
         left = kill_once(folder / f"kill{k}", arguments, 0.8 * seconds, k % 2 == 1, moment)
         same = outcome(folder / f"kill{k}") == whole

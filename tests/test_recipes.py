@@ -110,7 +110,8 @@ def write_nli(folder: Path) -> None:
 
 def test_a_task(run, tmp_path, encoder):
     """Guards against a task that needs more than its record, or that changes other tasks' runs."""
-    data, out = tmp_path / "data", tmp_path / "out"
+    data = tmp_path / "data"
+    out = tmp_path / "out"
     write_nli(data)
     run("task", *RUN, "--tasks", "nli", "--data_dir", data, "--output_dir", out)
     results = json.loads((out / "results.json").read_text())

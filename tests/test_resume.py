@@ -37,7 +37,8 @@ def uninterrupted(encoder, tmp_path_factory):
 
 def raise_at(monkeypatch, owner, name: str, n: int, action) -> None:
     """Makes the n-th call of a function perform `action` first."""
-    real, calls = getattr(owner, name), []
+    real = getattr(owner, name)
+    calls = []
 
     def wrapper(*args, **kwargs):
         calls.append(1)

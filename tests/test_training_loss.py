@@ -45,7 +45,8 @@ def test_mean_pooling_ignores_padding():
 )
 def test_predict_methods_use_their_heads(method, task, outputs):
     """Guards against a head wired to the wrong task."""
-    model, batch = tiny_model().eval(), tiny_batch(task)
+    model = tiny_model().eval()
+    batch = tiny_batch(task)
     logits = getattr(model, f"predict_{method}")(batch.input_ids, batch.attention_mask)
     assert logits.shape == (4, outputs)
     hidden = model.bert(batch.input_ids, batch.attention_mask)["last_hidden_state"]
@@ -55,7 +56,8 @@ def test_predict_methods_use_their_heads(method, task, outputs):
 
 def test_cls_pooling_is_the_pooler():
     """Guards against `--pooling cls` that takes the raw [CLS] state and leaves out BERT's trained pooler."""
-    model, batch = tiny_model(pooling="cls").eval(), tiny_batch("sst")
+    model = tiny_model(pooling="cls").eval()
+    batch = tiny_batch("sst")
     pooled = model.bert(batch.input_ids, batch.attention_mask)["pooler_output"]
     logits = model("sst", batch.input_ids, batch.attention_mask)
     torch.testing.assert_close(logits, model.heads["sst"](pooled))
@@ -131,8 +133,11 @@ def test_a_step_on_the_meta_device(task):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_narrow_compute_types_leave_embeddings_and_heads_in_fp32(precision):
     """Guards against perturbations below the resolution of bf16, and against scores rounded to bf16."""
-    model, batch, seen = tiny_model().eval(), tiny_batch("sts"), {}
-    dense, head = "bert.bert_layers.0.interm_dense", "heads.sts"
+    model = tiny_model().eval()
+    batch = tiny_batch("sts")
+    seen = {}
+    dense = "bert.bert_layers.0.interm_dense"
+    head = "heads.sts"
     for name in (dense, head):
         model.get_submodule(name).register_forward_hook(
             lambda module, inputs, output, name=name: seen.update({name: output.dtype})
@@ -150,7 +155,8 @@ def test_narrow_compute_types_leave_embeddings_and_heads_in_fp32(precision):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_the_ascent_works_in_narrow_compute_types(precision):
     """Guards against a gradient of about 1e-7, which is 0 in fp16: δ would stay at the first noise."""
-    model, batch = tiny_model(), tiny_batch("sst")
+    model = tiny_model()
+    batch = tiny_batch("sst")
     model.compute_type = COMPUTE_TYPES[precision]
     settings = {"use_smart": True, "smart_epsilon": 0.1, "smart_step_size": 0.1, "bregman_weight": 0.0}
     losses = training_loss(model, TASKS["sst"], batch, TrainConfig(**settings), measure=True)
@@ -160,9 +166,11 @@ def test_the_ascent_works_in_narrow_compute_types(precision):
 def test_fp16_lowers_its_scale_without_counting_a_bad_batch():
     """Guards against a run that ends, or a weight that changes,
     in fp16's first steps, whose scaled gradients overflow on purpose."""
-    model, config = tiny_model(), TrainConfig(precision="fp16")
+    model = tiny_model()
+    config = TrainConfig(precision="fp16")
     model.compute_type = torch.float16
-    learner, progress = Learner(TrainingLoss(model, config), config), Progress()
+    learner = Learner(TrainingLoss(model, config), config)
+    progress = Progress()
     learner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = [parameter.clone() for parameter in model.parameters()]
     losses = learner.step(TASKS["sst"], tiny_batch("sst"), lr=1e-3, beta=0.9)
@@ -181,7 +189,8 @@ def test_fp16_lowers_its_scale_without_counting_a_bad_batch():
 def test_the_learners_step_is_torchs_clipping_and_an_update():
     """Guards against clipping inside the update that differs from torch's:
     too long a step, or a short gradient made longer."""
-    ours, theirs = tiny_model(), tiny_model()
+    ours = tiny_model()
+    theirs = tiny_model()
     for model in (ours, theirs):
         model.eval()  # no dropout
     for max_grad_norm in (0.01, 100.0):

@@ -85,7 +85,8 @@ def save_with_fault(
 
     Returns the number of calls."""
     module, name = POINTS[point]
-    real, calls = getattr(module, name), []
+    real = getattr(module, name)
+    calls = []
 
     def faulty(*args, **kwargs):
         calls.append(args)
@@ -173,7 +174,9 @@ def test_a_full_disk_is_a_user_error_and_keeps_the_old_checkpoint(tmp_path, monk
 
 def test_a_failed_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
     """Guards against an earlier checkpoint that is said to be untouched but lies under another name."""
-    folder, real, calls = saved(tmp_path / "last"), os.replace, []
+    folder = saved(tmp_path / "last")
+    real = os.replace
+    calls = []
 
     def second_fails(*paths):
         calls.append(paths)
@@ -198,7 +201,9 @@ def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
 def test_files_are_synced_before_the_rename(tmp_path, monkeypatch):
     """Guards against a rename that reaches the disk before the data:
     after a power cut the checkpoint would have its name and no content."""
-    events, fsync, replace = [], os.fsync, os.replace
+    events = []
+    fsync = os.fsync
+    replace = os.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: (events.append("fsync"), fsync(descriptor)))
     monkeypatch.setattr(os, "replace", lambda *paths: (events.append("rename"), replace(*paths)))
     save_checkpoint(tmp_path / "c", NEW)

@@ -52,7 +52,8 @@ def fuzz(count: int, **inputs):
 def call(arguments) -> tuple[int, str]:
     """Exit status and standard error of the command line;
     like a terminal, its standard output takes UTF-8 only."""
-    terminal, error = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
+    terminal = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    error = io.StringIO()
     with contextlib.redirect_stdout(terminal), contextlib.redirect_stderr(error):
         try:
             status = run_program(*arguments)

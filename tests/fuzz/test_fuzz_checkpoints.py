@@ -49,7 +49,8 @@ def with_garbage(draw, value):
 
 def with_other_tensors(draw, tensors: dict) -> dict:
     """The tensors with one of them renamed, removed, added or turned into something else."""
-    name, tensors = draw(st.sampled_from(sorted(tensors))), dict(tensors)
+    name = draw(st.sampled_from(sorted(tensors)))
+    tensors = dict(tensors)
     tensor = tensors.pop(name)
     kind = draw(st.sampled_from(["gone", "renamed", "added", "changed", "changed", "changed"]))
     change = draw(st.sampled_from(TENSOR_GARBAGE)) if kind == "changed" else lambda tensor: tensor
@@ -96,7 +97,8 @@ def spoil(draw, folder: Path, attacks: list[bytes]) -> bool:
     if kind == "attack":
         new = draw(st.sampled_from(attacks))
     elif kind == "bytes":
-        place, middle = draw(st.integers(0, len(data) - 1)), draw(st.binary(max_size=4))
+        place = draw(st.integers(0, len(data) - 1))
+        middle = draw(st.binary(max_size=4))
         new = data[:place] + middle + data[place + draw(st.sampled_from([0, 1, len(data)])) :]
     elif file.endswith(".json"):
         new = json.dumps(with_garbage(draw, json.loads(data))).encode()
@@ -114,7 +116,9 @@ def spoil(draw, folder: Path, attacks: list[bytes]) -> bool:
 @sizes("checkpoints")
 def test_any_checkpoint_is_used_or_refused_and_runs_no_code(count, workshop, tmp_path, offline):
     """Guards against a checkpoint that executes code, ends in a traceback, or is used though damaged."""
-    run, evil, outcomes = tmp_path / "run", tmp_path / "evil", Counter()
+    run = tmp_path / "run"
+    evil = tmp_path / "evil"
+    outcomes = Counter()
     attacks = files_that_run_code(evil)
     evaluating = ["--option=evaluate", "--checkpoint", run]
     evaluating += ["--data_dir", workshop / "data", "--output_dir", tmp_path / "out"]

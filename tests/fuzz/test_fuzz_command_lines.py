@@ -77,7 +77,8 @@ def command_lines(draw) -> list[str]:
 def test_any_command_line_is_understood_or_refused(count, tmp_path, offline, monkeypatch):
     """Guards against a traceback, or silence, for a mistyped flag,
     and against settings that a checkpoint's JSON changes."""
-    taken, outcomes = [], Counter()
+    taken = []
+    outcomes = Counter()
     only_parse = dict.fromkeys(multitask_classifier.PROGRAMS, taken.append)
     monkeypatch.setattr(multitask_classifier, "PROGRAMS", only_parse)
     (tmp_path / "file").write_text("")

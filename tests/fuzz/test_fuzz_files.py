@@ -54,7 +54,8 @@ def course_files(draw, task, labelled: bool) -> bytes:
         place = int(share * len(data))
         if kind == "swap":  # of the texts between tabs
             parts = data.split(b"\t")
-            i, j = place % len(parts), extra[0] % len(parts)
+            i = place % len(parts)
+            j = extra[0] % len(parts)
             parts[i], parts[j] = parts[j], parts[i]
             data = b"\t".join(parts)
         else:
@@ -71,7 +72,8 @@ def course_files(draw, task, labelled: bool) -> bytes:
 @st.composite
 def data_files(draw):
     """(task, whether the file has labels, its content)."""
-    task, labelled = TASKS[draw(st.sampled_from(list(HIGHEST)))], draw(st.booleans())
+    task = TASKS[draw(st.sampled_from(list(HIGHEST)))]
+    labelled = draw(st.booleans())
     content = course_files(task, labelled) if draw(st.integers(0, 9)) else st.binary(max_size=300)
     return task, labelled, draw(content)
 
@@ -85,7 +87,8 @@ def rows_by_hand(data: bytes) -> list[list[str]]:
 def test_any_file_is_read_or_refused_with_file_and_line(count, tmp_path, tokenizer):
     """Guards against tracebacks, labels outside their range, rows lost or doubled,
     and a prediction file from which the ids cannot be read again."""
-    path, outcomes = tmp_path / "rows.csv", Counter()
+    path = tmp_path / "rows.csv"
+    outcomes = Counter()
 
     @fuzz(count, file=data_files())
     def check(file):
@@ -127,7 +130,9 @@ def test_any_file_is_read_or_refused_with_file_and_line(count, tmp_path, tokeniz
 def test_any_test_file_is_predicted_or_refused(count, workshop, tmp_path, offline):
     """Guards against odd text that the reader takes,
     and that ends the program later, in the tokenizer or the model."""
-    path, out, outcomes = tmp_path / "rows.csv", tmp_path / "out.csv", Counter()
+    path = tmp_path / "rows.csv"
+    out = tmp_path / "out.csv"
+    outcomes = Counter()
 
     @fuzz(count, data=course_files(TASKS["sts"], labelled=False))
     def check(data):

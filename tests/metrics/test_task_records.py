@@ -114,7 +114,8 @@ def test_predict_of_hand_made_logits(task, logits, expected, dtype):
 @pytest.mark.parametrize("task", BUILT_IN)
 def test_each_task_has_a_name_a_header_and_its_course_files(task):
     """Guards against a renamed file or header, which only the course's grader would notice."""
-    record, stem = TASKS[task], STEMS[task]
+    record = TASKS[task]
+    stem = STEMS[task]
     assert record.name == task and record.prediction_column == HEADERS[task]
     assert [record.filename(split) for split in ("train", "dev", "test")] == [
         f"{stem}-train.csv",

@@ -78,7 +78,8 @@ def test_the_best_folder_is_a_model_to_start_from(sample_run):
     ours = BertModel.from_pretrained(str(sample_run / "best"))
     ids = torch.tensor([[101, 2023, 2003, 1037, 3185, 102]])
     with torch.no_grad():
-        got, expected = ours(ids)["last_hidden_state"], theirs(ids).last_hidden_state
+        got = ours(ids)["last_hidden_state"]
+        expected = theirs(ids).last_hidden_state
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 

@@ -27,7 +27,8 @@ COURSE_ROWS = {
 )
 def test_course_files_are_read_whole(course_data, caplog, name, split):
     """Guards against rows lost, merged or shifted by quoting, and against labels cut to integers."""
-    task, labelled = TASKS[name], split != "test"
+    task = TASKS[name]
+    labelled = split != "test"
     path = course_data / task.filename(split)
     examples = read_examples(path, task, labelled)
     assert len(examples) == COURSE_ROWS[name][split]

@@ -11,7 +11,8 @@ from helpers import warnings_of
 from support.errors import UserError
 from tasks import TASKS
 
-SST, STS = TASKS["sst"], TASKS["sts"]
+SST = TASKS["sst"]
+STS = TASKS["sts"]
 
 
 HEADER = "\tid\tsentence\tsentiment"
@@ -89,7 +90,8 @@ def test_unlabelled_rows_are_all_kept_in_order(tmp_path, caplog):
 def test_similarity_labels_stay_floats(tmp_path, tokenizer):
     """Guards against scores cut to integers, which only lowers the correlation and gives no error."""
     scores = ["3.8", "0", "5.0", "0.25", "4.999"]
-    header, rows = "\tid\tsentence1\tsentence2\tsimilarity", [f"0\tid\tone\ttwo\t{score}" for score in scores]
+    header = "\tid\tsentence1\tsentence2\tsimilarity"
+    rows = [f"0\tid\tone\ttwo\t{score}" for score in scores]
     examples = read_examples(write(tmp_path, lines(header, *rows)), STS)
     assert [example.label for example in examples] == [3.8, 0.0, 5.0, 0.25, 4.999]
     labels = tokenize(examples, STS, tokenizer, 32).labels

@@ -46,7 +46,8 @@ def test_teacher_is_a_copy_without_gradients():
 def test_bregman_term_is_zero_at_the_start_and_pulls_to_the_teacher():
     """Guards against a teacher with dropout masks of its own,
     for which the term is never 0, and against a sign that pushes the model away."""
-    net, x = small_net().train(), torch.randn(64, 6)
+    net = small_net().train()
+    x = torch.randn(64, 6)
     bregman = BregmanProximal(net)
 
     def term() -> torch.Tensor:
@@ -61,7 +62,8 @@ def test_bregman_term_is_zero_at_the_start_and_pulls_to_the_teacher():
     with torch.no_grad():
         for parameter in net.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
-    before, first = distance(), term().item()
+    before = distance()
+    first = term().item()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for _ in range(300):
         optimizer.zero_grad()
@@ -84,7 +86,8 @@ def test_betas():
 
 def test_bregman_in_training_loss(real_model, tokenizer):
     """Guards against a Bregman term that is not in the total, or not 0 for the very first batch."""
-    bregman, batch = BregmanProximal(real_model), sample_batch("para", tokenizer, 4)
+    bregman = BregmanProximal(real_model)
+    batch = sample_batch("para", tokenizer, 4)
     config = TrainConfig(use_smart=True, smart_weight=0.0, bregman_weight=2.0)
     assert training_loss(real_model, TASKS["para"], batch, config, bregman)["bregman"].item() == 0
     with torch.no_grad():

@@ -60,7 +60,8 @@ def test_zero_with_zero_gradient_at_equality(name, dtype):
 def test_batch_mean(name):
     """Guards against `reduction='sum'`: λ would mean something else for every batch size."""
     input, target = random_logits(name)
-    once, thrice = ALL[name](input, target), ALL[name](input.repeat(3, 1), target.repeat(3, 1))
+    once = ALL[name](input, target)
+    thrice = ALL[name](input.repeat(3, 1), target.repeat(3, 1))
     assert thrice.item() == pytest.approx(once.item(), rel=1e-12)
 
 

@@ -30,7 +30,8 @@ from toys import toy
 def test_replay_draws_the_same_masks_and_restores_the_generator():
     """Guards against an adversarial pass with other masks than the clean one, which is mostly R-Drop,
     and against SMART changing the random numbers of the rest of the run."""
-    dropout, x = nn.Dropout(0.5), torch.ones(4, 50)
+    dropout = nn.Dropout(0.5)
+    x = torch.ones(4, 50)
     torch.manual_seed(3)
     bare = dropout(x)
     after = torch.get_rng_state()
@@ -77,7 +78,8 @@ def test_ascent_direction_by_finite_differences(norm_fn, loss_fn, outputs):
     start = SMARTLoss(eval_fn, loss_fn, num_steps=0, **settings).perturbation(embed, clean)
     torch.manual_seed(1)
     end = SMARTLoss(eval_fn, loss_fn, num_steps=1, **settings).perturbation(embed, clean)
-    gradient, h = torch.zeros_like(start), 1e-6
+    gradient = torch.zeros_like(start)
+    h = 1e-6
     for place in np.ndindex(*start.shape):
         bump = torch.zeros_like(start)
         bump[place] = h
@@ -94,7 +96,8 @@ def test_ascent_reaches_the_worst_case_of_a_quadratic(norm_fn, dual):
 
     For f(x) = a·x the worst (a·δ)² in the ball is (ε ‖a‖_dual)². The ascent must reach 95 % of it."""
     torch.manual_seed(0)
-    a, embed = torch.randn(32), torch.randn(5, 1, 32)
+    a = torch.randn(32)
+    embed = torch.randn(5, 1, 32)
     settings = {"norm_fn": norm_fn, "epsilon": 0.03}
     smart = SMARTLoss(lambda x: x @ a, squared_error, step_size=0.03, num_steps=20, **settings)
     state = embed @ a

@@ -42,7 +42,8 @@ def test_differs_from_smart_pytorch_where_it_is_wrong():
     assert theirs > 2.0 * mine
     # δ is rescaled to norm 1, whatever ε; ours stays within ε. In float64, so that rounding does not hide it.
     _, eval_fn, embed = toy()
-    state, seen = eval_fn(embed), []
+    state = eval_fn(embed)
+    seen = []
     theirs = smart_pytorch.SMARTLoss(
         lambda x: seen.append(x.detach()) or eval_fn(x), sym_kl_loss, epsilon=1e-9, noise_var=1e-5
     )
