@@ -15,6 +15,8 @@ def test_the_notebooks_commands_are_right(sample_run, monkeypatch, capsys):
     assert len(commands) == 4
     for command in commands:
         parse_arguments(command.split()[2:])
+    (tests,) = [word for text in code for word in text.split() if word.startswith("tests/")]
+    assert (ROOT / tests).exists()
     (plot,) = [text for text in code if "matplotlib" in text]
     monkeypatch.setenv("MPLBACKEND", "Agg")
     exec(plot.replace('"runs/plain"', repr(str(sample_run))), {})

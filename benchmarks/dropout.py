@@ -1,0 +1,92 @@
+"""What the two tricks of support/dropout.py save of a training step. Prints a table in Markdown.
+
+    python -m benchmarks.dropout --data_dir path/to/data
+
+Steps with and without a trick take turns in one process, on the same batches of sst, para and sts. Nothing
+else should run meanwhile; about four minutes on two cores.
+"""
+
+import argparse
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+import bert
+import multitask_classifier as program
+import support.dropout
+from benchmarks.measure import take_turns
+from benchmarks.rows import Setting, mixed_batches, new_learner, new_models, our_step
+from config import TrainConfig
+from support.devices import COMPUTE_TYPES, keep_freed_memory
+
+CONFIGS = {"plain": {}, "SMART + Bregman": {"use_smart": True}}
+PRECISIONS = ("fp32", "bf16")
+
+
+@contextlib.contextmanager
+def replaced(names: dict[Any, dict[str, Any]]) -> Iterator[None]:
+    """Within, these names of these modules are other objects."""
+    before = {(module, name): getattr(module, name) for module, new in names.items() for name in new}
+    for module, new in names.items():
+        for name, value in new.items():
+            setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for (module, name), value in before.items():
+            setattr(module, name, value)
+
+
+def no_kept_masks(masks: list[Tensor], start: int = 0) -> contextlib.AbstractContextManager[None]:
+    """Stands for `keep_masks`: passes repeat their masks by the state of the random generator."""
+    return contextlib.nullcontext()
+
+
+DRAWN_ANEW: dict[Any, dict[str, Any]] = {program: {"keep_masks": no_kept_masks}}
+TORCHS = DRAWN_ANEW | {bert: {"dropout": F.dropout}, support.dropout: {"dropout": F.dropout}}
+
+
+def measure(setting: Setting, precision: str, settings: dict[str, Any], count: int) -> np.ndarray:
+    """Seconds (steps, 3): as it is, with masks drawn anew for each pass, and with torch's dropout as well."""
+    model = new_models()[0]
+    model.compute_type = COMPUTE_TYPES[precision]
+    learner = new_learner(model, TrainConfig(precision=precision, **settings))
+    batches = mixed_batches(setting, setting.count(count))
+
+    def with_names(names: dict[Any, dict[str, Any]]) -> Callable[[int], None]:
+        def step(k: int) -> None:
+            with replaced(names):
+                our_step(learner, *batches[k])
+
+        return step
+
+    return take_turns(len(batches), with_names({}), with_names(DRAWN_ANEW), with_names(TORCHS))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.dropout", description=__doc__)
+    environment = os.environ.get("SMART_BERT_DATA_DIR")
+    parser.add_argument("--data_dir", type=Path, default=environment, required=not environment)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the steps")
+    options = parser.parse_args()
+    setting = Setting(options.data_dir, options.scale)
+    keep_freed_memory()  # as the main program does
+    print("| step | precision | 64-bit draws save | kept masks save |\n|---|---|---|---|", flush=True)
+    for name, settings in CONFIGS.items():
+        for precision in PRECISIONS:
+            ours, anew, torchs = measure(setting, precision, settings, 10).sum(0)
+            kept = (
+                f"{1 - ours / anew:.1%}" if settings else "-"
+            )  # a plain step has no pass that repeats masks
+            print(f"| {name} | {precision} | {1 - anew / torchs:.1%} | {kept} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
