@@ -124,7 +124,7 @@ class TrainConfig:
     precision: str = flag(
         None,
         "number type of the encoder's matrix products, by autocast; weights stay fp32 (default: bf16 on a"
-        " CUDA device that has it, else fp32)",
+        " CPU or a CUDA device with instructions for it, else fp32)",
         choices=tuple(COMPUTE_TYPES),
     )
     use_gpu: bool = flag(False, "stop if there is no CUDA device (without the flag the best device is used)")

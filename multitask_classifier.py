@@ -38,7 +38,7 @@ from optimizer import warmup_decay
 from run_files import Data, check_outputs, find_files, load_data, prepare_folder, write_all_predictions
 from support import parallel
 from support.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
-from support.devices import COMPUTE_TYPES, default_precision, pick_device
+from support.devices import COMPUTE_TYPES, choose_precision, pick_device
 from support.dropout import Dropout, keep_masks
 from support.errors import UserError, one_line
 from support.files import write_text
@@ -326,9 +326,8 @@ def train(
                 steps.set_postfix_str(progress.bar_text(name, losses["task"], epoch), refresh=False)
             say_first_steps(progress.first_losses, progress.step, progress.seconds, total, config)
             if logs:
-                say_interval(
-                    diary, progress.interval.report(lr), progress.step, progress.seconds, total, config
-                )
+                records = progress.interval.report(lr)
+                say_interval(diary, records, progress.step, progress.seconds, total, config, ends_epoch)
             if ends_epoch:
                 score_epoch(models, dev, run, epoch)
             if saves:
@@ -383,11 +382,9 @@ def fit(config: TrainConfig) -> None:
     where = f"--model_name_or_path {config.model_name_or_path}"
     check_fit(tokenizer, bert.config, config.max_length or 0, where)
     positions = bert.config.max_position_embeddings
-    config = replace(
-        config,
-        max_length=config.max_length or min(256, positions),
-        precision=config.precision or default_precision(device),
-    )
+    precision = choose_precision(device, config.precision, config.resume)
+    print(f"precision: {precision.name}, {precision.reason}")
+    config = replace(config, max_length=config.max_length or min(256, positions), precision=precision.name)
     bert.requires_grad_(config.option == "finetune")
     data = load_data(config, files, tokenizer)
     heads = (*config.tasks, *config.eval_tasks)
@@ -402,6 +399,7 @@ def fit(config: TrainConfig) -> None:
     best, _, _ = load_model(folder / "best")
     tests = [data[name, "test"] for name in config.eval_tasks]
     results = trained | {"trained_tasks": list(config.tasks), "data": source}
+    results["precision_reason"] = precision.reason
     finish(config, best.to(device), tests, results)
 
 
@@ -423,10 +421,10 @@ def open_checkpoint(config: TrainConfig) -> tuple[TrainConfig, MultitaskBERT, To
     if untrained := set(names) - set(run["trained_tasks"]):
         listed = ", ".join(sorted(untrained))
         log.warning("%s was not trained on %s: what it predicts there is chance", config.checkpoint, listed)
-    precision = config.precision or default_precision(device)
-    model.compute_type = COMPUTE_TYPES[precision]
+    precision = choose_precision(device, config.precision)
+    model.compute_type = COMPUTE_TYPES[precision.name]
     trained_with = {name: run["config"][name] for name in ("max_length", "pooling")}
-    config = replace(config, eval_tasks=names, precision=precision, **trained_with)
+    config = replace(config, eval_tasks=names, precision=precision.name, **trained_with)
     return config, model.to(device), tokenizer, run
 
 

@@ -31,6 +31,8 @@ from support.reporting import RunLog, SilentLog
 from support.screen import cut, duration, numbers_line, step_line, table
 
 log = logging.getLogger("smart_bert")
+FLOOR_DELTA = 1e-5  # largest coordinate of a δ that bf16 and fp16 round away; embeddings are about 0.5
+FLOOR_MARGIN = 3.0  # R_s should be this many times its rounding floor
 MAX_STEPS = 10**7  # months of training; a longer plan would not fit into memory
 
 # --------------------------------------------------------------------------------------------- plan
@@ -128,6 +130,12 @@ def smart_term(passes: Passes) -> Tensor:
     value = smart.at(delta, passes.embeddings, passes.logits)
     if passes.measure:
         passes.measured.update(smart.evidence(delta, passes.embeddings, passes.logits, value))
+        if config.precision in ("bf16", "fp16"):
+            # so far below what the type resolves that R_s reads the rounding alone
+            below = delta * (FLOOR_DELTA / delta.abs().amax())
+            with torch.no_grad():
+                floor = smart.at(below, passes.embeddings, passes.logits)
+            passes.measured["smart_floor"] = floor
     return value
 
 
@@ -287,6 +295,7 @@ def say_first_steps(
         pace = f"about {duration(seconds / 20 * total)} of training"
         tqdm.write(f"{pace} at the pace of the first 20 steps, evaluation apart")
         warn_of_terms_without_effect(first_losses, config)
+        say_rounding_floor(first_losses, config)
 
 
 def say_interval(
@@ -296,6 +305,7 @@ def say_interval(
     seconds: float,
     total: int,
     config: TrainConfig,
+    ends_epoch: bool,
 ) -> None:
     """Log the record of each task, and show a short line; with --log_level debug every number of it."""
     left = seconds / step * (total - step)
@@ -306,6 +316,32 @@ def say_interval(
         tqdm.write(step_line(step, total, task, record["task"], added, left))
         if config.log_level == "debug":
             tqdm.write(numbers_line(step, f"train/{task}", record))
+    if ends_epoch:
+        warn_of_rounding(records, config)
+
+
+def say_rounding_floor(first_losses: list[tuple[str, dict[str, Tensor]]], config: TrainConfig) -> None:
+    """Say once what R_s reads from rounding alone, and warn where R_s is hardly above that."""
+    records = {}
+    for task in config.tasks:
+        steps = [losses for name, losses in first_losses if name == task]
+        floors = [float(losses["smart_floor"]) for losses in steps if "smart_floor" in losses]
+        if floors:
+            value = statistics.fmean(float(losses["smart"]) for losses in steps)
+            records[task] = {"smart": value, "smart_floor": statistics.fmean(floors)}
+            floor = f"{config.precision} alone makes {records[task]['smart_floor']:.2g}"
+            tqdm.write(f"{task}: R_s is {value:.2g}; the rounding of {floor}")
+    warn_of_rounding(records, config)
+
+
+def warn_of_rounding(records: dict[str, dict[str, float]], config: TrainConfig) -> None:
+    """Warn where R_s, as the records of an interval have it, is less than FLOOR_MARGIN times its floor."""
+    for task, record in records.items():
+        floor = record.get("smart_floor", 0.0)
+        if floor and record["smart"] < FLOOR_MARGIN * floor:
+            found = f"R_s on {task} is {record['smart']:.2g}, less than {FLOOR_MARGIN:g} times {floor:.2g}"
+            made = f"which the rounding of {config.precision} alone makes"
+            log.warning("%s, %s: --smart_epsilon %g is too small", found, made, config.smart_epsilon)
 
 
 def warn_of_terms_without_effect(

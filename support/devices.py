@@ -5,10 +5,11 @@ Not handled: several devices in one process. Several processes do that (`paralle
 
 import contextlib
 import ctypes
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -17,10 +18,14 @@ from support.errors import UserError
 
 # --precision -> the type that autocast computes in
 COMPUTE_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISION_VARIABLE = "SMART_BERT_PRECISION"
+# of a CPU: with one of them a product in bf16 takes half the time of fp32, without them longer
+BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
 # constants of glibc's malloc.h
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
 
+log = logging.getLogger("smart_bert")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -59,10 +64,44 @@ def pick_device(use_gpu: bool) -> torch.device:
     return torch.device("cpu")
 
 
-def default_precision(device: torch.device) -> str:
-    """bf16 on a CUDA device with bf16 hardware, else fp32. On most CPUs bf16 is slower than fp32."""
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if has_bf16 else "fp32"
+class Precision(NamedTuple):
+    """A compute type by its name in COMPUTE_TYPES, and the reason why it was chosen."""
+
+    name: str
+    reason: str
+
+
+def choose_precision(device: torch.device, asked: str | None, resumed: bool = False) -> Precision:
+    """The compute type of a run on this device. This is the only place that decides it.
+
+    asked: the one that the user, or with `resumed` the run that goes on, has named; None for the default. The
+    default is bf16 where the device computes faster in it, else fp32. The environment variable
+    SMART_BERT_PRECISION sets another default, for tests.
+    """
+    fast, reason = bf16_is_fast(device)
+    if asked:
+        if asked == "bf16" and not fast:
+            log.warning("bf16 is slow here: %s; --precision fp32 is faster for a new run", reason)
+        return Precision(asked, "as the run was started" if resumed else "as --precision says")
+    if forced := os.environ.get(PRECISION_VARIABLE):
+        if forced not in COMPUTE_TYPES:
+            raise UserError(f"{PRECISION_VARIABLE}={forced}: must be one of {', '.join(COMPUTE_TYPES)}")
+        return Precision(forced, f"as {PRECISION_VARIABLE} says")
+    return Precision("bf16" if fast else "fp32", reason)
+
+
+def bf16_is_fast(device: torch.device) -> tuple[bool, str]:
+    """Whether the device has instructions for products in bf16, and the words that say so."""
+    if device.type == "cuda":
+        has = torch.cuda.is_bf16_supported(including_emulation=False)
+        return has, f"this CUDA device {'has' if has else 'lacks'} bf16"
+    if device.type != "cpu":
+        return False, f"bf16 was not tried on {device.type}"
+    capabilities = torch.cpu.get_capabilities()
+    for name in BF16_INSTRUCTIONS:
+        if capabilities.get(name):
+            return True, f"this CPU has {name}"
+    return False, f"this CPU has neither {' nor '.join(BF16_INSTRUCTIONS)}"
 
 
 def keep_freed_memory() -> None:

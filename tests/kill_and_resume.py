@@ -32,7 +32,7 @@ def outcome(folder: Path) -> dict:
     ]
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     results = json.loads((folder / "results.json").read_text())
-    clock_or_path = ("train_seconds", "save_seconds", "examples_per_second", "config")
+    clock_or_path = ("train_seconds", "save_seconds", "examples_per_second", "config", "precision_reason")
     return {
         "files": {str(file.relative_to(folder)): file.read_bytes() for file in files},
         "log": [{name: value for name, value in line.items() if "per_" not in name} for line in lines],

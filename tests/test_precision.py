@@ -1,0 +1,197 @@
+"""bf16: when it is the default, what it may not touch, and where it is too coarse for SMART."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import mysmartloss
+import training
+from base_bert import load_tokenizer
+from bert import BertModel
+from config import TrainConfig
+from helpers import sample_batch, warnings_of
+from kill_and_resume import RUN, outcome
+from multitask_classifier import MultitaskBERT, TrainingLoss, training_loss
+from mysmartloss import BregmanProximal
+from support import devices
+from support.devices import COMPUTE_TYPES, choose_precision
+from support.errors import UserError
+from tasks import TASKS
+from tiny_bert import tiny_batch, tiny_model
+from training import Learner, warn_of_rounding
+
+CPU = torch.device("cpu")
+CAPABILITIES = {"none": {}, "avx512": {"avx512_bf16": True}, "amx": {"amx_bf16": True, "avx512_bf16": False}}
+
+
+@pytest.fixture
+def cpu(monkeypatch):
+    """Makes the processor one with these capabilities, and nothing forced from outside."""
+    monkeypatch.delenv(devices.PRECISION_VARIABLE, raising=False)
+    return lambda name: monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: CAPABILITIES[name])
+
+
+# ----------------------------------------------------------------------------------------- which one
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "reason"),
+    [
+        ("none", "fp32", "this CPU has neither amx_bf16 nor avx512_bf16"),
+        ("avx512", "bf16", "this CPU has avx512_bf16"),
+        ("amx", "bf16", "this CPU has amx_bf16"),
+    ],
+)
+def test_the_default_is_bf16_where_the_processor_has_it(cpu, name, expected, reason):
+    """Guards against bf16 in software, which is slow, and against fp32 where bf16 takes half the time."""
+    cpu(name)
+    assert choose_precision(CPU, None) == (expected, reason)
+    assert choose_precision(CPU, "fp16") == ("fp16", "as --precision says")
+    assert choose_precision(CPU, "fp32", resumed=True) == ("fp32", "as the run was started")
+
+
+def test_the_default_can_be_forced_for_tests(cpu, monkeypatch):
+    """Guards against a suite that passes only on the processor of its author."""
+    cpu("avx512")
+    monkeypatch.setenv(devices.PRECISION_VARIABLE, "fp32")
+    assert choose_precision(CPU, None).name == "fp32" and choose_precision(CPU, "bf16").name == "bf16"
+    monkeypatch.setenv(devices.PRECISION_VARIABLE, "half")
+    with pytest.raises(UserError, match="SMART_BERT_PRECISION=half"):
+        choose_precision(CPU, None)
+
+
+def test_a_resumed_run_keeps_its_precision_and_says_where_it_is_slow(cpu, main, tmp_path, caplog, capsys):
+    """Guards against a run that changes its type when it moves to another processor."""
+    settings = [*RUN, "--epochs=1", "--steps_per_epoch=6"]
+    cpu("avx512")
+    assert main(*settings, "--output_dir", tmp_path / "run") == 0
+    assert "precision: bf16, this CPU has avx512_bf16" in capsys.readouterr().out
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["config"]["precision"] == "bf16"
+    assert results["precision_reason"] == "this CPU has avx512_bf16"
+    shutil.copytree(tmp_path / "run", tmp_path / "moved")
+    cpu("none")
+    for folder in ("run", "moved"):
+        cpu("avx512" if folder == "run" else "none")
+        assert main("--resume", "--epochs=2", "--output_dir", tmp_path / folder) == 0
+    assert "precision: bf16, as the run was started" in capsys.readouterr().out
+    slow = [said for said in warnings_of(caplog) if "slow here" in said]
+    assert len(slow) == 1 and "neither amx_bf16 nor avx512_bf16" in slow[0]
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "moved")
+
+
+# ----------------------------------------------------------------------------------- what stays fp32
+
+
+def in_bf16(model: MultitaskBERT) -> MultitaskBERT:
+    model.compute_type = COMPUTE_TYPES["bf16"]
+    return model
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_step_in_bf16_leaves_the_rest_in_fp32(monkeypatch, task):
+    """Guards against weights, moments, δ, sentence vectors or a teacher that are rounded to three digits."""
+    model = in_bf16(tiny_model())
+    config = TrainConfig(use_smart=True, rdrop_weight=1.0, precision="bf16")
+    bregman = BregmanProximal(model)
+    types = {}
+    model.dropout.register_forward_hook(lambda module, inputs, output: types.update(vector=inputs[0].dtype))
+    perturbation = mysmartloss.SMARTLoss.perturbation
+
+    def spy(self, embed, state, mask=None):
+        delta = perturbation(self, embed, state, mask)
+        types.update(embeddings=embed.dtype, logits=state.dtype, delta=delta.dtype)
+        return delta
+
+    monkeypatch.setattr(mysmartloss.SMARTLoss, "perturbation", spy)
+    learner = Learner(TrainingLoss(model, config, bregman), config)
+    losses = learner.step(TASKS[task], tiny_batch(task), lr=1e-3, beta=0.9)
+    states = learner.optimizer.state.values()
+    types |= {f"moment {key}": state[key].dtype for state in states for key in ("exp_avg", "exp_avg_sq")}
+    types |= {f"weight {name}": parameter.dtype for name, parameter in model.named_parameters()}
+    types |= {f"teacher {name}": parameter.dtype for name, parameter in bregman.teacher.named_parameters()}
+    types |= {f"loss {name}": loss.dtype for name, loss in losses.items()}
+    assert {"vector", "embeddings", "logits", "delta", "moment exp_avg"} <= types.keys()
+    assert {name: dtype for name, dtype in types.items() if dtype != torch.float32} == {}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_perturbation_is_no_divergence_in_bf16(monkeypatch, task):
+    """Guards against R_s(x, x) or D_Breg(θ, θ) above 0 by rounding: it would be regularisation by noise."""
+    model = in_bf16(tiny_model())
+    monkeypatch.setattr(
+        mysmartloss.SMARTLoss, "perturbation", lambda self, embed, *_: torch.zeros_like(embed.detach())
+    )
+    config = TrainConfig(use_smart=True, precision="bf16")
+    losses = training_loss(model, TASKS[task], tiny_batch(task), config, BregmanProximal(model))
+    assert losses["smart"].item() == 0 and losses["bregman"].item() == 0
+
+
+@pytest.fixture(scope="module")
+def minilm() -> MultitaskBERT:
+    """MiniLM with heads of a size that training gives them."""
+    model = MultitaskBERT(BertModel.from_pretrained()).eval()
+    with torch.no_grad():
+        for head in model.heads.values():
+            head.weight.mul_(5)
+    return model
+
+
+@pytest.mark.parametrize("task", ["sst", "para", "sts"])
+def test_the_ascent_in_bf16_finds_a_direction_as_adversarial(minilm, task):
+    """Guards against an ascent that bf16 blinds: its δ, scored in fp32, must reach .8 of what fp32 finds."""
+    batch = sample_batch(task, load_tokenizer(), rows=16)
+    found = {}
+    for precision in ("fp32", "bf16"):
+        minilm.compute_type = COMPUTE_TYPES[precision]
+        smart = mysmartloss.SMARTLoss(
+            lambda embeddings: minilm.logits(task, embeddings, batch.attention_mask),
+            TASKS[task].divergence,
+            noise_fn=batch.noise,
+        )
+        with torch.no_grad():
+            embeddings = minilm.bert.embed(batch.input_ids, batch.token_type_ids)
+            logits = smart.eval_fn(embeddings)
+        delta = smart.perturbation(embeddings, logits, batch.attention_mask)
+        assert delta.abs().max() <= 0.01
+        minilm.compute_type = None
+        with torch.no_grad():
+            found[precision] = smart.at(delta, embeddings, smart.eval_fn(embeddings)).item()
+    assert found["bf16"] >= 0.8 * found["fp32"] > 1e-5
+
+
+# --------------------------------------------------------------------------------------- where it ends
+
+
+def losses_of(minilm: MultitaskBERT, precision: str, epsilon: float) -> dict[str, torch.Tensor]:
+    minilm.compute_type = COMPUTE_TYPES[precision]
+    settings = {"smart_epsilon": epsilon, "smart_step_size": epsilon, "smart_noise_var": epsilon**2 / 10}
+    config = TrainConfig(use_smart=True, bregman_weight=0.0, precision=precision, **settings)
+    batch = sample_batch("sst", load_tokenizer(), rows=16)
+    return training_loss(minilm, TASKS["sst"], batch, config, measure=True)
+
+
+def test_the_floor_of_bf16_is_measured(minilm, caplog):
+    """Guards against SMART in bf16 with an ε whose effect is rounding alone, and nobody says so."""
+    assert "smart_floor" not in losses_of(minilm, "fp32", 0.01)
+    wide = losses_of(minilm, "bf16", 0.02)
+    small = losses_of(minilm, "bf16", 1e-4)
+    assert 1e-7 < wide["smart_floor"] < 1e-4 and small["smart"] < 3 * small["smart_floor"] < wide["smart"]
+    config = TrainConfig(use_smart=True, smart_epsilon=1e-4, precision="bf16")
+    for losses in (wide, small):
+        warn_of_rounding({"sst": {name: value.item() for name, value in losses.items()}}, config)
+    (said,) = warnings_of(caplog)
+    assert "--smart_epsilon 0.0001 is too small" in said and "R_s on sst" in said
+
+
+def test_the_floor_is_said_once_and_early(capsys, caplog):
+    """Guards against a floor that only metrics.jsonl knows."""
+    losses = {"task": 1.0, "smart": 1e-3, "bregman": 1.0, "smart_floor": 1e-6}
+    first = [("sst", {name: torch.tensor(value) for name, value in losses.items()})] * 2
+    config = TrainConfig(use_smart=True, tasks=("sst",), precision="bf16")
+    for step in (1, 20, 40):
+        training.say_first_steps(first, step, 2.0, 60, config)
+    assert capsys.readouterr().out.count("sst: R_s is 0.001; the rounding of bf16 alone makes 1e-06") == 1
+    assert warnings_of(caplog) == []
