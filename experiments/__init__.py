@@ -1,0 +1,1 @@
+"""Grids of runs, each a line of JSON that is kept, and the tables made from them."""

@@ -1,0 +1,63 @@
+"""Does bf16 cost quality? Runs in bf16 beside runs in fp32, equal in everything else.
+
+    python -m experiments.precision --data_dir path/to/data     # runs what has no line yet, about three hours
+    python -m experiments.precision --table
+
+sst and sts alone with 1,000 training rows, plain and SMART, ten seeds; 96 steps of 32 rows.
+"""
+
+from typing import Any
+
+from experiments.runner import Question, Run, main_of, paired
+from tasks import TASKS
+
+QUESTION = Question("precision")
+ARMS = {"plain": (), "SMART": ("--use_smart",)}
+PRECISIONS = ("fp32", "bf16")
+SEEDS = range(10)
+TASK_NAMES = ("sst", "sts")
+GRID = [
+    Run(f"{arm} {precision}", (task,), seed, (*flags, "--precision", precision), steps=96, train_rows=1000)
+    for seed in SEEDS
+    for task in TASK_NAMES
+    for arm, flags in ARMS.items()
+    for precision in PRECISIONS
+]
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Mean dev score in fp32 and in bf16, and the paired difference with its 95 % interval over seeds."""
+    rows = [
+        "| task | training | seeds | fp32 | bf16 | bf16 - fp32 (95 % interval) | dev loss, bf16 - fp32 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task in TASK_NAMES:
+        for arm in ARMS:
+            exact, rounded = pairs_of(lines, task, arm)
+            if exact:
+                rows.append(f"| {' | '.join([task, arm, *cells(task, exact, rounded)])} |")
+    return "\n".join(rows)
+
+
+def pairs_of(lines: list[dict[str, Any]], task: str, arm: str) -> tuple[list[dict], list[dict]]:
+    """Dev outcomes in fp32 and in bf16 of the seeds that have both, in the same order."""
+    dev = {(line["arm"], line["seed"]): line["dev"].get(task) for line in lines if line["tasks"] == [task]}
+    names = [f"{arm} {precision}" for precision in PRECISIONS]
+    seeds = [seed for seed in SEEDS if all((name, seed) in dev for name in names)]
+    exact, rounded = ([dev[name, seed] for seed in seeds] for name in names)
+    return exact, rounded
+
+
+def cells(task: str, exact: list[dict], rounded: list[dict]) -> list[str]:
+    """Number of seeds, both means, and the paired differences of score and loss."""
+    texts = [str(len(exact))]
+    metric = TASKS[task].main_metric
+    texts += [f"{sum(dev[metric] for dev in side) / len(side):.4f}" for side in (exact, rounded)]
+    for name in (metric, "loss"):
+        mean, low, high = paired([dev[name] for dev in exact], [dev[name] for dev in rounded])
+        texts.append(f"{mean:+.4f} ({low:+.4f} to {high:+.4f})")
+    return texts
+
+
+if __name__ == "__main__":
+    main_of(QUESTION, GRID, table)
