@@ -397,6 +397,7 @@ def fit(config: TrainConfig) -> None:
     torch.manual_seed(config.seed + parallel.rank())
     trained = train(model, data, config, folder, tokenizer, source)
     best, _, _ = load_model(folder / "best")
+    best.compute_type = model.compute_type
     tests = [data[name, "test"] for name in config.eval_tasks]
     results = trained | {"trained_tasks": list(config.tasks), "data": source}
     results["precision_reason"] = precision.reason

@@ -72,6 +72,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     size = ["--max_train_samples=41", "--max_eval_samples=21", "--epochs=1", "--steps_per_epoch=24"]
     smart = ["--use_smart", "--smart_epsilon=0.1", "--smart_step_size=0.1"]
     settings = ["--model_name_or_path", encoder, "--hidden_dropout_prob=0", "--lr=1e-3", *size, *smart]
+    settings += ["--precision=fp32"]  # in bf16 rounding differs with the number of rows
     weights = {}
     for processes in (1, 2):
         folder = tmp_path / str(processes)
