@@ -1,5 +1,9 @@
 """Stopping a run and going on with it, bit for bit.
 
+    Progress, weights, optimizer, random generators ─ save_last ─> <run>/last ─ load_last ─> all of them again
+    started_with, resumed_config: the settings with which a run goes on
+    StopSignal, Interrupted: a signal ends the run after the step that it falls into
+
 Knows modules, optimizers and settings, not the model's class.
 """
 
@@ -185,8 +189,7 @@ def versions() -> dict[str, str]:
 
 
 def fingerprint(data: Data) -> dict[str, str]:
-    """SHA-256 of the content of each data set, so that a resumed run can tell whether it goes on with the
-    same data."""
+    """SHA-256 of the content of each data set. A resumed run compares it, to go on with the same data."""
     digests = {}
     for (task, split), dataset in data.items():
         labels = b"" if dataset.labels is None else dataset.labels.numpy().tobytes()
