@@ -8,7 +8,8 @@ sst and sts alone with 1,000 training rows, plain and SMART, ten seeds; 96 steps
 
 from typing import Any
 
-from experiments.runner import Question, Run, main_of, paired
+from experiments.inference import paired
+from experiments.runner import Question, Run, main_of
 from tasks import TASKS
 
 QUESTION = Question("precision")

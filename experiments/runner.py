@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
 import multitask_classifier
 from config import TrainConfig
@@ -205,16 +204,3 @@ def main_of(question: Question, grid: Iterable[Run], table: Callable[[list[dict[
     if not options.data_dir:
         parser.error("--data_dir: the folder of the course's files is needed (or SMART_BERT_DATA_DIR)")
     run_grid(question, list(grid), Path(options.data_dir), options.work_dir)
-
-
-# --------------------------------------------------------------------------------------- statistics
-
-
-def paired(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of second - first over pairs, with its 95 % interval (Student's t over the pairs)."""
-    differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    mean = float(differences.mean())
-    if len(differences) < 2 or np.ptp(differences) == 0:
-        return mean, mean, mean
-    low, high = stats.t.interval(0.95, len(differences) - 1, mean, stats.sem(differences))
-    return mean, float(low), float(high)

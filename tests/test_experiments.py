@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from datasets import read_examples
-from experiments import precision, runner
-from experiments.runner import Question, Run, draw_rows, paired, run_grid
+from experiments import precision, runner, smart
+from experiments.inference import bootstrap, paired, permutation_p, seeds_needed, verdict
+from experiments.runner import Question, Run, draw_rows, run_grid
 from helpers import SAMPLE
 from tasks import TASKS
 
@@ -95,3 +96,75 @@ def test_the_table_comes_from_lines_alone():
     )
     _, _, row = precision.table(json.loads(json.dumps(lines))).splitlines()
     assert row.split(" | ")[:5] == ["| sst", "plain", "2", "0.4500", "0.4600"] and "+0.0100" in row
+
+
+# ---------------------------------------------------------------------------------------- what pairs say
+
+
+def test_the_permutation_test_by_hand():
+    """Guards against a one-sided test: ten differences of one sign have p = 2 / 2^10, whatever their size."""
+    first = np.zeros(10)
+    assert permutation_p(first, np.arange(1, 11) / 100) == pytest.approx(2 / 1024)
+    assert permutation_p(np.arange(1, 11) / 100, first) == pytest.approx(2 / 1024)
+    assert permutation_p([0.0, 0.0], [0.1, -0.1]) == 1.0
+
+
+def test_the_bootstrap_covers_what_it_should():
+    """Guards against an interval for these dev rows only: seeds scatter, rows scatter, 95 % must hold."""
+    random = np.random.default_rng(1)
+    hits = 0
+    for _ in range(150):
+        of_rows = random.normal(0, 0.4, 150)
+        of_seeds = random.normal(0, 0.1, (12, 1))
+        first = random.normal(0, 0.3, (12, 150))
+        low, high = bootstrap(first, first + 0.2 + of_rows + of_seeds, draws=400)
+        hits += low <= 0.2 <= high
+    assert 0.88 <= hits / 150 <= 0.99
+
+
+@pytest.mark.parametrize(
+    ("differences", "said"),
+    [
+        ([0.02 + 0.001 * i for i in range(20)], "gain"),
+        ([-0.02 - 0.001 * i for i in range(20)], "loss"),
+        ([0.004 * (-1) ** i for i in range(20)], "no gain"),
+        ([0.05 * (-1) ** i for i in range(20)], "not decided"),
+    ],
+)
+def test_the_verdict_follows_its_rule(differences, said):
+    """Guards against a claim that its interval does not bear."""
+    assert verdict(np.zeros(len(differences)), differences).startswith(said)
+
+
+def test_seeds_needed_by_hand():
+    """Guards against a promise that is off by the square: a scatter of .05 needs (1.96 x 5)² pairs."""
+    assert seeds_needed([0.0] * 3, [-0.05, 0.0, 0.05]) == math.ceil((1.96 * 5) ** 2) + 2
+
+
+def test_the_primary_comparison_is_tuned_alike(tmp_path, monkeypatch):
+    """Guards against a side that is tuned on more settings, or on the seeds that decide."""
+    assert [len(side) for side in smart.SETTINGS.values()] == [9, 9]
+    grid = smart.tuning_grid()
+    assert len({run.name for run in grid}) == 90 and not {run.seed for run in grid} & set(smart.SEEDS)
+    tuning = Question("smart_tuning", tmp_path)
+    monkeypatch.setattr(smart, "TUNING", tuning)
+    monkeypatch.setattr(smart, "WINNERS", tmp_path / "winners.json")
+    best = {"plain 6 passes lr 0.0001", "SMART weight 3 epsilon 0.02"}
+    lines = [
+        {"arm": run.arm, "seed": run.seed, "dev": {"sst": {"accuracy": 0.5 if run.arm in best else 0.4}}}
+        for run in grid
+    ]
+    tuning.file.write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
+    with pytest.raises(ValueError, match="4 of 5 seeds"):
+        smart.choose_winners()
+    tuning.file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    smart.choose_winners()
+    comparison = smart.comparison_grid()
+    assert len({run.name for run in comparison}) == len(comparison) == 7 * 20
+    primary = comparison[:40]
+    assert {run.arm for run in primary} == {"plain", "SMART"} and {run.seed for run in primary} == set(
+        smart.SEEDS
+    )
+    by_arm = {run.arm: run for run in comparison}
+    assert by_arm["plain"].steps == 6 * 32 and by_arm["plain, SMART's passes"].steps == 3 * 32
+    assert "0.02" in by_arm["SMART"].flags and by_arm["R3F"].flags[-2:] == ("--smart_steps", "0")

@@ -1,0 +1,67 @@
+"""What paired runs say: differences with their intervals, a permutation test, a bootstrap, and the verdict.
+
+A pair is two runs with the same seed, and so with the same training rows. Everything is second - first.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+SIGNIFICANT = 0.01  # of a two-sided permutation test over seeds: below it a gain or a loss is claimed
+NEGLIGIBLE = 0.01  # an interval within this of 0 is no gain
+
+
+def paired(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of second - first over pairs, with its 95 % interval (Student's t over the pairs)."""
+    differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    mean = float(differences.mean())
+    if len(differences) < 2 or np.ptp(differences) == 0:
+        return mean, mean, mean
+    low, high = stats.t.interval(0.95, len(differences) - 1, mean, stats.sem(differences))
+    return mean, float(low), float(high)
+
+
+def permutation_p(first: Sequence[float], second: Sequence[float]) -> float:
+    """Two-sided p of the paired permutation test on the mean difference: it exchanges the signs of pairs."""
+    differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    result = stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=100_000, rng=np.random.default_rng(0)
+    )
+    return float(result.pvalue)
+
+
+def bootstrap(first: np.ndarray, second: np.ndarray, draws: int = 4000) -> tuple[float, float]:
+    """95 % interval of the mean difference over seeds and dev rows at once.
+
+    first, second: (seeds, rows), what each row scores, for example 1 where the prediction is right. Seeds
+    and rows are drawn with replacement, each on its own: the interval is for other seeds and other rows.
+    """
+    random = np.random.default_rng(0)
+    differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    seeds, rows = differences.shape
+    means = np.empty(draws)
+    for i in range(draws):
+        seed_weights = np.bincount(random.integers(seeds, size=seeds), minlength=seeds) / seeds
+        row_weights = np.bincount(random.integers(rows, size=rows), minlength=rows) / rows
+        means[i] = seed_weights @ differences @ row_weights
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def verdict(first: Sequence[float], second: Sequence[float]) -> str:
+    """The rule that is fixed before the runs: gain or loss, no gain, or not decided."""
+    p = permutation_p(first, second)
+    mean, low, high = paired(first, second)
+    if p < SIGNIFICANT:
+        return f"{'gain' if mean > 0 else 'loss'} (p = {p:.4f})"
+    if low > -NEGLIGIBLE and high < NEGLIGIBLE:
+        return f"no gain (p = {p:.2f}; the interval lies within ±{NEGLIGIBLE:g})"
+    return f"not decided (p = {p:.2f}); about {seeds_needed(first, second)} seeds would decide"
+
+
+def seeds_needed(first: Sequence[float], second: Sequence[float]) -> int:
+    """How many pairs make the 95 % interval narrower than ±NEGLIGIBLE, if they scatter as these do."""
+    scatter = float(np.std(np.asarray(second) - np.asarray(first), ddof=1))
+    return math.ceil((1.96 * scatter / NEGLIGIBLE) ** 2) + 2
