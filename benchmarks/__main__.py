@@ -3,14 +3,15 @@
     python -m benchmarks --data_dir path/to/data
     python -m benchmarks --data_dir path/to/data --only dense adamw
 
-All rows take about ten minutes on two cores. `benchmarks/README.md` and the docstrings of `rows.py` say what
-each row measures.
+All rows take about eight minutes on two cores. `benchmarks/README.md` and the docstrings of `rows.py` say
+what each row measures, and `figures.py` has the goals.
 """
 
 import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -22,47 +23,68 @@ import transformers
 
 from benchmarks.measure import Measurement
 from benchmarks.rows import HERE, ROWS, Setting
-from support.devices import keep_freed_memory
+from benchmarks.shares import Shares
+from support.devices import BF16_INSTRUCTIONS, choose_precision, keep_freed_memory
 from support.files import write_text
 from support.screen import table
 
 
 def as_table(measured: list[Measurement]) -> str:
-    """One line for each measurement, with the smallest and largest ratio in brackets."""
-    rows = [["what", "unit", "ours", "peer", "ratio", "", "must reach", ""]]
+    """One line for each ratio, with its quartiles over the rounds in brackets."""
+    verdicts = {True: "met", False: "missed", None: ""}
+    rows = [["what", "measured", "ratio", "", "goal", ""]]
     for m in measured:
         spread = f"({m.low:.2f} to {m.high:.2f})"
-        verdict = "met" if m.goal.met(m.ratio) else "missed"
-        rows.append(
-            [m.what, m.unit, f"{m.ours:.4g}", f"{m.peer:.4g}", f"{m.ratio:.2f}", spread, str(m.goal), verdict]
-        )
+        verdict = verdicts[m.goal.met(m.ratio)]
+        rows.append([m.what, m.column, f"{m.ratio:.2f}", spread, str(m.goal), verdict])
     return table(rows)
+
+
+def machine() -> dict[str, object]:
+    """What the figures depend on, besides the code."""
+    capabilities = torch.cpu.get_capabilities()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "architecture": platform.machine(),
+        "processor": capabilities.get("cpu_name") or platform.processor(),
+        "bf16_instructions": [name for name in BF16_INSTRUCTIONS if capabilities.get(name)],
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
-    setting = Setting(options.data_dir, options.scale, options.batch_size)
-    measured: list[Measurement] = []
+    precision = choose_precision(torch.device("cpu"), None)
+    print(f"precision: {precision.name}, {precision.reason}", file=sys.stderr, flush=True)
+    setting = Setting(options.data_dir, options.scale, options.batch_size, precision.name)
+    found: list[Measurement | Shares] = []
     seconds: dict[str, float] = {}  # by row
     keep_freed_memory()  # as the main program does
     for name in options.only:
         print(f"{name}: {(ROWS[name].__doc__ or '').splitlines()[0]}", file=sys.stderr, flush=True)
         begin = time.perf_counter()
-        measured += ROWS[name](setting)
+        found += ROWS[name](setting)
         seconds[name] = round(time.perf_counter() - begin, 1)
-    machine = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "processor": platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+    measured = [item for item in found if isinstance(item, Measurement)]
+    shares = [item for item in found if isinstance(item, Shares)]
+    results = {
+        "command": shlex.join(["python", "-m", "benchmarks", *arguments]),
+        "machine": machine(),
+        "precision": precision.name,
+        "precision_reason": precision.reason,
+        "scale": options.scale,
+        "seconds": seconds,
+        "rows": [asdict(m) | {"met": m.goal.met(m.ratio)} for m in measured],
+        "shares": [asdict(item) for item in shares],
     }
-    lines = [asdict(m) | {"met": m.goal.met(m.ratio)} for m in measured]
-    results = {"machine": machine, "scale": options.scale, "seconds": seconds, "rows": lines}
     write_text(options.output, json.dumps(results, indent=2) + "\n")
-    print(f"{as_table(measured)}\n{sum(seconds.values()):.0f} s; written to {options.output}")
+    print("\n".join([as_table(measured), *map(str, shares)]))
+    print(f"{sum(seconds.values()):.0f} s; written to {options.output}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,11 +1,12 @@
 """Timing of contenders side by side, and the comparison of their times. Knows clocks and numbers, no model.
 
 A machine's speed changes by tens of per cent within minutes. So our code and the peer take turns, step by
-step, and only the ratio of their times is compared with a goal.
-Not handled: confidence intervals. The spread of the ratio over parts of the run shows its accuracy.
+step, and only the ratio of their times is compared with a goal: the median over rounds.
+Not handled: confidence intervals. The quartiles of the ratio over the rounds show its accuracy.
 """
 
 import contextlib
+import math
 import multiprocessing.connection
 import time
 from collections.abc import Callable, Iterator
@@ -14,38 +15,47 @@ from typing import Any
 
 import numpy as np
 
-# Parts of a measurement whose ratios are compared. Each is a fair sample of the whole (see `evenly`).
-GROUPS = 3
+# A round has a batch of each stratum: short, medium and long rows (see `evenly`).
+STRATA = 3
 
 
 @dataclass(frozen=True)
 class Goal:
-    """The goal for a ratio, ours / peer: at least `bound` for speeds, at most `bound` for times."""
+    """The goal for a ratio, ours / peer: at least `bound` for speeds, at most `bound` for times.
+
+    A bound of None is no goal.
+    """
 
     compares: str  # "speed" (work / s) or "time" (s / work)
-    bound: float
+    bound: float | None = None
 
-    def met(self, ratio: float) -> bool:
+    def met(self, ratio: float) -> bool | None:
+        """None if there is no goal."""
+        if self.bound is None:
+            return None
         return ratio >= self.bound if self.compares == "speed" else ratio <= self.bound
 
     def __str__(self) -> str:
-        return f"{'>=' if self.compares == 'speed' else '<='} {self.bound:g}"
+        return "" if self.bound is None else f"{'>=' if self.compares == 'speed' else '<='} {self.bound:g}"
 
 
 @dataclass(frozen=True)
 class Measurement:
     """One line of the table.
 
-    ours and peer are in `unit`. low and high are the extremes of the ratio over `GROUPS` parts of the run.
+    ours, peer: medians over the rounds, in `unit`. column: the setting that is measured.
+    ratio, low, high: median and quartiles of the ratios of the rounds.
     """
 
     what: str
+    column: str
     unit: str
     ours: float
     peer: float
     ratio: float
     low: float
     high: float
+    rounds: int
     goal: Goal
 
 
@@ -119,7 +129,7 @@ def take_turns(rounds: int, *contenders: Callable[[int], object], warm_up: int =
     Before that, each contender is called with the last `warm_up` values of k without timing, so that its
     threads are started and its memory is allocated.
     """
-    for k in range(rounds - warm_up, rounds):
+    for k in range(max(0, rounds - warm_up), rounds):
         for contender in contenders:
             contender(k)
     seconds = np.zeros((rounds, len(contenders)))
@@ -132,41 +142,53 @@ def take_turns(rounds: int, *contenders: Callable[[int], object], warm_up: int =
 
 
 def compare(
-    what: str, unit: str, goal: Goal, seconds: np.ndarray, work: float | np.ndarray = 1.0
+    what: str,
+    column: str,
+    unit: str,
+    goal: Goal,
+    seconds: np.ndarray,
+    work: float | np.ndarray = 1.0,
+    calls: int = 1,
 ) -> Measurement:
-    """The measurement from the seconds (rounds, 2) of ours and of the peer.
+    """The measurement from the seconds (all calls, 2) of ours and of the peer.
 
-    work: the work of each round, a number or an array that broadcasts to (rounds, 2). The ratio is a ratio of
-    sums, so a slow round counts by its time, as in a real run.
+    work: the work of each call, a number or an array that broadcasts to (all calls, 2).
+    calls: how many calls make a round. A round's ratio is a ratio of sums, so a slow call counts by its time,
+    as in a real run.
     """
     work_done = np.broadcast_to(work, seconds.shape)
-
-    def ours_and_peer(rows: np.ndarray) -> np.ndarray:
-        done = work_done[rows].sum(0)
-        taken = seconds[rows].sum(0)
-        return done / taken if goal.compares == "speed" else taken / done
-
-    rounds = np.arange(len(seconds))
-    ours, peer = ours_and_peer(rounds)
-    ratios = [np.divide(*ours_and_peer(part)) for part in np.array_split(rounds, min(GROUPS, len(rounds)))]
+    rounds = np.array_split(np.arange(len(seconds)), max(1, len(seconds) // calls))
+    done = np.array([work_done[rows].sum(0) for rows in rounds])  # (rounds, 2)
+    taken = np.array([seconds[rows].sum(0) for rows in rounds])  # (rounds, 2)
+    figures = done / taken if goal.compares == "speed" else taken / done
+    ours, peer = np.median(figures, axis=0)
+    low, ratio, high = np.quantile(figures[:, 0] / figures[:, 1], (0.25, 0.5, 0.75))
     return Measurement(
         what=what,
+        column=column,
         unit=unit,
         ours=float(ours),
         peer=float(peer),
-        ratio=float(ours / peer),
-        low=float(min(ratios)),
-        high=float(max(ratios)),
+        ratio=float(ratio),
+        low=float(low),
+        high=float(high),
+        rounds=len(rounds),
         goal=goal,
     )
 
 
-def evenly(batches: list[np.ndarray], lengths: np.ndarray, count: int) -> list[np.ndarray]:
+def evenly(batches: list[np.ndarray], lengths: np.ndarray, count: int, shift: int = 0) -> list[np.ndarray]:
     """A representative sample of `count` of an epoch's batches of row numbers.
 
-    The batches are taken at even distances in the order of their padded size. Each of `GROUPS` consecutive
-    parts of the result is such a sample too. lengths: (rows,), number of tokens of each row.
+    The batches are taken at even distances in the order of their padded size. If `count` is a multiple of
+    STRATA, the first STRATA batches are such a sample too, and so are the next ones: one of the short, one of
+    the medium and one of the long batches. Which of them comes first depends on `shift`: the k-th batches of
+    three tasks with shifts 0, 1 and 2 are of three different strata.
+    lengths: (rows,), number of tokens of each row.
     """
     by_size = np.argsort([lengths[rows].max() * len(rows) for rows in batches], kind="stable")
     chosen = by_size[((np.arange(count) + 0.5) * len(batches) / count).astype(int)]
-    return [batches[i] for part in range(GROUPS) for i in chosen[part::GROUPS]]
+    strata = chosen.reshape(math.gcd(count, STRATA), -1).copy()
+    strata[-1] = strata[-1][::-1]  # the shortest of the others goes with the longest of these
+    order = [strata[(k + shift) % len(strata), k // len(strata)] for k in range(count)]
+    return [batches[i] for i in order]

@@ -20,10 +20,16 @@ from torch import Tensor, nn
 from base_bert import find_pretrained
 from datasets import Batch, Example, Task, TokenizedDataset
 from multitask_classifier import MultitaskBERT
+from support.devices import COMPUTE_TYPES
 
 # Without this, transformers reports that the file has a pooler, which is not needed here.
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+
+# Precision -> attention of `transformers.BertModel` in training. In fp32 it is the one that a user gets, and
+# eager attention takes 0 to 3 % less time. Under autocast it takes 8 % less in a plain step and 7 % less in a
+# SMART step (50 tokens a row, one core, medians of 7 rounds).
+ATTENTION = {"fp32": "sdpa", "bf16": "eager", "fp16": "eager"}
 
 
 class Peer(nn.Module):
@@ -50,12 +56,21 @@ class Peer(nn.Module):
         self.heads.load_state_dict(ours.heads.state_dict())
 
     def forward(self, task: str, attention_mask: Tensor | None = None, **inputs: Tensor | None) -> Tensor:
-        """Logits (B,C). The mask is (B,T) or None; `inputs` are arguments of `transformers.BertModel`."""
+        """Logits (B,C) in fp32. The mask is (B,T) or None; `inputs` are for `transformers.BertModel`."""
         hidden = self.bert(attention_mask=attention_mask, **inputs).last_hidden_state  # (B,T,H)
         if attention_mask is None:
-            return self.heads[task](self.dropout(hidden.mean(1)))
+            return self.heads[task](self.dropout(hidden.mean(1))).float()
         real = attention_mask[:, :, None].to(hidden.dtype)  # (B,T,1)
-        return self.heads[task](self.dropout((hidden * real).sum(1) / real.sum(1)))
+        return self.heads[task](self.dropout((hidden * real).sum(1) / real.sum(1))).float()
+
+
+def autocast(precision: str) -> torch.autocast:
+    """Inside, a peer on the CPU computes in this precision.
+
+    One block around all passes of a step, or around all batches to predict, is the fastest way: torch then
+    narrows each weight once.
+    """
+    return torch.autocast("cpu", COMPUTE_TYPES[precision], enabled=precision != "fp32")
 
 
 def plain_loss(model: Peer, task: Task, batch: Batch) -> Tensor:

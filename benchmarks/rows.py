@@ -3,7 +3,8 @@
 All models start from the same weights and train on the same files. Batches differ only where that is the
 difference to measure. The timed step includes making the batch, for both sides by the same function. Where
 whole programs are compared, each side runs in a separate process (`our_...`, `peer_...`). Where parts of a
-program are compared, both sides share this process.
+program are compared, both sides share this process. Our side computes in the precision that the program takes
+on this processor by default. The peer takes a turn in fp32 and one in our precision, in the same rounds.
 Shapes: B batch.
 """
 
@@ -12,8 +13,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,11 @@ import torch
 
 import evaluation
 import multitask_classifier as program
-from base_bert import load_tokenizer
+from base_bert import BertConfig, load_tokenizer
 from benchmarks import peers
-from benchmarks.measure import GROUPS, Goal, Measurement, compare, evenly, separate_processes, take_turns
+from benchmarks.figures import DEFAULTS, EQUAL, FIGURES, NEITHER
+from benchmarks.measure import STRATA, Measurement, compare, evenly, separate_processes, take_turns
+from benchmarks.shares import Shares, shares_of
 from bert import BertModel
 from config import TrainConfig
 from datasets import (
@@ -39,7 +42,7 @@ from datasets import (
 )
 from mysmartloss import BregmanProximal
 from optimizer import AdamW, decay_groups
-from support.devices import keep_freed_memory
+from support.devices import COMPUTE_TYPES, keep_freed_memory
 from tasks import TASKS
 from training import Learner
 
@@ -67,11 +70,25 @@ IMPORTS = "import os, torch, transformers; transformers.BertModel; os._exit(0)"
 
 @dataclass(frozen=True)
 class Setting:
-    """The folder of the data and the amount of work."""
+    """The folder of the data, the amount of work, and the precision that the program takes by default."""
 
     data_dir: Path
     scale: float = 1.0  # factor on the number of steps, rounds and predicted rows
     batch_size: int = PLAIN.batch_size
+    precision: str = "fp32"
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Column -> precision of the peer. Where ours is fp32, both columns would be the same measurement."""
+        return {DEFAULTS: "fp32"} | ({} if self.precision == "fp32" else {EQUAL: self.precision})
+
+    def measurement(
+        self, what: str, column: str, seconds: np.ndarray, work: float | np.ndarray = 1.0, calls: int = 1
+    ) -> Measurement:
+        """`compare` with what FIGURES says of this line."""
+        figure = FIGURES[what]
+        goal = figure.goal(column, self.precision)
+        return compare(what, column, figure.unit, goal, seconds, work, calls)
 
     def count(self, full: int) -> int:
         """The scaled number, at least 1."""
@@ -89,17 +106,27 @@ def training_data(path: Path, task: str) -> TokenizedDataset:
     return tokenize(examples, TASKS[task], load_tokenizer(), MAX_LENGTH)
 
 
-def new_models() -> tuple[program.MultitaskBERT, peers.Peer]:
-    """Our model and the peer's model, with the same weights, in train mode."""
+def new_model(precision: str) -> program.MultitaskBERT:
+    """Our model, in train mode."""
     torch.manual_seed(0)
-    ours = program.MultitaskBERT(BertModel.from_pretrained())
-    return ours.train(), peers.Peer(ours).train()
+    return program.MultitaskBERT(BertModel.from_pretrained(), precision=precision).train()
+
+
+def new_models(precision: str = "fp32") -> tuple[program.MultitaskBERT, peers.Peer]:
+    """Our model in this precision and the peer's model, with the same weights, in train mode."""
+    ours = new_model(precision)
+    return ours, peers.Peer(ours).train()
 
 
 def new_learner(model: program.MultitaskBERT, config: TrainConfig = PLAIN) -> Learner:
     """The learner that `multitask_classifier.train` makes."""
     teacher = BregmanProximal(model) if config.weights("sst").get("bregman") else None
     return Learner(program.TrainingLoss(model, config, teacher), config)
+
+
+def own_learner(precision: str, config: TrainConfig) -> Learner:
+    """A learner of a new model in this precision."""
+    return new_learner(new_model(precision), replace(config, precision=precision))
 
 
 def our_step(learner: Learner, dataset: TokenizedDataset, rows: np.ndarray) -> None:
@@ -120,7 +147,10 @@ def mixed_batches(
 ) -> list[tuple[TokenizedDataset, np.ndarray]]:
     """`count` batches of each task's `epoch`, one of each task in turn as in training."""
     datasets = [training_data(setting.path(name, "train"), name) for name in MIXED]
-    samples = [evenly(epoch(dataset, setting.batch_size), dataset.lengths, count) for dataset in datasets]
+    samples = [
+        evenly(epoch(dataset, setting.batch_size), dataset.lengths, count, shift)
+        for shift, dataset in enumerate(datasets)
+    ]
     return [
         (dataset, sample[k]) for k in range(count) for dataset, sample in zip(datasets, samples, strict=True)
     ]
@@ -135,48 +165,57 @@ PeerLoss = Callable[[peers.Peer, Task, Batch], torch.Tensor]
 def our_training(setting: Setting, count: int, config: TrainConfig) -> Callable[[int], None]:
     """Steps on batches of similar length. Freed memory is kept, as in the main program."""
     keep_freed_memory()
-    learner = new_learner(new_models()[0], config)
+    learner = own_learner(setting.precision, config)
     batches = mixed_batches(setting, count)
     return lambda k: our_step(learner, *batches[k])
 
 
-def peer_training(setting: Setting, count: int, loss: PeerLoss) -> Callable[[int], None]:
+def peer_training(setting: Setting, count: int, loss: PeerLoss, precision: str) -> Callable[[int], None]:
     """Steps on random batches. Each batch is padded to its longest row."""
     _, peer = new_models()
+    peer.bert.set_attn_implementation(peers.ATTENTION[precision])
     optimizer = peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
     batches = mixed_batches(setting, count, peers.random_batches)
 
     def step(k: int) -> None:
         dataset, rows = batches[k]
-        peers.step(peer, optimizer, loss(peer, dataset.task, collate(dataset, rows)))
+        with peers.autocast(precision):
+            value = loss(peer, dataset.task, collate(dataset, rows))
+        peers.step(peer, optimizer, value)
 
     return step
 
 
 def training(
-    setting: Setting, what: str, goal: Goal, steps: int, config: TrainConfig, peer_loss: PeerLoss
+    setting: Setting, what: str, count: int, config: TrainConfig, peer_loss: PeerLoss
 ) -> list[Measurement]:
-    """Examples/s of each task and of all three together."""
-    count = setting.count(steps)
-    with separate_processes(
-        (our_training, setting, count, config), (peer_training, setting, count, peer_loss)
-    ) as contenders:
-        seconds = take_turns(count * len(MIXED), *contenders, warm_up=-(-count // GROUPS) * len(MIXED))
-    of_tasks = [
-        compare(f"{what}: {name}", "examples/s", goal, seconds[first :: len(MIXED)], setting.batch_size)
-        for first, name in enumerate(MIXED)
+    """Examples/s of each task and of all three together. count: batches of each task."""
+    peer_makers = [
+        (peer_training, setting, count, peer_loss, precision) for precision in setting.columns.values()
     ]
-    return [*of_tasks, compare(f"{what}: all three", "examples/s", goal, seconds, setting.batch_size)]
+    with separate_processes((our_training, setting, count, config), *peer_makers) as contenders:
+        seconds = take_turns(count * len(MIXED), *contenders, warm_up=len(MIXED))
+    measured = []
+    for place, column in enumerate(setting.columns, start=1):
+        pair = seconds[:, [0, place]]
+        for first, name in enumerate(MIXED):
+            of_task = pair[first :: len(MIXED)]
+            measured.append(
+                setting.measurement(f"{what}: {name}", column, of_task, setting.batch_size, STRATA)
+            )
+        whole = f"{what}: all three"
+        measured.append(setting.measurement(whole, column, pair, setting.batch_size, len(MIXED)))
+    return measured
 
 
 def plain(setting: Setting) -> list[Measurement]:
-    """Training without SMART."""
-    return training(setting, "plain training", Goal("speed", 2.5), 15, PLAIN, peers.plain_loss)
+    """Training without SMART, beside transformers."""
+    return training(setting, "plain training", setting.count(12), PLAIN, peers.plain_loss)
 
 
 def smart(setting: Setting) -> list[Measurement]:
-    """Training with SMART's smoothness term, one ascent step."""
-    return training(setting, "SMART training, T = 1", Goal("speed", 3.0), 6, SMART, peers.smart_loss)
+    """Training with SMART's smoothness term, one ascent step, beside smart-pytorch."""
+    return training(setting, "SMART training", setting.count(9), SMART, peers.smart_loss)
 
 
 def dense_batch(setting: Setting) -> tuple[TokenizedDataset, np.ndarray]:
@@ -203,117 +242,152 @@ def peer_dense_training(setting: Setting) -> Callable[[int], None]:
 
 
 def dense(setting: Setting) -> list[Measurement]:
-    """A plain step on the same batch of SST, whose rows have about 25 tokens each: no padding, no mask."""
+    """A plain step in fp32 on the same batch of SST, whose rows have about 25 tokens: no padding, no mask."""
     with separate_processes((our_dense_training, setting), (peer_dense_training, setting)) as contenders:
-        seconds = take_turns(setting.count(18), *contenders)
-    return [
-        compare("plain step, dense batch", "examples/s", Goal("speed", 1.05), seconds, setting.batch_size)
-    ]
+        seconds = take_turns(setting.count(12), *contenders)
+    return [setting.measurement("plain step in fp32, dense batch", NEITHER, seconds, setting.batch_size)]
 
 
-def terms(setting: Setting) -> list[Measurement]:
-    """The cost of SMART's terms: our own steps with and without them on the same batches of three tasks."""
-    learners = [new_learner(new_models()[0], config) for config in (PLAIN, SMART, BREGMAN)]
-    batches = mixed_batches(setting, setting.count(3))
-    seconds = take_turns(
-        len(batches), *(lambda k, learner=learner: our_step(learner, *batches[k]) for learner in learners)
-    )
-    return [
-        compare("SMART / plain step", "s/step", Goal("time", 2.75), seconds[:, [1, 0]]),
-        compare("SMART + Bregman / plain step", "s/step", Goal("time", 3.1), seconds[:, [2, 0]]),
-    ]
+def products(config: BertConfig, tokens: int, precision: str) -> tuple[Callable[[], None], int]:
+    """A function that does all matrix products of the layers' training step, forward and backward.
 
-
-def products(hidden: int, intermediate: int, tokens: int) -> Callable[[], None]:
-    """A function that does all matrix products of one layer's training step, forward and backward."""
-    shapes = ((hidden, 3 * hidden), (hidden, hidden), (hidden, intermediate), (intermediate, hidden))
+    The other value is the number of parameters in these products.
+    """
+    hidden = config.hidden_size
+    wide = config.intermediate_size
+    shapes = ((hidden, 3 * hidden), (hidden, hidden), (hidden, wide), (wide, hidden))
+    compute_type = COMPUTE_TYPES[precision] or torch.float32
     operands = [
-        (torch.randn(tokens, wide), torch.randn(out, wide), torch.randn(tokens, out)) for wide, out in shapes
+        [torch.randn(shape).to(compute_type) for shape in ((tokens, i), (o, i), (tokens, o))]
+        for i, o in shapes
     ]
 
     def multiply() -> None:
-        for x, weight, gradient in operands:
-            x @ weight.T
-            gradient @ weight
-            gradient.T @ x
+        for _ in range(config.num_hidden_layers):
+            for x, weight, gradient in operands:
+                x @ weight.T
+                gradient @ weight
+                gradient.T @ x
 
-    return multiply
+    return multiply, config.num_hidden_layers * sum(i * o for i, o in shapes)
 
 
-def rate(setting: Setting) -> list[Measurement]:
-    """Useful arithmetic of training, with and without SMART, against bare matrix products.
-
-    Useful are the flops for the parameters of the layers on the real tokens.
-    """
-    models = [new_models()[0] for _ in range(2)]
-    learners = [new_learner(model, config) for model, config in zip(models, (PLAIN, SMART), strict=True)]
-    batches = mixed_batches(setting, setting.count(4))
-    bert = models[0].bert
-    shape = bert.config
-    encoder = sum(parameter.numel() for parameter in bert.bert_layers.parameters())
+def own(setting: Setting) -> list[Measurement]:
+    """Our own steps on the same batches: both precisions, each term of SMART, and beside bare products."""
+    default = setting.precision
+    steps = {"plain": (default, PLAIN), "SMART": (default, SMART), "SMART + Bregman": (default, BREGMAN)}
+    if default != "fp32":
+        steps |= {"plain fp32": ("fp32", PLAIN), "SMART fp32": ("fp32", SMART)}
+    learners = [own_learner(*settings) for settings in steps.values()]
+    batches = mixed_batches(setting, setting.count(6))
+    bert = new_model(default).bert
     tokens = 800  # about one batch
-    multiply = products(shape.hidden_size, shape.intermediate_size, tokens)
-    # parameters in one layer's products
-    matrices = 4 * shape.hidden_size**2 + 2 * shape.hidden_size * shape.intermediate_size
+    multiply, parameters = products(bert.config, tokens, default)
     seconds = take_turns(
         len(batches),
         *(lambda k, learner=learner: our_step(learner, *batches[k]) for learner in learners),
-        lambda k: [multiply() for _ in range(shape.num_hidden_layers)],
+        lambda k: multiply(),
+        warm_up=len(MIXED),
     )
+    times = dict(zip([*steps, "products"], seconds.T, strict=True))  # (steps,) each
+
+    def line(what: str, ours: str, peer: str, work: float | np.ndarray = 1.0) -> Measurement:
+        pair = np.stack([times[ours], times[peer]], axis=1)
+        return setting.measurement(what, DEFAULTS, pair, work, len(MIXED))
+
+    # Useful are the flops for the parameters of the layers on the real tokens. For each parameter and token:
+    # 2 forward, 4 backward, so 6 for a plain step. SMART: three forward passes, two full backward passes, one
+    # to the input only (2), so 16.
+    encoder = sum(parameter.numel() for parameter in bert.bert_layers.parameters())
     real = np.array([dataset.lengths[rows].sum() for dataset, rows in batches])
-    bare = np.full_like(real, tokens * matrices * shape.num_hidden_layers)
-    # (steps, 3) GFLOP. Flops for each parameter and token: 2 forward, 4 backward, so 6 for a plain step.
-    # SMART: three forward passes, two full backward passes, one to the input only (2), so 16.
-    work = 1e-9 * np.stack([6 * real * encoder, 16 * real * encoder, 6 * bare], axis=1)
-    return [
-        compare(
-            f"{what} / bare products",
-            "GFLOP/s",
-            Goal("speed", 0.60),
-            seconds[:, [column, 2]],
-            work[:, [column, 2]],
-        )
-        for column, what in enumerate(("useful arithmetic", "useful arithmetic with SMART"))
+    bare = np.full_like(real, 6 * tokens * parameters)
+
+    def gflop(flops: int) -> np.ndarray:
+        return 1e-9 * np.stack([flops * real * encoder, bare], axis=1)  # (steps, 2)
+
+    measured = [
+        line("SMART / plain step", "SMART", "plain"),
+        line("SMART + Bregman / plain step", "SMART + Bregman", "plain"),
+        line("useful arithmetic / bare products", "plain", "products", gflop(6)),
+        line("useful SMART arithmetic / bare products", "SMART", "products", gflop(16)),
     ]
+    if default != "fp32":
+        rows = setting.batch_size
+        measured += [
+            line("plain step / the same in fp32", "plain", "plain fp32", rows),
+            line("SMART step / the same in fp32", "SMART", "SMART fp32", rows),
+        ]
+    return measured
+
+
+def shares(setting: Setting) -> list[Shares]:
+    """The share of a SMART step's time by the kind of operation, in the program's default precision."""
+    learner = own_learner(setting.precision, SMART)
+    batches = mixed_batches(setting, 1)
+    what = f"shares of a SMART step in {setting.precision}"
+    return [shares_of(what, len(batches), lambda k: our_step(learner, *batches[k]))]
 
 
 # ----------------------------------------------------------------------------------------- the rest
 
 
-def unlabelled_parts(setting: Setting, name: str) -> list[list[Example]]:
-    """`PREDICTED_ROWS` rows of a test file in `GROUPS` parts."""
-    examples = read_examples(setting.path(name, "test"), TASKS[name], labelled=False)
-    examples = sample_rows(examples, max(GROUPS, setting.count(PREDICTED_ROWS)))
-    return [examples[k::GROUPS] for k in range(GROUPS)]
+PREDICTED = ("sst", "para")  # sentences, pairs
+PARTS = 5  # of the predicted rows
 
 
-def our_prediction(setting: Setting, name: str) -> Callable[[int], np.ndarray]:
+def unlabelled_parts(setting: Setting) -> list[tuple[Task, list[Example]]]:
+    """`PREDICTED_ROWS` rows of each test file in `PARTS` parts, a part of each file in turn."""
+    count = max(PARTS, setting.count(PREDICTED_ROWS))
+    files = [
+        sample_rows(read_examples(setting.path(name, "test"), TASKS[name], labelled=False), count)
+        for name in PREDICTED
+    ]
+    return [
+        (TASKS[name], examples[k::PARTS])
+        for k in range(PARTS)
+        for name, examples in zip(PREDICTED, files, strict=True)
+    ]
+
+
+def our_prediction(setting: Setting) -> Callable[[int], np.ndarray]:
     """From texts to predictions. Freed memory is kept, as in the main program."""
     keep_freed_memory()
-    ours = new_models()[0].eval()
+    ours = new_model(setting.precision).eval()
     tokenizer = load_tokenizer()
-    parts = unlabelled_parts(setting, name)
+    parts = unlabelled_parts(setting)
 
     def predict(k: int) -> np.ndarray:
-        dataset = tokenize(parts[k], TASKS[name], tokenizer, MAX_LENGTH)
+        task, examples = parts[k]
+        dataset = tokenize(examples, task, tokenizer, MAX_LENGTH)
         return evaluation.predict(ours, dataset, PLAIN.batch_size)
 
     return predict
 
 
-def peer_prediction(setting: Setting, name: str) -> Callable[[int], np.ndarray]:
+def peer_prediction(setting: Setting, precision: str) -> Callable[[int], np.ndarray]:
     """From texts to predictions."""
     peer = new_models()[1].eval()
     tokenizer = peers.load_tokenizer()
-    parts = unlabelled_parts(setting, name)
-    return lambda k: peers.predict(peer, tokenizer, TASKS[name], parts[k], PLAIN.batch_size, MAX_LENGTH)
+    parts = unlabelled_parts(setting)
+
+    def predict(k: int) -> np.ndarray:
+        with peers.autocast(precision):
+            return peers.predict(peer, tokenizer, *parts[k], PLAIN.batch_size, MAX_LENGTH)
+
+    return predict
 
 
-def sentence_transformers_prediction(setting: Setting, name: str) -> Callable[[int], np.ndarray]:
+def sentence_transformers_prediction(setting: Setting, precision: str) -> Callable[[int], np.ndarray]:
     """From texts to vectors or scores."""
-    predict = peers.sentence_transformers_predict(TASKS[name])
-    parts = unlabelled_parts(setting, name)
-    return lambda k: predict(parts[k])
+    predict = {name: peers.sentence_transformers_predict(TASKS[name]) for name in PREDICTED}
+    parts = unlabelled_parts(setting)
+
+    def predict_part(k: int) -> np.ndarray:
+        task, examples = parts[k]
+        with peers.autocast(precision):
+            return predict[task.name](examples)
+
+    return predict_part
 
 
 def prediction(setting: Setting) -> list[Measurement]:
@@ -321,21 +395,25 @@ def prediction(setting: Setting) -> list[Measurement]:
 
     Rows are sorted by length, 32 rows in a batch.
     """
-    measured = []
     others = {
         "sentence-transformers": sentence_transformers_prediction,
         "a transformers loop": peer_prediction,
     }
-    for name in ("sst", "para"):
-        with separate_processes(
-            *((make, setting, name) for make in (our_prediction, *others.values()))
-        ) as contenders:
-            seconds = take_turns(GROUPS, *contenders)
-        rows = np.array([[len(part)] for part in unlabelled_parts(setting, name)])
-        for column, other in enumerate(others, start=1):
-            what = f"prediction: {name}, {other}"
-            measured.append(compare(what, "rows/s", Goal("speed", 1.2), seconds[:, [0, column]], rows))
-    return measured
+    sides = [(other, column) for other in others for column in setting.columns]
+    makers = [(others[other], setting, setting.columns[column]) for other, column in sides]
+    rows = np.array([[len(examples)] for _, examples in unlabelled_parts(setting)])
+    with separate_processes((our_prediction, setting), *makers) as contenders:
+        seconds = take_turns(len(rows), *contenders, warm_up=len(PREDICTED))
+    return [
+        setting.measurement(
+            f"prediction: {name}, {other}",
+            column,
+            seconds[first :: len(PREDICTED), [0, place]],
+            rows[first :: len(PREDICTED)],
+        )
+        for place, (other, column) in enumerate(sides, start=1)
+        for first, name in enumerate(PREDICTED)
+    ]
 
 
 def adamw(setting: Setting) -> list[Measurement]:
@@ -348,7 +426,7 @@ def adamw(setting: Setting) -> list[Measurement]:
     optimizer = AdamW(decay_groups(ours, PLAIN.weight_decay))
     peer_optimizer = peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
     seconds = take_turns(setting.count(100), lambda k: optimizer.step(), lambda k: peer_optimizer.step())
-    return [compare("AdamW step, 22.7 M parameters", "s/step", Goal("time", 1.2), seconds)]
+    return [setting.measurement("AdamW step, 22.7 M parameters", NEITHER, seconds)]
 
 
 def reading(setting: Setting) -> list[Measurement]:
@@ -358,11 +436,11 @@ def reading(setting: Setting) -> list[Measurement]:
     tokenizer = load_tokenizer()
     peer_tokenizer = peers.load_tokenizer()
     seconds = take_turns(
-        setting.count(3),
+        setting.count(2),
         lambda k: tokenize(read_examples(path, task), task, tokenizer, MAX_LENGTH),
         lambda k: peers.read_and_tokenize(path, task, peer_tokenizer, MAX_LENGTH),
     )
-    return [compare("reading and tokenising Quora", "s", Goal("time", 1.1), seconds)]
+    return [setting.measurement("reading and tokenising Quora", NEITHER, seconds)]
 
 
 def start(setting: Setting) -> list[Measurement]:
@@ -379,7 +457,18 @@ def start(setting: Setting) -> list[Measurement]:
         data = ("--tasks", "sst", "--data_dir", os.path.abspath(setting.data_dir))
         flags = (*data, "--output_dir", folder, "--overwrite_output_dir")
         seconds = take_turns(setting.count(3), lambda k: run(FIRST_STEP, *flags), lambda k: run(IMPORTS))
-    return [compare("start to first step, SST", "s", Goal("time", 2.0), seconds)]
+    return [setting.measurement("start to first step, SST", NEITHER, seconds)]
 
 
-ROWS = {row.__name__: row for row in (plain, smart, dense, terms, rate, prediction, adamw, reading, start)}
+Row = Callable[[Setting], Sequence[Measurement | Shares]]
+ROWS: dict[str, Row] = {
+    "plain": plain,
+    "smart": smart,
+    "own": own,
+    "shares": shares,
+    "dense": dense,
+    "prediction": prediction,
+    "adamw": adamw,
+    "reading": reading,
+    "start": start,
+}

@@ -11,9 +11,12 @@ import torch
 import evaluation
 from benchmarks import growth, peers, rows
 from benchmarks.__main__ import main
-from benchmarks.measure import GROUPS, Goal, compare, evenly, separate_processes, take_turns
+from benchmarks.figures import DEFAULTS, EQUAL, FIGURES, NEITHER
+from benchmarks.measure import STRATA, Goal, compare, evenly, separate_processes, take_turns
+from benchmarks.shares import REST, shares_of
 from datasets import collate, read_examples
 from helpers import SAMPLE
+from support.devices import PRECISION_VARIABLE, choose_precision
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,29 @@ def test_the_peer_is_the_same_model(models, name):
     with torch.no_grad():
         logits = peer(name, batch.attention_mask, **given)
         torch.testing.assert_close(logits, ours(name, *batch.inputs), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "attention"), [("sst", "sdpa"), ("para", "eager")])
+def test_the_peer_is_the_same_model_in_bf16(name, attention):
+    """Guards against a peer whose autocast is off, or that computes another function under it: nothing would
+    be equal in the column of equal precision."""
+    ours, peer = (model.eval() for model in rows.new_models())
+    peer.bert.set_attn_implementation(attention)
+    dataset = rows.training_data(rows.Setting(SAMPLE).path(name, "train"), name)
+    batch = collate(dataset, np.arange(4))
+    given = {"input_ids": batch.input_ids, "token_type_ids": batch.token_type_ids}
+    narrow = rows.new_models("bf16")[0].eval()
+    with torch.no_grad():
+        exact = ours(name, *batch.inputs)
+        mine = narrow(name, *batch.inputs)
+        with peers.autocast("bf16"):
+            theirs = peer(name, batch.attention_mask, **given)
+    assert theirs.dtype == torch.float32
+    for logits in (mine, theirs):
+        rounding = (logits - exact).abs().max()
+        assert 0 < rounding < 0.02 * exact.abs().max()
+    with peers.autocast("fp32"), torch.no_grad():
+        torch.testing.assert_close(peer(name, batch.attention_mask, **given), exact, atol=1e-5, rtol=1e-4)
 
 
 def test_the_peer_reads_the_same_tokens():
@@ -78,27 +104,63 @@ def test_sentence_transformers_has_the_same_to_do(models, name):
 
 
 def test_a_sample_of_batches_is_even():
-    """Guards against a sample, or a part of it, with too many short batches:
+    """Guards against a sample, or a round of it, with too many short batches:
     it would favour the side that pads least."""
     lengths = np.arange(240) + 1
     batches = [np.array([row]) for row in np.random.default_rng(0).permutation(240)]
-    sample = np.concatenate(evenly(batches, lengths, 12 * GROUPS))
-    assert len(set(sample.tolist())) == 12 * GROUPS
+    orders = [np.concatenate(evenly(batches, lengths, 12 * STRATA, shift)) for shift in range(3)]
+    sample = orders[0]
+    assert len(set(sample.tolist())) == 12 * STRATA
     assert abs(sample.mean() - 119.5) < 3
-    assert all(abs(part.mean() - 119.5) < 10 for part in np.split(sample, GROUPS))
+    # a round of one task, and a round of all three
+    assert all(abs(part.mean() - 119.5) < 15 for part in np.split(sample, 12))
+    assert all(abs(part.mean() - 119.5) < 15 for part in np.stack(orders, axis=1))
+    assert len(evenly(batches, lengths, 1)) == 1
 
 
-def test_ratios_are_of_sums():
-    """Guards against a mean of ratios, in which a short round counts as much as a long one,
-    and against a ratio upside down, with which a missed goal is met."""
-    seconds = np.array([[1.0, 2.0], [3.0, 4.0]])
-    speed = compare("", "rows/s", Goal("speed", 1.5), seconds, 6)
+def test_a_ratio_is_the_median_of_its_rounds():
+    """Guards against one slow round that decides, against a mean of ratios within a round, in which a short
+    call counts as much as a long one, and against a ratio upside down, with which a missed goal is met."""
+    seconds = np.array([[1.0, 2.0], [3.0, 4.0], [2.0, 3.0], [2.0, 7.0], [4.0, 1.0], [4.0, 1.0]])
+    speed = compare("", "", "rows/s", Goal("speed", 1.4), seconds, 6, calls=2)
+    assert speed.rounds == 3  # their ratios are 6/4, 10/4 and 2/8
     assert (speed.ours, speed.peer, speed.ratio) == (3.0, 2.0, 1.5)
-    assert (speed.low, speed.high) == pytest.approx((4 / 3, 2.0))
+    assert (speed.low, speed.high) == pytest.approx(((1.5 + 0.25) / 2, (1.5 + 2.5) / 2))
     assert speed.goal.met(speed.ratio)
-    duration = compare("", "s", Goal("time", 0.6), seconds)
+    duration = compare("", "", "s", Goal("time", 0.6), seconds, calls=2)
     assert (duration.ours, duration.peer, duration.ratio) == (2.0, 3.0, pytest.approx(2 / 3))
     assert not duration.goal.met(duration.ratio)
+    assert compare("", "", "s", Goal("time"), seconds[:1], calls=2).rounds == 1
+
+
+@pytest.mark.parametrize(
+    ("instructions", "goals", "columns"),
+    [
+        ({"avx512_bf16": True}, {DEFAULTS: 4.1, EQUAL: 2.6}, {DEFAULTS: "fp32", EQUAL: "bf16"}),
+        ({}, {DEFAULTS: 2.5, EQUAL: None}, {DEFAULTS: "fp32"}),
+    ],
+)
+def test_the_goals_are_those_of_the_processor(instructions, goals, columns, monkeypatch):
+    """Guards against goals for bf16 on a processor that has none, or low ones on a processor that has it, and
+    against measuring twice what is the same."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    monkeypatch.delenv(PRECISION_VARIABLE, raising=False)
+    setting = rows.Setting(SAMPLE, precision=choose_precision(torch.device("cpu"), None).name)
+    assert setting.columns == columns
+    figure = FIGURES["plain training: all three"]
+    assert {column: figure.goal(column, setting.precision).bound for column in goals} == goals
+    assert FIGURES["AdamW step, 22.7 M parameters"].goal(NEITHER, setting.precision).bound == 1.2
+    without = FIGURES["SMART step / the same in fp32"].goal(EQUAL, setting.precision)
+    assert without.met(0.1) is None and str(without) == ""
+
+
+def test_shares_are_of_the_whole_step():
+    """Guards against operations that no kind knows, and time that is counted twice."""
+    x = torch.randn(400, 400)
+    found = shares_of("products", 2, lambda k: x @ x @ x)
+    assert sum(found.shares.values()) == pytest.approx(1)
+    assert found.shares["matrix products"] > 0.5 > found.shares[REST] > 0
+    assert str(found).startswith("products: matrix products ")
 
 
 def test_contenders_take_turns():
@@ -139,18 +201,31 @@ def test_contenders_apart(tmp_path, capfd):
     assert "FileNotFoundError" in capfd.readouterr().err
 
 
-def test_program(tmp_path, capsys):
-    """Guards against an entry point that fails on a row.
-    All rows but the slowest run, with 2 examples a step in place of 32."""
+def test_program(tmp_path, capsys, monkeypatch):
+    """Guards against an entry point that fails on a row, and against figures without what they depend on.
+    All rows but the slowest run, with 2 examples a step in place of 32, as on a processor with bf16."""
+    monkeypatch.setenv(PRECISION_VARIABLE, "bf16")
     output = tmp_path / "results.json"
     names = [name for name in rows.ROWS if name != "start"]
     size = ["--scale", "0.01", "--batch_size", "2"]
     main(["--data_dir", str(SAMPLE), "--only", *names, *size, "--output", str(output)])
-    assert "AdamW step, 22.7 M parameters" in capsys.readouterr().out
-    measured = json.loads(output.read_text())
-    bounds = [2.5] * 4 + [3.0] * 4 + [1.05, 2.75, 3.1, 0.6, 0.6] + [1.2] * 5 + [1.1]
-    assert [row["goal"]["bound"] for row in measured["rows"]] == bounds
-    assert all(row["ours"] > 0 and row["peer"] > 0 for row in measured["rows"])
+    printed = capsys.readouterr().out
+    assert (
+        "AdamW step, 22.7 M parameters" in printed and "\nshares of a SMART step in bf16: matrix " in printed
+    )
+    results = json.loads(output.read_text())
+    bounds = {(row["what"], row["column"]): row["goal"]["bound"] for row in results["rows"]}
+    assert {what for what, _ in bounds} == FIGURES.keys() - {"start to first step, SST"}
+    assert len(bounds) == len(results["rows"]) == 4 * 4 + 6 + 1 + 4 * 2 + 2
+    goals = [bound for bound in bounds.values() if bound is not None]
+    assert sorted(goals) == sorted(
+        [4.1, 2.6, 4.5, 2.9, 1.05, 1.6, 1.6, 2.8, 3.1, 0.58, 0.58] + [1.8, 1.1] * 2 + [1.2, 1.1]
+    )
+    assert all(row["ours"] > 0 and row["peer"] > 0 for row in results["rows"])
+    assert sum(results["shares"][0]["shares"].values()) == pytest.approx(1)
+    assert results["command"].startswith("python -m benchmarks --data_dir ")
+    assert (results["precision"], results["precision_reason"]) == ("bf16", f"as {PRECISION_VARIABLE} says")
+    assert {"processor", "bf16_instructions", "torch", "threads"} <= results["machine"].keys()
 
 
 @pytest.mark.parametrize("loss", [peers.plain_loss, peers.smart_loss])
