@@ -39,7 +39,7 @@ from run_files import Data, check_outputs, find_files, load_data, prepare_folder
 from support import parallel
 from support.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from support.devices import COMPUTE_TYPES, choose_precision, pick_device
-from support.dropout import Dropout, keep_masks
+from support.dropout import Dropout
 from support.errors import UserError, one_line
 from support.files import write_text
 from support.reporting import RunLog, SilentLog
@@ -185,39 +185,19 @@ def training_loss(
     With SMART the total is F = L + λ_s R_s + μ D_Breg. With `measure`, what the ascent achieved is there, too
     (one more forward pass; see `SMARTLoss.evidence`).
     """
-    # Every extra pass reuses the clean pass's dropout masks: kept on a CPU, drawn again by a GPU.
     generator = mysmartloss.generator_state(batch.input_ids.device)
-    masks: list[Tensor] = []
-    with keep_masks(masks):
-        embeddings = model.bert.embed(batch.input_ids, batch.token_type_ids)  # (B,T,H), shared by all passes
-    embedding_masks = len(masks)
+    embeddings = model.bert.embed(batch.input_ids, batch.token_type_ids)  # (B,T,H), shared by all passes
 
     def rest_of_model(perturbed: Tensor) -> Tensor:
-        with keep_masks(masks, embedding_masks):
-            return model.logits(task.name, perturbed, batch.attention_mask)
+        return model.logits(task.name, perturbed, batch.attention_mask)
 
-    def same_masks(other: nn.Module) -> Tensor:
-        with keep_masks(masks):
-            return other(task.name, *batch.inputs)
+    def whole_pass(other: nn.Module) -> Tensor:
+        return other(task.name, *batch.inputs)
 
-    def new_masks() -> Tensor:
-        return model(task.name, *batch.inputs)
-
-    encode = mysmartloss.DropoutReplay(rest_of_model)
-    logits = encode(embeddings)  # (B,C)
+    encode = mysmartloss.DropoutReplay(rest_of_model)  # every call reuses the dropout masks of the first
+    logits = encode(embeddings)  # (B,C), the clean pass
     passes = Passes(
-        config,
-        task,
-        batch,
-        embeddings,
-        logits,
-        encode,
-        same_masks,
-        new_masks,
-        generator,
-        bregman,
-        measure,
-        {},
+        config, model, task, batch, embeddings, logits, encode, whole_pass, generator, bregman, measure, {}
     )
     weights = config.weights(task.name)
     assert batch.labels is not None, "training files have labels"

@@ -81,20 +81,19 @@ class Passes:
 
     embeddings (B,T,H), logits (B,C): of the clean pass.
     repeat: embeddings (B,T,H) -> logits (B,C) with the dropout masks of the clean pass.
-    repeat_with: another model -> its logits (B,C) for the batch, with the same masks.
-    fresh: -> logits (B,C) of one more pass, with new dropout masks.
+    whole: a model -> its logits (B,C) for the batch, from the token ids on, with new dropout masks.
     generator: state of the random generator before the clean pass.
     measure: whether to fill `measured`, numbers for the log that cost a pass.
     """
 
     config: TrainConfig
+    model: nn.Module
     task: Task
     batch: Batch
     embeddings: Tensor
     logits: Tensor
     repeat: Callable[[Tensor], Tensor]
-    repeat_with: Callable[[nn.Module], Tensor]
-    fresh: Callable[[], Tensor]
+    whole: Callable[[nn.Module], Tensor]
     generator: Tensor | None
     bregman: mysmartloss.BregmanProximal | None
     measure: bool
@@ -142,12 +141,12 @@ def smart_term(passes: Passes) -> Tensor:
 def bregman_term(passes: Passes) -> Tensor:
     """D_Breg: the divergence from the teacher, a moving average of the model (equation 3)."""
     assert passes.bregman is not None, "the term is on, so there is a teacher"
-    return passes.bregman(passes.logits, passes.repeat_with, passes.task.divergence, passes.generator)
+    return passes.bregman(passes.logits, passes.whole, passes.task.divergence, passes.generator)
 
 
 def rdrop_term(passes: Passes) -> Tensor:
     """R-Drop: the divergence of two passes that differ in their dropout masks (Wu et al. 2021)."""
-    return passes.task.divergence(passes.fresh(), passes.logits)
+    return passes.task.divergence(passes.whole(passes.model), passes.logits)
 
 
 TERMS = {
