@@ -188,17 +188,10 @@ def training_loss(
     generator = mysmartloss.generator_state(batch.input_ids.device)
     embeddings = model.bert.embed(batch.input_ids, batch.token_type_ids)  # (B,T,H), shared by all passes
 
-    def rest_of_model(perturbed: Tensor) -> Tensor:
-        return model.logits(task.name, perturbed, batch.attention_mask)
-
-    def whole_pass(other: nn.Module) -> Tensor:
-        return other(task.name, *batch.inputs)
-
-    encode = mysmartloss.DropoutReplay(rest_of_model)  # every call reuses the dropout masks of the first
+    # every call reuses the dropout masks of the first
+    encode = mysmartloss.DropoutReplay(lambda x: model.logits(task.name, x, batch.attention_mask))
     logits = encode(embeddings)  # (B,C), the clean pass
-    passes = Passes(
-        config, model, task, batch, embeddings, logits, encode, whole_pass, generator, bregman, measure, {}
-    )
+    passes = Passes(config, model, task, batch, embeddings, logits, encode, generator, bregman, measure, {})
     weights = config.weights(task.name)
     assert batch.labels is not None, "training files have labels"
     loss = task.loss(logits, batch.labels)

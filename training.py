@@ -81,7 +81,6 @@ class Passes:
 
     embeddings (B,T,H), logits (B,C): of the clean pass.
     repeat: embeddings (B,T,H) -> logits (B,C) with the dropout masks of the clean pass.
-    whole: a model -> its logits (B,C) for the batch, from the token ids on, with new dropout masks.
     generator: state of the random generator before the clean pass.
     measure: whether to fill `measured`, numbers for the log that cost a pass.
     """
@@ -93,11 +92,15 @@ class Passes:
     embeddings: Tensor
     logits: Tensor
     repeat: Callable[[Tensor], Tensor]
-    whole: Callable[[nn.Module], Tensor]
     generator: Tensor | None
     bregman: mysmartloss.BregmanProximal | None
     measure: bool
     measured: dict[str, Tensor]
+
+    def whole(self, model: nn.Module) -> Tensor:
+        """The logits (B,C) of a model for the batch, from the token ids on, with new dropout masks."""
+        logits: Tensor = model(self.task.name, *self.batch.inputs)
+        return logits
 
 
 class Term(NamedTuple):
