@@ -14,10 +14,15 @@ NEGLIGIBLE = 0.01  # an interval within this of 0 is no gain
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of second - first over pairs, with its 95 % interval (Student's t over the pairs)."""
+    """Mean of second - first over pairs, with its 95 % interval (Student's t over the pairs).
+
+    One pair has no interval: its ends are NaN.
+    """
     differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
     mean = float(differences.mean())
-    if len(differences) < 2 or np.ptp(differences) == 0:
+    if len(differences) < 2:
+        return mean, math.nan, math.nan
+    if np.ptp(differences) == 0:
         return mean, mean, mean
     low, high = stats.t.interval(0.95, len(differences) - 1, mean, stats.sem(differences))
     return mean, float(low), float(high)

@@ -56,7 +56,8 @@ def cells(task: str, exact: list[dict], rounded: list[dict]) -> list[str]:
     texts += [f"{sum(dev[metric] for dev in side) / len(side):.4f}" for side in (exact, rounded)]
     for name in (metric, "loss"):
         mean, low, high = paired([dev[name] for dev in exact], [dev[name] for dev in rounded])
-        texts.append(f"{mean:+.4f} ({low:+.4f} to {high:+.4f})")
+        interval = f"({low:+.4f} to {high:+.4f})" if len(exact) > 1 else "(one seed has no interval)"
+        texts.append(f"{mean:+.4f} {interval}")
     return texts
 
 

@@ -70,7 +70,9 @@ def test_paired_differences_by_hand():
     """Guards against an interval of unpaired runs: the differences .1 and .3 give .2 ± 12.706 x .1."""
     mean, low, high = paired([0.5, 0.6], [0.6, 0.9])
     assert (mean, low, high) == pytest.approx((0.2, 0.2 - 1.2706205, 0.2 + 1.2706205), abs=1e-6)
-    assert paired([1.0], [2.0]) == (1.0, 1.0, 1.0)
+    assert paired([1.0, 2.0], [2.0, 3.0]) == (1.0, 1.0, 1.0)
+    mean, *ends = paired([1.0], [2.0])
+    assert mean == 1.0 and all(math.isnan(end) for end in ends)
 
 
 def test_the_interval_covers_what_it_should():
