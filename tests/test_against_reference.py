@@ -47,13 +47,13 @@ BALLS = {
 }
 # Tasks in turn, the ball's norm, T, η / ε, and a seed. The ascent leads out of the ball, so projection acts.
 # Where the first noise hardly moves a row's outputs, rounding decides the direction of the row's ascent.
-# With these seeds the noise moves every row.
+# With these seeds the noise moves every row: on one thread and on two the largest error is half of the bound.
 CASES = [
-    (("sst",), "2", 2, 0.8, 1),
-    (("para",), "inf", 3, 0.6, 5),
-    (("sts",), "2", 3, 0.6, 1),
-    (("cfimdb",), "inf", 2, 0.8, 3),
-    (("sst", "para", "sts"), "inf", 2, 0.8, 2),
+    (("sst",), "2", 2, 0.8, 2),
+    (("para",), "inf", 3, 0.6, 1),
+    (("sts",), "2", 3, 0.6, 3),
+    (("cfimdb",), "inf", 2, 0.8, 2),
+    (("sst", "para", "sts"), "inf", 2, 0.8, 1),
     (("sst", "para", "sts"), "2", 3, 0.6, 0),
 ]
 
