@@ -1,7 +1,7 @@
 """The runs behind the results table of the main README: their lines in `readme.jsonl`, and the table.
 
-    python experiments/readme.py --data_dir path/to/data --work_dir runs/readme   # runs what has no line yet
-    python experiments/readme.py --table                                         # prints the table
+    python -m experiments.readme --data_dir path/to/data --work_dir runs/readme   # runs what has no line yet
+    python -m experiments.readme --table                                         # prints the table
 
 About three hours on two cores in bf16. A run that was broken off is resumed.
 """
@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from experiments.runner import commit
 
 HERE = Path(__file__).resolve().parent
 PROGRAM = HERE.parent / "multitask_classifier.py"
@@ -33,12 +35,6 @@ def lines() -> dict[str, dict[str, Any]]:
     """What `readme.jsonl` holds, by run."""
     text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
     return {line["run"]: line for line in map(json.loads, text.splitlines())}
-
-
-def commit() -> str:
-    """The commit of the code that runs, marked where files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def line_of(name: str, folder: Path, code: str) -> dict[str, Any]:

@@ -13,8 +13,3 @@ class UserError(ValueError):
 def one_line(error: BaseException) -> str:
     """The whole message of a library's error on one line; the name of its type if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a library's error message; the name of its type if the message is empty."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
