@@ -3,7 +3,8 @@
     python -m experiments.precision --data_dir path/to/data     # runs what has no line yet, about three hours
     python -m experiments.precision --table
 
-sst and sts alone with 1,000 training rows, plain and SMART, ten seeds; 96 steps of 32 rows.
+sst and sts alone with 1,000 training rows, plain and SMART, ten seeds; 96 steps of 32 rows. Then one pass over
+all three tasks, interleaved, with 16,000 Quora rows: 801 steps, once.
 """
 
 from typing import Any
@@ -22,6 +23,11 @@ GRID = [
     for seed in SEEDS
     for task in TASK_NAMES
     for arm, flags in ARMS.items()
+    for precision in PRECISIONS
+]
+ALL_TASKS = ("sst", "para", "sts")
+GRID += [
+    Run(f"plain {precision}", ALL_TASKS, 10, ("--precision", precision), steps=801, train_rows=16_000)
     for precision in PRECISIONS
 ]
 

@@ -142,7 +142,11 @@ def machine() -> dict[str, Any]:
 
 
 def dev_outcome(run: Run, data_dir: Path, folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Dev scores and losses of a finished run's last weights by task, and the predictions."""
+    """Dev scores and losses of a finished run's last weights by task, and the predictions with their labels.
+
+    A task's predictions are kept under its name, the labels under "<task> labels": intervals over dev rows
+    are computed from what is kept alone.
+    """
     model, tokenizer, record = multitask_classifier.load_model(folder / "best")
     config = TrainConfig.from_dict(record["config"])
     model.compute_type = multitask_classifier.COMPUTE_TYPES[config.precision]
@@ -156,6 +160,7 @@ def dev_outcome(run: Run, data_dir: Path, folder: Path) -> tuple[dict[str, Any],
         assert dataset.labels is not None, "dev files have labels"
         logits = model_outputs(model, dataset, config.batch_size)
         predictions[name] = task.predict(logits).numpy()
+        predictions[f"{name} labels"] = dataset.labels.numpy()
         loss = float(task.loss(logits, dataset.labels))
         dev[name] = score(task, predictions[name], dataset.labels.numpy()) | {"loss": loss}
     return dev, predictions
@@ -197,10 +202,12 @@ def main_of(question: Question, grid: Iterable[Run], table: Callable[[list[dict[
     parser.add_argument("--data_dir", type=Path, default=os.environ.get("SMART_BERT_DATA_DIR"))
     parser.add_argument("--work_dir", type=Path, default=Path("runs/experiments"))
     parser.add_argument("--table", action="store_true", help="print the table of what has been run")
+    parser.add_argument("--seeds", type=int, nargs="+", help="run these seeds only: processes share a grid so")
     options = parser.parse_args()
     if options.table:
         print(table(question.lines()))
         return
     if not options.data_dir:
         parser.error("--data_dir: the folder of the course's files is needed (or SMART_BERT_DATA_DIR)")
-    run_grid(question, list(grid), Path(options.data_dir), options.work_dir)
+    chosen = [run for run in grid if not options.seeds or run.seed in options.seeds]
+    run_grid(question, chosen, Path(options.data_dir), options.work_dir)
