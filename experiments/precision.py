@@ -3,14 +3,14 @@
     python -m experiments.precision --data_dir path/to/data     # runs what has no line yet, about three hours
     python -m experiments.precision --table
 
-sst and sts alone with 1,000 training rows, plain and SMART, ten seeds; 96 steps of 32 rows. Then one pass over
-all three tasks, interleaved, with 16,000 Quora rows: 801 steps, once.
+sst and sts alone with 1,000 training rows, plain and SMART, ten seeds; 96 steps of 32 rows. Then one pass
+over all three tasks, interleaved, with 16,000 Quora rows: 801 steps, once.
 """
 
-from typing import Any
+import sys
 
-from experiments.inference import paired
-from experiments.runner import Question, Run, main_of
+from experiments.inference import over_rows, paired
+from experiments.runner import Line, Question, Run, main_of, provenance
 from tasks import TASKS
 
 QUESTION = Question("precision")
@@ -32,21 +32,43 @@ GRID += [
 ]
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """Mean dev score in fp32 and in bf16, and the paired difference with its 95 % interval over seeds."""
+def table(question: Question) -> str:
+    """Mean dev score in fp32 and in bf16, and the paired differences with their 95 % intervals.
+
+    The interval of the single tasks is over seeds (Student's t), that of the one run of all tasks over dev
+    rows (bootstrap).
+    """
+    lines = question.lines()
     rows = [
-        "| task | training | seeds | fp32 | bf16 | bf16 - fp32 (95 % interval) | dev loss, bf16 - fp32 |",
+        "| training | task | runs | fp32 | bf16 | bf16 - fp32 (95 % interval) | dev loss, bf16 - fp32 |",
         "|---|---|---|---|---|---|---|",
     ]
     for task in TASK_NAMES:
         for arm in ARMS:
             exact, rounded = pairs_of(lines, task, arm)
             if exact:
-                rows.append(f"| {' | '.join([task, arm, *cells(task, exact, rounded)])} |")
-    return "\n".join(rows)
+                rows.append(f"| {' | '.join([f'{arm}, {task} alone', task, *cells(task, exact, rounded)])} |")
+    together = {line["arm"]: line for line in lines if tuple(line["tasks"]) == ALL_TASKS}
+    if len(together) == len(PRECISIONS):
+        for task in ALL_TASKS:
+            rows.append(f"| {' | '.join(['plain, all three', task, *one_pair(question, task, together)])} |")
+    return "\n".join([*rows, "", provenance(lines)])
 
 
-def pairs_of(lines: list[dict[str, Any]], task: str, arm: str) -> tuple[list[dict], list[dict]]:
+def one_pair(question: Question, task: str, together: dict[str, Line]) -> list[str]:
+    """Number of pairs, both scores, and the differences of score and loss; the interval is over dev rows."""
+    exact, rounded = (together[f"plain {precision}"] for precision in PRECISIONS)
+    metric = TASKS[task].main_metric
+    scores = [line["dev"][task][metric] for line in (exact, rounded)]
+    runs = [next(run for run in GRID if run.name == line["name"]) for line in (exact, rounded)]
+    (first, labels), (second, _) = (question.kept(run, task) for run in runs)
+    low, high = over_rows(TASKS[task].metrics[metric], first, second, labels)
+    loss = rounded["dev"][task]["loss"] - exact["dev"][task]["loss"]
+    difference = f"{scores[1] - scores[0]:+.4f} ({low:+.4f} to {high:+.4f}, over dev rows)"
+    return ["1", *(f"{score:.4f}" for score in scores), difference, f"{loss:+.4f}"]
+
+
+def pairs_of(lines: list[Line], task: str, arm: str) -> tuple[list[dict], list[dict]]:
     """Dev outcomes in fp32 and in bf16 of the seeds that have both, in the same order."""
     dev = {(line["arm"], line["seed"]): line["dev"].get(task) for line in lines if line["tasks"] == [task]}
     names = [f"{arm} {precision}" for precision in PRECISIONS]
@@ -68,4 +90,4 @@ def cells(task: str, exact: list[dict], rounded: list[dict]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main_of(QUESTION, GRID, table)
+    sys.exit(main_of(QUESTION, GRID, table, description=__doc__))

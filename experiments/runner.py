@@ -1,7 +1,8 @@
-"""Runs a grid of trainings for a question, one line of JSON each, and the statistics of paired runs.
+"""Runs a grid of trainings for a question: one line of JSON each, and each run's dev predictions.
 
-    a question's file (precision.py, ...) ─ grid of Runs ─ run_grid ─> lines in <question>.jsonl
-                                                                      predictions/<question>/<run>.npz
+    a question's file (table1.py, ...) ─ grid of Runs ─ run_grid ─> lines in <question>.jsonl
+                                                                    predictions/<question>/<run>.npz
+    lines, predictions ─ the question's table and plot ─> Markdown, PNG
 
 A run is a process of the main program, so a grid can be broken off anywhere. What has a line is not run
 again, what has a checkpoint is resumed. The number of steps is fixed beforehand. Dev is scored once, with the
@@ -13,10 +14,12 @@ import csv
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +28,25 @@ import torch
 
 import multitask_classifier
 from config import TrainConfig
-from datasets import read_examples, tokenize
+from datasets import read_examples, sample_rows, tokenize
 from evaluation import model_outputs, score
+from support.devices import COMPUTE_TYPES, pick_device
+from support.errors import UserError, one_line
 from support.screen import cut
 from tasks import TASKS
 
 HERE = Path(__file__).resolve().parent
 SAMPLE = HERE.parent / "data" / "sample"
+Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
     """One training. Runs of one question that share `tasks` and `seed` are compared with each other.
 
-    arm: what is varied, by name. flags: of the main program. train_rows: how many rows of each task are drawn
-    by the seed; None for all. steps: optimizer steps, all tasks together.
+    arm: what is varied, by name. flags: of the main program. steps: optimizer steps, all tasks together.
+    train_rows: how many rows of each task are drawn by the seed; None for all. eval_tasks: what is scored on
+    dev; empty for `tasks`.
     """
 
     arm: str
@@ -48,11 +55,23 @@ class Run:
     flags: tuple[str, ...]
     steps: int
     train_rows: int | None = None
+    eval_tasks: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """The run's name, also of its files."""
-        return "-".join([self.arm, *self.tasks, str(self.seed)]).replace(" ", "_").replace("=", "")
+        words = "-".join([self.arm, *self.tasks, str(self.seed)]).replace(" ", "_")
+        return "".join(letter for letter in words if letter.isalnum() or letter in "-_.")
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The tasks that are scored on dev."""
+        return self.eval_tasks or self.tasks
+
+    def quick(self) -> "Run":
+        """The run on a subset, to see in seconds that it works."""
+        flags = (*self.flags, "--max_eval_samples", "100")
+        return replace(self, steps=2 * len(self.tasks), train_rows=64, flags=flags)
 
 
 @dataclass(frozen=True)
@@ -71,10 +90,15 @@ class Question:
         """Where the dev predictions of a run are."""
         return self.folder / "predictions" / self.name / f"{run.name}.npz"
 
-    def lines(self) -> list[dict[str, Any]]:
+    def lines(self) -> list[Line]:
         """What has been run."""
         text = self.file.read_text(encoding="utf-8") if self.file.exists() else ""
         return [json.loads(line) for line in text.splitlines()]
+
+    def kept(self, run: Run, task: str) -> tuple[np.ndarray, np.ndarray]:
+        """Dev predictions and labels (rows,) of a run that has a line."""
+        with np.load(self.predictions(run)) as arrays:
+            return arrays[task], arrays[f"{task} labels"]
 
 
 # ------------------------------------------------------------------------------------------ running
@@ -101,31 +125,35 @@ def command(run: Run, data_dir: Path, folder: Path) -> list[str]:
     program = [sys.executable, str(HERE.parent / "multitask_classifier.py"), "--output_dir", str(folder)]
     if (folder / "last").exists():
         return [*program, "--resume"]
-    # One epoch of all steps, so that dev is scored once. The sample's test files, because nobody reads them.
-    fixed = [
-        "--epochs",
-        "1",
-        "--steps_per_epoch",
-        str(run.steps),
-        "--keep",
-        "student",
-        "--seed",
-        str(run.seed),
-    ]
+    # One epoch of all steps, so that dev is scored once.
+    words = f"--epochs 1 --steps_per_epoch {run.steps} --keep student --seed {run.seed}"
+    words += f" --tasks {','.join(run.tasks)} --eval_tasks {','.join(run.scored)}"
     files = []
-    for task in run.tasks:
+    for task in run.scored:  # the sample's test files, because nobody reads their predictions
         files += [f"--{task}_test", str(SAMPLE / TASKS[task].filename("test"))]
-        if run.train_rows:
-            drawn = draw_rows(task, run.train_rows, run.seed, data_dir, folder.parent / "rows")
-            files += [f"--{task}_train", str(drawn)]
-    tasks = ["--tasks", ",".join(run.tasks), "--data_dir", str(data_dir)]
-    return [*program, *tasks, *fixed, *files, *run.flags]
+    for task in run.tasks if run.train_rows else ():
+        drawn = draw_rows(task, run.train_rows or 0, run.seed, data_dir, folder.parent / "rows")
+        files += [f"--{task}_train", str(drawn)]
+    return [*program, *words.split(), "--data_dir", str(data_dir), *files, *run.flags]
 
 
 def commit() -> str:
-    """The commit of the code, marked where files differ from it."""
-    words = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    return subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+    """The last commit that changed code, marked `-dirty` where code differs from it.
+
+    Lines and pages may be committed while a grid runs: they change no number.
+    """
+    code = ["--", "*.py", "requirements.txt"]
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words, *code], cwd=HERE.parent, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(
+                f"{HERE.parent}: a grid needs a git checkout ({one_line(ValueError(done.stderr))})"
+            )
+        return done.stdout.strip()
+
+    last = git("log", "-1", "--format=%h", "--abbrev=12")
+    return last + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def machine() -> dict[str, Any]:
@@ -149,14 +177,15 @@ def dev_outcome(run: Run, data_dir: Path, folder: Path) -> tuple[dict[str, Any],
     """
     model, tokenizer, record = multitask_classifier.load_model(folder / "best")
     config = TrainConfig.from_dict(record["config"])
-    model.compute_type = multitask_classifier.COMPUTE_TYPES[config.precision]
+    model.compute_type = COMPUTE_TYPES[config.precision]
+    model.to(pick_device(False))
     dev: dict[str, Any] = {}
     predictions = {}
-    for name in run.tasks:
+    for name in run.scored:
         task = TASKS[name]
-        dataset = tokenize(
-            read_examples(data_dir / task.filename("dev"), task), task, tokenizer, config.max_length
-        )
+        examples = read_examples(data_dir / task.filename("dev"), task)
+        examples = sample_rows(examples, config.max_eval_samples)
+        dataset = tokenize(examples, task, tokenizer, config.max_length)
         assert dataset.labels is not None, "dev files have labels"
         logits = model_outputs(model, dataset, config.batch_size)
         predictions[name] = task.predict(logits).numpy()
@@ -166,48 +195,169 @@ def dev_outcome(run: Run, data_dir: Path, folder: Path) -> tuple[dict[str, Any],
     return dev, predictions
 
 
-def run_one(question: Question, run: Run, data_dir: Path, work_dir: Path) -> dict[str, Any]:
+def loss_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Task loss by task: (step of the run, mean since the last log line), from a run's `metrics.jsonl`."""
+    curves = defaultdict(list)
+    for line in map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()):
+        kind, _, task = line["kind"].partition("/")
+        if kind == "train":
+            curves[task].append((line["step"], round(line["task"], 5)))
+    return dict(curves)
+
+
+def run_one(question: Question, run: Run, data_dir: Path, work_dir: Path) -> Line:
     """Train a run, or the rest of it; keep its predictions and its line. Returns the line."""
     folder = work_dir / question.name / run.name
     code = commit()
-    subprocess.run(command(run, data_dir, folder), check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run(command(run, data_dir, folder), stdout=subprocess.DEVNULL)
+    if done.returncode < 0 or done.returncode >= 128:
+        raise KeyboardInterrupt  # a signal stopped it, and it has saved
+    if done.returncode:
+        raise UserError(f"{run.name}: the run ended with status {done.returncode}; see the line above")
     dev, predictions = dev_outcome(run, data_dir, folder)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     versions = json.loads((folder / "best" / "run.json").read_text(encoding="utf-8"))["versions"]
     path = question.predictions(run)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **predictions)
-    line = asdict(run) | {"name": run.name, "dev": dev, "seconds": results["train_seconds"]}
-    line |= {"precision": results["config"]["precision"], "versions": versions, "commit": code} | machine()
+    line = asdict(run) | {"name": run.name, "dev": dev, "train_loss": loss_curves(folder)}
+    line |= {"seconds": results["train_seconds"], "precision": results["config"]["precision"]}
+    line |= {"versions": versions, "commit": code} | machine()
     with question.file.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
     shutil.rmtree(folder)  # its line and its predictions are kept
     return line
 
 
+def check_lines(question: Question) -> None:
+    """Raises UserError where lines of another commit are there: a comparison is of one code."""
+    here = commit()
+    others = {line["commit"] for line in question.lines()} - {here}
+    if others:
+        other = sorted(others)[0]
+        mend = (
+            f"go on from `git worktree add PATH {other}` with this file copied there, or move the file away"
+        )
+        raise UserError(f"{question.file}: its lines are of commit {other}, this is {here}; {mend}")
+
+
+def processor_type(line: Line) -> str:
+    """The processor of a line with the instructions that decide its numbers."""
+    return " ".join([line["processor"], *line.get("instructions", [])])
+
+
 def run_grid(question: Question, grid: Sequence[Run], data_dir: Path, work_dir: Path) -> None:
-    """Run what has no line yet, in the order of the grid."""
+    """Run what has no line yet, in the order of the grid.
+
+    All arms of a seed run on one type of processor: a seed that was begun on another is left out, with a line
+    that says so. Raises UserError if the lines there are of another commit, or if a run fails.
+    """
+    check_lines(question)
+    here = processor_type(machine())
+    types = {(tuple(line["tasks"]), line["seed"]): processor_type(line) for line in question.lines()}
     done = {line["name"] for line in question.lines()}
     left = [run for run in grid if run.name not in done]
-    for place, run in enumerate(left, start=1):
-        print(cut(f"{question.name} {place}/{len(left)}: {run.name}"), flush=True)
+    elsewhere = [run for run in left if types.get((run.tasks, run.seed), here) != here]
+    if elsewhere:
+        print(cut(f"{question.name}: {len(elsewhere)} runs wait for the processor that began their seeds"))
+    left = [run for run in left if run not in elsewhere]
+    speeds: list[float] = []  # seconds a step
+    for place, run in enumerate(left):
+        steps_left = sum(other.steps for other in left[place:])
+        cost = f", about {statistics.fmean(speeds) * steps_left / 60:.0f} min left" if speeds else ""
+        print(cut(f"{question.name} {place + 1}/{len(left)}: {run.name}{cost}"), flush=True)
         line = run_one(question, run, data_dir, work_dir)
-        mains = {name: scores[TASKS[name].main_metric] for name, scores in line["dev"].items()}
+        speeds.append(line["seconds"] / run.steps)
+        mains = {name: round(scores[TASKS[name].main_metric], 4) for name, scores in line["dev"].items()}
         print(cut(f"  {mains}, {line['seconds']:.0f} s"), flush=True)
 
 
-def main_of(question: Question, grid: Iterable[Run], table: Callable[[list[dict[str, Any]]], str]) -> None:
-    """The command line of a question: run what is left of its grid, or print its table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data_dir", type=Path, default=os.environ.get("SMART_BERT_DATA_DIR"))
-    parser.add_argument("--work_dir", type=Path, default=Path("runs/experiments"))
-    parser.add_argument("--table", action="store_true", help="print the table of what has been run")
-    parser.add_argument("--seeds", type=int, nargs="+", help="run these seeds only: processes share a grid so")
-    options = parser.parse_args()
-    if options.table:
-        print(table(question.lines()))
-        return
+def provenance(lines: Sequence[Line]) -> str:
+    """What a table must say of its lines: seeds, precision, commit, types of processors, thresholds."""
+
+    def listed(values: Iterable[Any]) -> str:
+        return ", ".join(sorted({str(value) for value in values}))
+
+    if not lines:
+        return "Nothing has been run yet."
+    return (
+        f"{len(lines)} runs, seeds {listed(line['seed'] for line in lines)}; precision"
+        f" {listed(line['precision'] for line in lines)}; processors:"
+        f" {listed(processor_type(line) for line in lines)}; code of commit"
+        f" {listed(line['commit'] for line in lines)}. Last step's weights; no threshold was fitted."
+    )
+
+
+# ------------------------------------------------------------------------------------- command line
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """The flags that all questions have."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data_dir",
+        type=Path,
+        default=os.environ.get("SMART_BERT_DATA_DIR"),
+        help="folder of the course's files (default: $SMART_BERT_DATA_DIR)",
+    )
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/experiments"), help="for unfinished runs")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", help="run these only: processes share a grid by seeds"
+    )
+    parser.add_argument("--table", action="store_true", help="print what has been run, from the lines alone")
+    parser.add_argument("--plot", action="store_true", help="draw what has been run, from the lines alone")
+    parser.add_argument(
+        "--quick", action="store_true", help="all of it on subsets in minutes; the lines go to --work_dir"
+    )
+    return parser
+
+
+def guarded(program: Callable[[], None]) -> int:
+    """Run a question's program. Returns the exit status; a mistake and Ctrl-C give one line."""
+    try:
+        program()
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def chosen_runs(options: argparse.Namespace, grid: Iterable[Run]) -> list[Run]:
+    """The runs of a grid that the flags ask for. Raises UserError if there are no data."""
     if not options.data_dir:
-        parser.error("--data_dir: the folder of the course's files is needed (or SMART_BERT_DATA_DIR)")
-    chosen = [run for run in grid if not options.seeds or run.seed in options.seeds]
-    run_grid(question, chosen, Path(options.data_dir), options.work_dir)
+        raise UserError("--data_dir: the folder of the course's files is needed (or SMART_BERT_DATA_DIR)")
+    runs = [run for run in grid if not options.seeds or run.seed in options.seeds]
+    if options.quick:
+        first = min(run.seed for run in runs)
+        runs = [run.quick() for run in runs if run.seed == first]
+    return runs
+
+
+def main_of(
+    question: Question,
+    grid: Iterable[Run],
+    table: Callable[[Question], str],
+    plot: Callable[[Question], list[Path]] | None = None,
+    description: str | None = None,
+) -> int:
+    """The command line of a question: run what is left of its grid, print its table, or draw it."""
+    options = parser_of(description).parse_args()
+
+    def program() -> None:
+        asked = replace(question, folder=options.work_dir / "quick") if options.quick else question
+        if not options.table and not options.plot:
+            asked.folder.mkdir(parents=True, exist_ok=True)
+            run_grid(asked, chosen_runs(options, grid), Path(options.data_dir or ""), options.work_dir)
+        if options.plot and not plot:
+            raise UserError("--plot: this question has a table only")
+        if options.plot and plot:
+            print("\n".join(str(path) for path in plot(asked)))
+        else:
+            print(table(asked))
+
+    return guarded(program)

@@ -3,38 +3,51 @@
     python -m experiments.smart tuning --data_dir path/to/data      # nine settings a side, seeds 100 to 104
     python -m experiments.smart winners                             # writes smart_winners.json; commit it
     python -m experiments.smart comparison --data_dir path/to/data  # the winners, seeds 200 to 219
-    python -m experiments.smart table
+    python -m experiments.smart --table
+    python -m experiments.smart --plot                              # gain against cost
 
 The rule is fixed before seed 200 is run. Both sides are tuned alike: plain over the number of passes and the
 learning rate, SMART over λ and ε. A gain or a loss is claimed at p < .01 (two-sided paired permutation over
 seeds). Else it is "no gain" if the 95 % interval over seeds lies within ±1 point, else "not decided".
 
-About four hours on two cores in bf16.
+About four hours on two cores in bf16. All of it on subsets: `python -m experiments.smart --quick`.
 """
 
 import argparse
 import json
-import os
 import statistics
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets import read_examples
+from experiments import pictures
 from experiments.inference import bootstrap, paired, verdict
-from experiments.runner import HERE, Question, Run, commit, run_grid
-from tasks import TASKS
+from experiments.runner import (
+    HERE,
+    Line,
+    Question,
+    Run,
+    chosen_runs,
+    guarded,
+    parser_of,
+    provenance,
+    run_grid,
+)
+from support.errors import UserError
+from support.files import write_text
 
-TUNING = Question("smart_tuning")
-COMPARISON = Question("smart_comparison")
-WINNERS = HERE / "smart_winners.json"
 TASK = "sst"
 ROWS = 1000
 PASS = 32  # steps of 32 rows for one pass over 1,000 rows
 TUNING_SEEDS = range(100, 105)
 SEEDS = range(200, 220)
 PRECISION = ("--precision", "bf16")
+PRIMARY = ("plain", "SMART")
 
 
 def plain(passes: int, lr: float) -> Run:
@@ -56,130 +69,213 @@ SETTINGS = {
 }
 
 
-def with_seed(run: Run, seed: int, arm: str | None = None) -> Run:
-    """The run with another seed, and perhaps under another name."""
-    return Run(arm or run.arm, run.tasks, seed, run.flags, run.steps, run.train_rows)
+class Study(NamedTuple):
+    """The files of the comparison: two questions and the winners between them."""
+
+    tuning: Question
+    comparison: Question
+    winners: Path
+
+
+def study_in(folder: Path) -> Study:
+    """The study whose files are in the folder."""
+    tuning = Question("smart_tuning", folder)
+    return Study(tuning, Question("smart_comparison", folder), folder / "smart_winners.json")
+
+
+# --------------------------------------------------------------------------------------------- runs
 
 
 def tuning_grid() -> list[Run]:
     """Every setting of both sides, seed by seed."""
     settings = [run for side in SETTINGS.values() for run in side]
-    return [with_seed(run, seed) for seed in TUNING_SEEDS for run in settings]
+    return [replace(run, seed=seed) for seed in TUNING_SEEDS for run in settings]
 
 
-def comparison_grid() -> list[Run]:
-    """The winners, and what is exploratory at their settings. Raises FileNotFoundError without winners."""
-    winners = json.loads(WINNERS.read_text(encoding="utf-8"))
-    best = {side: next(run for run in SETTINGS[side] if run.arm == winners[side]) for side in SETTINGS}
+def comparison_grid(winners: Path) -> list[Run]:
+    """The winners, and after them what is exploratory at their settings. Raises UserError without winners."""
+    if not winners.exists():
+        raise UserError(f"{winners}: no winners yet; `python -m experiments.smart winners` chooses them")
+    chosen = json.loads(winners.read_text(encoding="utf-8"))
+    best = {side: next(run for run in SETTINGS[side] if run.arm == chosen[side]) for side in SETTINGS}
     flags = best["SMART"].flags
     arms = {
         "plain": best["plain"],
         "SMART": best["SMART"],
-        "plain, SMART's passes": Run("", (TASK,), 0, best["plain"].flags, best["SMART"].steps, ROWS),
-        "R3F": Run("", (TASK,), 0, (*flags, "--smart_steps", "0"), best["SMART"].steps, ROWS),
-        "SMART without Bregman": Run(
-            "", (TASK,), 0, (*flags, "--bregman_weight", "0"), best["SMART"].steps, ROWS
-        ),
-        "Bregman alone": Run("", (TASK,), 0, (*flags, "--smart_weight", "0"), best["SMART"].steps, ROWS),
-        "R-Drop": Run("", (TASK,), 0, ("--rdrop_weight", "1", *PRECISION), best["SMART"].steps, ROWS),
+        "plain, SMART's passes": replace(best["plain"], steps=best["SMART"].steps),
+        "R3F": replace(best["SMART"], flags=(*flags, "--smart_steps", "0")),
+        "SMART without Bregman": replace(best["SMART"], flags=(*flags, "--bregman_weight", "0")),
+        "Bregman alone": replace(best["SMART"], flags=(*flags, "--smart_weight", "0")),
+        "R-Drop": replace(best["SMART"], flags=("--rdrop_weight", "1", *PRECISION)),
     }
-    primary = [with_seed(arms[name], seed, name) for seed in SEEDS for name in ("plain", "SMART")]
-    exploratory = [name for name in arms if name not in ("plain", "SMART")]
-    return primary + [with_seed(arms[name], seed, name) for seed in SEEDS for name in exploratory]
+    runs = [replace(run, arm=arm, seed=seed) for seed in SEEDS for arm, run in arms.items()]
+    return sorted(runs, key=lambda run: run.arm not in PRIMARY)  # stable: the seeds stay in order
 
 
-def accuracies(lines: list[dict[str, Any]], arm: str) -> dict[int, float]:
+def accuracies(lines: Iterable[Line], arm: str) -> dict[int, float]:
     """Dev accuracy by seed."""
     return {line["seed"]: line["dev"][TASK]["accuracy"] for line in lines if line["arm"] == arm}
 
 
-def choose_winners() -> None:
+def choose_winners(study: Study, seeds: Iterable[int] = TUNING_SEEDS) -> None:
     """Write the setting of each side with the highest mean over the tuning seeds.
 
-    Raises ValueError if a setting lacks runs.
+    Raises UserError if a setting lacks runs.
     """
-    lines = TUNING.lines()
+    lines = study.tuning.lines()
+    seeds = set(seeds)
     winners: dict[str, Any] = {}
     for side, settings in SETTINGS.items():
         means = {}
         for run in settings:
             scores = accuracies(lines, run.arm)
-            if set(scores) != set(TUNING_SEEDS):
-                raise ValueError(f"{run.arm}: {len(scores)} of {len(TUNING_SEEDS)} seeds have been run")
-            means[run.arm] = statistics.fmean(scores.values())
+            if set(scores) != seeds:
+                done = f"{len(scores)} of {len(seeds)} seeds have been run"
+                raise UserError(f"{study.tuning.file}: {run.arm}: {done}; go on with `tuning`")
+            means[run.arm] = round(statistics.fmean(scores.values()), 6)
         winners[side] = max(means, key=lambda arm: means[arm])
         winners[f"{side} means"] = means
-    winners["commit"] = commit()
-    WINNERS.write_text(json.dumps(winners, indent=1) + "\n", encoding="utf-8")
+    write_text(study.winners, json.dumps(winners, indent=1) + "\n")
     print({side: winners[side] for side in SETTINGS})
 
 
-def right_rows(arm: str, seeds: list[int], labels: np.ndarray) -> np.ndarray:
+def check_committed(path: Path) -> None:
+    """Raises UserError unless git has the file as it is: the winners are fixed before the comparison."""
+    words = ["git", "status", "--porcelain", "--ignored", "--", str(path)]
+    status = subprocess.run(words, cwd=HERE, capture_output=True, text=True)
+    if status.returncode or status.stdout.strip():
+        raise UserError(f"{path}: commit the winners before the comparison is run")
+
+
+# --------------------------------------------------------------------------------------------- table
+
+
+def right_rows(question: Question, arm: str, seeds: list[int]) -> np.ndarray:
     """(seeds, rows): 1 where the kept prediction of a run is right."""
-    rows = []
-    for seed in seeds:
-        with np.load(COMPARISON.predictions(Run(arm, (TASK,), seed, (), 0))) as kept:
-            rows.append(kept[TASK] == labels)
-    return np.array(rows, dtype=np.float64)
+    kept = [question.kept(Run(arm, (TASK,), seed, (), 0), TASK) for seed in seeds]
+    return np.array([predicted == labels for predicted, labels in kept], dtype=np.float64)
 
 
-def table(labels: np.ndarray | None = None) -> str:
-    """Each arm beside plain, over the seeds that both have; with dev labels an interval over rows, too."""
-    lines = COMPARISON.lines()
+def gains(question: Question) -> list[dict[str, Any]]:
+    """Each arm beside plain over the seeds that both have: accuracy, gain and intervals, seconds, verdict."""
+    lines = question.lines()
     base = accuracies(lines, "plain")
-    heads = [
-        "arm",
-        "seeds",
-        "accuracy",
-        "difference (95 % over seeds)",
-        "over seeds and rows",
-        "seconds",
-        "verdict",
-    ]
-    rows = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    rows = []
     for arm in dict.fromkeys(line["arm"] for line in lines):
         scores = accuracies(lines, arm)
         seeds = sorted(set(scores) & set(base))
-        first = [base[seed] for seed in seeds]
-        second = [scores[seed] for seed in seeds]
-        seconds = statistics.fmean(line["seconds"] for line in lines if line["arm"] == arm)
-        cells = [arm, str(len(seeds)), f"{statistics.fmean(second):.4f}"]
-        if arm == "plain" or len(seeds) < 2:
-            cells += ["", "", f"{seconds:.0f}", ""]
-        else:
-            mean, low, high = paired(first, second)
-            cells.append(f"{mean:+.4f} ({low:+.4f} to {high:+.4f})")
-            sides = None if labels is None else [right_rows(name, seeds, labels) for name in ("plain", arm)]
-            cells.append("" if sides is None else "{:+.4f} to {:+.4f}".format(*bootstrap(*sides)))
-            cells += [f"{seconds:.0f}", verdict(first, second) if arm == "SMART" else "exploratory"]
+        if not seeds:
+            continue
+        sides = [[which[seed] for seed in seeds] for which in (base, scores)]
+        seconds = [line["seconds"] for line in lines if line["arm"] == arm and line["seed"] in seeds]
+        row = {"arm": arm, "seeds": len(seeds), "accuracy": statistics.fmean(sides[1])}
+        row["seconds"] = statistics.fmean(seconds)
+        if arm != "plain" and len(seeds) > 1:
+            row["gain"], row["low"], row["high"] = paired(*sides)
+            row["rows"] = bootstrap(*(right_rows(question, name, seeds) for name in ("plain", arm)))
+            row["verdict"] = verdict(*sides) if arm == "SMART" else "exploratory"
+        rows.append(row)
+    return rows
+
+
+def table(question: Question) -> str:
+    """Each arm beside plain, with its verdict."""
+    heads = "arm | seeds | accuracy | gain (95 % over seeds) | over seeds and dev rows | seconds | verdict"
+    rows = [f"| {heads} |", "|" + "---|" * (heads.count("|") + 1)]
+    for row in gains(question):
+        cells = [row["arm"], str(row["seeds"]), f"{row['accuracy']:.4f}", "", "", f"{row['seconds']:.0f}", ""]
+        if "gain" in row:
+            cells[3] = f"{row['gain']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
+            cells[4] = "{:+.4f} to {:+.4f}".format(*row["rows"])
+            cells[6] = row["verdict"]
         rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
+    return "\n".join([*rows, "", provenance(question.lines())])
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=("tuning", "winners", "comparison", "table"))
-    parser.add_argument("--data_dir", type=Path, default=os.environ.get("SMART_BERT_DATA_DIR"))
-    parser.add_argument("--work_dir", type=Path, default=Path("runs/experiments"))
-    options = parser.parse_args()
-    if options.what in ("tuning", "comparison") and not options.data_dir:
-        parser.error("--data_dir: the folder of the course's files is needed (or SMART_BERT_DATA_DIR)")
-    if options.what == "tuning":
-        run_grid(TUNING, tuning_grid(), options.data_dir, options.work_dir)
+def tuning_table(question: Question) -> str:
+    """Mean dev accuracy of every setting that was tried, the best of a side first."""
+    lines = question.lines()
+    rows = ["| side | setting | seeds | accuracy |", "|---|---|---|---|"]
+    for side, settings in SETTINGS.items():
+        found = [(run.arm, list(accuracies(lines, run.arm).values())) for run in settings]
+        found = sorted(
+            ((arm, scores) for arm, scores in found if scores), key=lambda f: -statistics.fmean(f[1])
+        )
+        rows += [
+            f"| {side} | {arm} | {len(scores)} | {statistics.fmean(scores):.4f} |" for arm, scores in found
+        ]
+    return "\n".join([*rows, "", provenance(lines)])
+
+
+def plot(question: Question) -> list[Path]:
+    """Gain over plain against cost, each with its 95 % interval over seeds."""
+    rows = gains(question)
+    base = next((row["seconds"] for row in rows if row["arm"] == "plain"), None)
+    if base is None:
+        raise UserError(f"{question.file}: no plain run yet, so there is nothing to draw")
+
+    def draw(figure: Any, colours: list[str]) -> None:
+        axes = figure.subplots()
+        axes.axhline(0, color="gray", linewidth=1)
+        axes.plot([1], [0], "o", color="gray", label="plain, tuned")
+        for row, colour in zip([row for row in rows if "gain" in row], colours, strict=False):
+            gain, low, high = (100 * row[name] for name in ("gain", "low", "high"))
+            bars = [[gain - low], [high - gain]]
+            axes.errorbar(
+                row["seconds"] / base, gain, bars, fmt="o", capsize=4, color=colour, label=row["arm"]
+            )
+        axes.set_xlabel("training time, in units of the tuned plain training")
+        axes.set_ylabel("gain in dev accuracy, points")
+        seeds = max(row["seeds"] for row in rows)
+        axes.set_title(f"SST-5 with 1,000 rows: mean of {seeds} seeds, 95 % intervals over seeds")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+
+    return pictures.save("gain-against-cost", draw, question.folder / "pictures")
+
+
+# ------------------------------------------------------------------------------------- command line
+
+
+def run_quickly(options: argparse.Namespace, study: Study) -> None:
+    """Everything on subsets, one seed a side of the tuning and two of the comparison."""
+    study.tuning.folder.mkdir(parents=True, exist_ok=True)
+    run_grid(study.tuning, chosen_runs(options, tuning_grid()), options.data_dir, options.work_dir)
+    choose_winners(study, TUNING_SEEDS[:1])
+    for seed in SEEDS[:2]:
+        grid = [run for run in comparison_grid(study.winners) if run.seed == seed]
+        run_grid(study.comparison, chosen_runs(options, grid), options.data_dir, options.work_dir)
+
+
+def run(options: argparse.Namespace) -> None:
+    """What the command line asks for."""
+    study = study_in(options.work_dir / "quick" if options.quick else HERE)
+    if options.plot:
+        print("\n".join(str(path) for path in plot(study.comparison)))
+        return
+    if options.quick and not options.table:
+        run_quickly(options, study)
+    elif options.what == "tuning":
+        run_grid(study.tuning, chosen_runs(options, tuning_grid()), options.data_dir, options.work_dir)
     elif options.what == "winners":
-        choose_winners()
+        choose_winners(study)
     elif options.what == "comparison":
-        run_grid(COMPARISON, comparison_grid(), options.data_dir, options.work_dir)
-    else:
-        labels = None
-        if options.data_dir:
-            dev = read_examples(Path(options.data_dir) / TASKS[TASK].filename("dev"), TASKS[TASK])
-            labels = np.array([example.label for example in dev])
-        print(table(labels))
+        check_committed(study.winners)
+        grid = chosen_runs(options, comparison_grid(study.winners))
+        run_grid(study.comparison, grid, options.data_dir, options.work_dir)
+    print(f"{tuning_table(study.tuning)}\n\n{table(study.comparison)}")
+
+
+def main() -> int:
+    """The command line."""
+    parser = parser_of(__doc__)
+    parser.add_argument("what", nargs="?", choices=("tuning", "winners", "comparison"))
+    options = parser.parse_args()
+    if not (options.what or options.table or options.plot or options.quick):
+        parser.error("say what: tuning, winners, comparison, --table, --plot or --quick")
+    if options.data_dir:
+        options.data_dir = Path(options.data_dir)
+    return guarded(lambda: run(options))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,12 +5,15 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from datasets import read_examples
-from experiments import precision, runner, smart
-from experiments.inference import bootstrap, paired, permutation_p, seeds_needed, verdict
+from evaluation import accuracy
+from experiments import precision, runner, smart, table1, toy
+from experiments.inference import bootstrap, over_rows, paired, permutation_p, seeds_needed, verdict
 from experiments.runner import Question, Run, draw_rows, run_grid
 from helpers import SAMPLE
+from support.errors import UserError
 from tasks import TASKS
 
 
@@ -86,18 +89,84 @@ def test_the_interval_covers_what_it_should():
     assert abs(hits / 2000 - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 2000)
 
 
-def test_the_table_comes_from_lines_alone():
+def line_of(arm: str, seed: int, accuracy: float) -> dict:
+    """A line without its run."""
+    dev = {"sst": {"accuracy": accuracy, "loss": 1.0}}
+    line = {"arm": arm, "tasks": ["sst"], "seed": seed, "dev": dev, "seconds": 60.0, "precision": "bf16"}
+    return line | {"name": f"{arm}-sst-{seed}", "commit": "c", "processor": "p"}
+
+
+def write_lines(question: Question, lines: list[dict]) -> None:
+    question.file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_the_table_comes_from_lines_alone(tmp_path):
     """Guards against a table that needs the runs, and one that pairs other seeds with each other."""
+    question = Question("precision", tmp_path)
     lines = []
     for seed, (exact, rounded) in enumerate([(0.40, 0.41), (0.50, 0.51)]):
-        for arm, score in (("plain fp32", exact), ("plain bf16", rounded)):
-            dev = {"sst": {"accuracy": score, "loss": 1.0}}
-            lines.append({"arm": arm, "tasks": ["sst"], "seed": seed, "dev": dev})
-    lines.append(
-        {"arm": "plain fp32", "tasks": ["sst"], "seed": 5, "dev": {"sst": {"accuracy": 0.9, "loss": 1.0}}}
+        lines += [line_of("plain fp32", seed, exact), line_of("plain bf16", seed, rounded)]
+    write_lines(question, [*lines, line_of("plain fp32", 5, 0.9)])
+    row = precision.table(question).splitlines()[2]
+    assert row.split(" | ")[:5] == ["| plain, sst alone", "sst", "2", "0.4500", "0.4600"] and "+0.0100" in row
+
+
+def test_the_interval_over_dev_rows_by_hand():
+    """Guards against rows of one side that are drawn apart from the other's: equal predictions differ by 0.
+
+    One row of four that only the second side has right gives k / 4 with k ~ Binomial(4, 1/4): its 2.5 % and
+    97.5 % quantiles are 0 and 3 / 4 (P(k <= 2) = .949, P(k <= 3) = .996).
+    """
+    labels = np.array([1, 0, 1, 0])
+    assert over_rows(accuracy, labels, labels, labels) == (0.0, 0.0)
+    assert over_rows(accuracy, np.array([0, 0, 1, 0]), labels, labels, draws=4000) == (0.0, 0.75)
+
+
+def test_lines_of_another_commit_or_processor(tmp_path, monkeypatch, capsys):
+    """Guards against a comparison of two programs, and of two processors within a seed."""
+    question = Question("mixed", tmp_path)
+    grid = [Run(arm, ("sst",), seed, (), 4) for seed in (0, 1) for arm in ARMS]
+    here = {"commit": runner.commit(), **runner.machine()}
+    first = line_of("plain", 0, 0.5) | {"name": grid[0].name}
+    write_lines(question, [first | here | {"commit": "older"}])
+    with pytest.raises(UserError, match="of commit older"):
+        run_grid(question, grid, SAMPLE, tmp_path)
+    write_lines(question, [first | here | {"processor": "abacus"}])
+    done = []
+    monkeypatch.setattr(
+        runner, "run_one", lambda question, run, *_: done.append(run.name) or line_of("", 0, 1)
     )
-    _, _, row = precision.table(json.loads(json.dumps(lines))).splitlines()
-    assert row.split(" | ")[:5] == ["| sst", "plain", "2", "0.4500", "0.4600"] and "+0.0100" in row
+    run_grid(question, grid, SAMPLE, tmp_path)
+    assert done == [run.name for run in grid[2:]]
+    assert "1 runs wait for the processor" in capsys.readouterr().out
+
+
+def test_table1_from_lines_alone(tmp_path):
+    """Guards against a seed that is left out of a mean, and a figure without its run."""
+    question = Question("table1", tmp_path)
+    lines = [
+        line_of("sentiment only, no SMART", seed, value) | {"seconds": 120.0}
+        for seed, value in enumerate((0.4, 0.5))
+    ]
+    for line in lines:
+        line["dev"] |= {"para": {"accuracy": 0.6}, "sts": {"pearson": 0.1}}
+    write_lines(question, lines)
+    rows = table1.table(question).splitlines()
+    assert rows[2] == (
+        "| sentiment only, no SMART | **0.450** | 0.600 | 0.100 | 0.318 | 0.625 | 0.015 | 2 | 2 |"
+    )
+    assert rows[3] == "| sentiment only, SMART | … | … | … | 0.344 | 0.625 | 0.015 | 0 | … |"
+    with pytest.raises(UserError, match="no run yet"):
+        table1.plot(question)
+
+
+def test_table1_gives_each_task_as_many_steps():
+    """Guards against rows that are not comparable: two passes over SST are 534 steps of 32 rows."""
+    assert 534 * 32 >= 2 * 8544 > 533 * 32
+    for run in table1.GRID:
+        steps = run.steps * (8 if "--batch_size" in run.flags else 32) // 32
+        assert steps == 534 * len(run.tasks) and run.scored == ("sst", "para", "sts")
+    assert len(table1.GRID) == 11
 
 
 # ---------------------------------------------------------------------------------------- what pairs say
@@ -143,30 +212,58 @@ def test_seeds_needed_by_hand():
     assert seeds_needed([0.0] * 3, [-0.05, 0.0, 0.05]) == math.ceil((1.96 * 5) ** 2) + 2
 
 
-def test_the_primary_comparison_is_tuned_alike(tmp_path, monkeypatch):
+def test_the_primary_comparison_is_tuned_alike(tmp_path):
     """Guards against a side that is tuned on more settings, or on the seeds that decide."""
     assert [len(side) for side in smart.SETTINGS.values()] == [9, 9]
     grid = smart.tuning_grid()
     assert len({run.name for run in grid}) == 90 and not {run.seed for run in grid} & set(smart.SEEDS)
-    tuning = Question("smart_tuning", tmp_path)
-    monkeypatch.setattr(smart, "TUNING", tuning)
-    monkeypatch.setattr(smart, "WINNERS", tmp_path / "winners.json")
+    study = smart.study_in(tmp_path)
+    with pytest.raises(UserError, match="no winners yet"):
+        smart.comparison_grid(study.winners)
     best = {"plain 6 passes lr 0.0001", "SMART weight 3 epsilon 0.02"}
-    lines = [
-        {"arm": run.arm, "seed": run.seed, "dev": {"sst": {"accuracy": 0.5 if run.arm in best else 0.4}}}
-        for run in grid
-    ]
-    tuning.file.write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
-    with pytest.raises(ValueError, match="4 of 5 seeds"):
-        smart.choose_winners()
-    tuning.file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    smart.choose_winners()
-    comparison = smart.comparison_grid()
+    lines = [line_of(run.arm, run.seed, 0.5 if run.arm in best else 0.4) for run in grid]
+    write_lines(study.tuning, lines[:-1])
+    with pytest.raises(UserError, match="4 of 5 seeds"):
+        smart.choose_winners(study)
+    write_lines(study.tuning, lines)
+    smart.choose_winners(study)
+    with pytest.raises(UserError, match="commit the winners"):
+        smart.check_committed(study.winners)
+    comparison = smart.comparison_grid(study.winners)
     assert len({run.name for run in comparison}) == len(comparison) == 7 * 20
     primary = comparison[:40]
-    assert {run.arm for run in primary} == {"plain", "SMART"} and {run.seed for run in primary} == set(
-        smart.SEEDS
-    )
+    assert {run.arm for run in primary} == {"plain", "SMART"}
+    assert [run.seed for run in primary[::2]] == list(smart.SEEDS)
     by_arm = {run.arm: run for run in comparison}
     assert by_arm["plain"].steps == 6 * 32 and by_arm["plain, SMART's passes"].steps == 3 * 32
     assert "0.02" in by_arm["SMART"].flags and by_arm["R3F"].flags[-2:] == ("--smart_steps", "0")
+
+
+def test_the_comparison_from_what_is_kept(tmp_path):
+    """Guards against a gain that pairs other seeds, and a picture that needs the runs.
+
+    SMART is right on one more row of ten in each of three seeds: a gain of .1 with no scatter over seeds.
+    """
+    question = smart.study_in(tmp_path).comparison
+    labels = np.arange(10) % 5
+    question.predictions(Run("plain", ("sst",), 0, (), 0)).parent.mkdir(parents=True)
+    lines = []
+    for arm, right in (("plain", 4), ("SMART", 5)):
+        for seed in (200, 201, 202):
+            predicted = np.where(np.arange(10) < right, labels, 9)
+            path = question.predictions(Run(arm, ("sst",), seed, (), 0))
+            np.savez_compressed(path, **{"sst": predicted, "sst labels": labels})
+            lines.append(line_of(arm, seed, right / 10) | {"seconds": 10.0 * right})
+    write_lines(question, lines)
+    row = smart.table(question).splitlines()[3]
+    assert row.startswith("| SMART | 3 | 0.5000 | +0.1000 (+0.1000 to +0.1000) | +0.0000 to +0.3000 | 50 |")
+    paths = smart.plot(question)
+    assert [imread(path).shape[1] for path in paths] == [800, 800]
+
+
+def test_the_toy_gives_its_committed_lines():
+    """Guards against a picture and a table of another program than today's."""
+    kept = toy.kept_lines()
+    for name, weight in toy.WEIGHTS.items():
+        assert toy.measure(toy.train(weight)) == pytest.approx(kept[name], abs=0.02)
+    assert kept["with R_s"]["changed"] < kept["plain"]["changed"]

@@ -1,0 +1,149 @@
+"""What smoothness looks like: decision regions on a toy in two dimensions, with and without R_s.
+
+    python -m experiments.toy           # trains twice and draws, about 30 seconds
+    python -m experiments.toy --table
+
+The paper's figure 3. Two moons, 100 noisy points, a small network that can learn them by heart. A point is an
+"embedding" (B,1,2), so the regulariser is the project's own `SMARTLoss`, unchanged. Its lines are in
+`toy.jsonl`: how many of 2,000 fresh points are right, and how many change their class within ε.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import make_moons
+from torch import Tensor, nn
+
+from experiments import pictures
+from experiments.runner import HERE, guarded, parser_of
+from mysmartloss import SMARTLoss, sym_kl_loss
+from support.files import write_text
+
+STEPS = 1500
+EPSILON = 0.15
+WEIGHTS = {"plain": 0.0, "with R_s": 1.0}  # λ_s
+LINES = HERE / "toy.jsonl"
+SIDE = 220  # points a side of the picture's grid
+
+
+def points(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Points (count,1,2) as embeddings of one token, and their classes (count,)."""
+    x, y = make_moons(count, noise=0.3, random_state=seed)
+    return torch.tensor(x, dtype=torch.float32)[:, None], torch.tensor(y)
+
+
+def network() -> nn.Sequential:
+    """Embeddings (B,1,2) -> logits (B,2)."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(2, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 2)
+    )
+
+
+def train(weight: float) -> nn.Sequential:
+    """A network after STEPS steps on 100 points; `weight` is λ_s."""
+    model = network()
+    x, y = points(100, seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0)
+    smart = SMARTLoss(model, sym_kl_loss, epsilon=EPSILON, step_size=EPSILON, num_steps=2, noise_var=1e-4)
+    for _ in range(STEPS):
+        logits = model(x)
+        loss = F.cross_entropy(logits, y)
+        if weight:
+            loss = loss + weight * smart(x, logits)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model
+
+
+def measure(model: nn.Sequential) -> dict[str, float]:
+    """Accuracy on the 100 points and on fresh ones; share of fresh points whose class changes within ε."""
+    fresh, classes = points(2000, seed=1)
+    smart = SMARTLoss(model, sym_kl_loss, epsilon=EPSILON, step_size=EPSILON, num_steps=2, noise_var=1e-4)
+    moved = fresh + smart.perturbation(fresh, model(fresh))
+    with torch.no_grad():
+        before, after = model(fresh).argmax(-1), model(moved).argmax(-1)
+        x, y = points(100, seed=0)
+        return {
+            "train_accuracy": float((model(x).argmax(-1) == y).float().mean()),
+            "accuracy": float((before == classes).float().mean()),
+            "changed": float((before != after).float().mean()),
+        }
+
+
+def draw_regions(
+    models: dict[str, nn.Sequential], lines: dict[str, dict[str, float]], folder: Path
+) -> list[Path]:
+    """A panel for each model: the probability of class 1 by colour, the border, the training points."""
+    across, up = np.meshgrid(np.linspace(-1.9, 2.9, SIDE), np.linspace(-1.5, 2.0, SIDE))
+    plane = torch.tensor(np.stack([across, up], -1).reshape(-1, 1, 2), dtype=torch.float32)
+    x, y = points(100, seed=0)
+
+    def draw(figure: Any, colours: list[str]) -> None:
+        for axes, (name, model) in zip(figure.subplots(1, 2, sharey=True), models.items(), strict=True):
+            with torch.no_grad():
+                shade = model(plane).softmax(-1)[:, 1].reshape(SIDE, SIDE)
+            axes.contourf(across, up, shade, levels=np.linspace(0, 1, 11), cmap="PuOr", vmin=-0.4, vmax=1.4)
+            axes.contour(across, up, shade, levels=[0.5], colors="#1F2328", linewidths=1.5)
+            for number, marker in enumerate("os"):
+                at = x[y == number, 0]
+                colour = ("#7F3B08", "#2D004B")[number]
+                axes.scatter(
+                    at[:, 0], at[:, 1], s=22, marker=marker, color=colour, edgecolors="white", lw=0.7
+                )
+            line = lines[name]
+            axes.set_title(
+                f"{name}: {line['accuracy']:.1%} of fresh points right,\n"
+                f"{line['changed']:.1%} change their class within ε = {EPSILON}"
+            )
+            axes.set_xticks([])
+            axes.set_yticks([])
+
+    return pictures.save("toy", draw, folder, height=4.0)
+
+
+def kept_lines() -> dict[str, dict[str, float]]:
+    """What `toy.jsonl` holds, by training."""
+    lines = map(json.loads, LINES.read_text(encoding="utf-8").splitlines())
+    return {line.pop("training"): line for line in lines}
+
+
+def table(lines: dict[str, dict[str, float]]) -> str:
+    """The two networks beside each other."""
+    rows = [
+        "| training | 100 training points right | fresh points right | change within ε |",
+        "|---|---|---|---|",
+    ]
+    for name, line in lines.items():
+        cells = (f"{line[key]:.1%}" for key in ("train_accuracy", "accuracy", "changed"))
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def main() -> int:
+    """The command line. `--quick` and `--plot` are the whole: it takes seconds."""
+    options = parser_of(__doc__).parse_args()
+
+    def program() -> None:
+        if options.table:
+            print(table(kept_lines()))
+            return
+        models = {name: train(weight) for name, weight in WEIGHTS.items()}
+        lines = {name: measure(model) for name, model in models.items()}
+        write_text(
+            LINES, "".join(json.dumps({"training": name} | line) + "\n" for name, line in lines.items())
+        )
+        paths = draw_regions(models, lines, HERE / "pictures")
+        print(table(lines), *paths, sep="\n")
+
+    return guarded(program)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
