@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from config import SPLITS, TrainConfig, parse_arguments
-from experiments import readme
+from experiments import pages
 from helpers import ROOT
 from support.flags import flags
 from tasks import TASKS
@@ -30,7 +30,7 @@ TOOLS = {
     "output",
     "batch_size",
 }  # of other programs
-TOOLS |= {"help", "nproc_per_node", "kills", "folder", "encoder", "check", "collect"}
+TOOLS |= {"plot", "quick", "help", "nproc_per_node", "kills", "folder", "encoder", "check", "collect"}
 FLAGS = {setting.name for setting in flags(TrainConfig)}
 FLAGS |= {f"{task}_{name}" for task in TASKS for name in (*SPLITS, "dev_out", "test_out")}
 
@@ -39,10 +39,10 @@ def text_of(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
 
-def test_the_results_are_those_of_the_committed_lines():
+@pytest.mark.parametrize("page", pages.BLOCKS)
+def test_the_figures_are_those_of_the_committed_lines(page):
     """Guards against a figure that was typed, or that stands after its run was thrown away."""
-    block = re.search(r"<!-- results -->\n\n(.+?)\n\n<!-- /results -->", text_of("README.md"), re.DOTALL)[1]
-    assert block == readme.table()
+    assert pages.updated(page) == text_of(page), "python -m experiments.pages writes it anew"
 
 
 def test_the_commands_can_be_pasted():

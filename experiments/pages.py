@@ -1,0 +1,47 @@
+"""Writes the figures of the pages from the committed lines: `python -m experiments.pages`.
+
+A page has blocks between `<!-- name -->` and `<!-- /name -->`. Each is made anew by its function; a test
+compares them with what stands there, so no figure is typed and none outlives its lines.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from experiments import precision, readme, smart, sweep, table1, toy
+from experiments.runner import HERE
+
+ROOT = HERE.parent
+STUDY = smart.study_in(HERE)
+BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"results": readme.table},
+    "experiments/README.md": {
+        "table1": lambda: table1.table(table1.QUESTION),
+        "tuning": lambda: smart.tuning_table(STUDY.tuning),
+        "comparison": lambda: smart.table(STUDY.comparison),
+        "precision": lambda: precision.table(precision.QUESTION),
+        "toy": lambda: toy.table(toy.kept_lines()),
+        "sweep": lambda: sweep.table(sweep.kept_scores()),
+    },
+}
+
+
+def pattern(name: str) -> re.Pattern[str]:
+    """Finds the content of a block, without the empty lines around it."""
+    return re.compile(rf"(?<=<!-- {name} -->\n\n).*?(?=\n\n<!-- /{name} -->)", re.DOTALL)
+
+
+def updated(page: str) -> str:
+    """The text of a page with every block made anew. Raises ValueError if a block is not there once."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name, make in BLOCKS[page].items():
+        content = make()
+        text, count = pattern(name).subn(lambda _, new=content: new, text)
+        if count != 1:
+            raise ValueError(f"{page}: {count} blocks <!-- {name} -->")
+    return text
+
+
+if __name__ == "__main__":
+    for name in BLOCKS:
+        Path(ROOT / name).write_text(updated(name), encoding="utf-8")
