@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from support.errors import UserError
+from support.screen import cut
 from support.tables import Table, read_table
 
 log = logging.getLogger("smart_bert")
@@ -59,6 +60,22 @@ class Task:
     def filename(self, split: str) -> str:
         """Name of the file of a split: train, dev or test."""
         return f"{self.file_stem}-{'test-student' if split == 'test' else split}.csv"
+
+    def read_label(self, text: str) -> float:
+        """The label that a field of the label column means: a number, or a class by its name in any case.
+
+        Raises ValueError that lists the classes.
+        """
+        try:
+            return self.parse_label(text)
+        except ValueError:
+            names = [name.casefold() for name in self.label_names]
+            name = " ".join(text.split()).casefold()
+            if name in names:
+                return float(names.index(name))
+        allowed = cut(", ".join(f"{i} ({name})" for i, name in enumerate(self.label_names)), 200)
+        problem = f"is not one of {allowed}" if allowed else "is out of range or not a number"
+        raise ValueError(f"{self.label_column} {text[:20]!r} {problem}")
 
 
 def _parser(valid: Callable[[float], bool]) -> Callable[[str], float]:
@@ -222,10 +239,7 @@ def _parse_row(
         raise ValueError("empty text")
     if not label:
         raise ValueError("no label")
-    try:
-        return tuple(texts), task.parse_label(label)
-    except ValueError:
-        raise ValueError(f"{task.label_column} {label[:20]!r} is out of range or not a number") from None
+    return tuple(texts), task.read_label(label)
 
 
 def sample_rows(examples: list[Example], limit: int | None) -> list[Example]:

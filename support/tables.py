@@ -20,9 +20,9 @@ SEPARATORS = {"tab": "\t", "comma": ","}
 class Table(NamedTuple):
     """A file's header and its rows, without blank lines.
 
-    separator: "tab" or "comma". strict: quoting must be proper, and a quoted text may hold the separator. Only
-    files with a tab in the header, the course's, are read more loosely. rows: (line number where the row
-    starts, its fields); iterating raises UserError with file and line at an open quote.
+    separator: "tab" or "comma". strict: quoting must be proper, and a quoted text may hold the separator.
+    Only files with a tab in the header, the course's, are read more loosely. rows: (line number where the
+    row starts, its fields); iterating raises UserError with file and line at an open quote.
     """
 
     separator: str

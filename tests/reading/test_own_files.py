@@ -1,8 +1,10 @@
-"""Files of the user's own: commas in place of tabs, no ids, labels by name. Expected rows are typed by hand."""
+"""Files of the user's own: commas in place of tabs, no ids, labels by name. Expected rows are by hand."""
+
+from dataclasses import replace
 
 import pytest
 
-from datasets import Example, read_examples
+from datasets import Example, class_label, read_examples
 from helpers import warnings_of
 from support.errors import UserError
 from tasks import TASKS
@@ -157,3 +159,61 @@ def test_an_empty_id_is_not_replaced_by_a_number(tmp_path):
     path = write(tmp_path, "id,sentence\n2,good\n,bad\n")
     with pytest.raises(UserError, match=":3: a row without an id"):
         read_examples(path, SST, labelled=False)
+
+
+# -------------------------------------------------------------------------------------------- labels
+
+NAMES = {
+    "sst": {"very negative": 0, "Neutral": 2, " VERY  positive ": 4, "3": 3, "4.0": 4},
+    "para": {"not a paraphrase": 0, "Paraphrase": 1, "1.0": 1},
+    "cfimdb": {"negative": 0, "POSITIVE": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "label"), [(task, *pair) for task, names in NAMES.items() for pair in names.items()]
+)
+def test_labels_are_read_by_number_and_by_name(tmp_path, task, text, label):
+    """Guards against names that are refused, or that are numbered in another order than the model's outputs."""
+    record = TASKS[task]
+    header = [*record.text_columns, record.label_column]
+    path = write(tmp_path, ",".join(header) + "\n" + ",".join(["x"] * len(record.text_columns) + [text]))
+    (example,) = read_examples(path, record)
+    assert type(example.label) is float and example.label == label
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "words"),
+    [
+        (
+            "sst",
+            "good",
+            "sentiment 'good' is not one of 0 (very negative), 1 (negative), 2 (neutral), 3 (pos",
+        ),
+        ("sst", "5", "sentiment '5' is not one of 0 (very negative)"),
+        ("sst", "very", "sentiment 'very' is not one of 0 (very negative)"),
+        ("para", "yes", "is_duplicate 'yes' is not one of 0 (not a paraphrase), 1 (paraphrase)"),
+        ("sts", "paraphrase", "similarity 'paraphrase' is out of range or not a number"),
+    ],
+)
+def test_an_unknown_label_is_answered_with_the_known_ones(tmp_path, task, text, words):
+    """Guards against a message that leaves the user to guess how labels are written."""
+    record = TASKS[task]
+    header = [*record.text_columns, record.label_column]
+    path = write(tmp_path, ",".join(header) + "\n" + ",".join(["x"] * len(record.text_columns) + [text]))
+    with pytest.raises(UserError) as error:
+        read_examples(path, record)
+    assert str(error.value).startswith(f"{path}:2: ") and words in str(error.value)
+
+
+def test_a_new_task_reads_its_names_by_its_record_alone(tmp_path):
+    """Guards against names that are written down in a second place."""
+    nli = replace(SST, parse_label=class_label(3), label_names=("entailment", "neutral", "contradiction"))
+    path = write(tmp_path, "sentence,sentiment\nx,Contradiction\n")
+    assert [example.label for example in read_examples(path, nli)] == [2.0]
+    assert nli.read_label("neutral") == 1.0
+    many = replace(SST, parse_label=class_label(77), label_names=tuple(f"intent {i}" for i in range(77)))
+    assert many.read_label("intent 76") == 76.0
+    with pytest.raises(ValueError, match="intent 3.*…$") as error:
+        many.read_label("intent 77")
+    assert len(str(error.value)) < 250
