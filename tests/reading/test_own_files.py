@@ -174,7 +174,7 @@ NAMES = {
     ("task", "text", "label"), [(task, *pair) for task, names in NAMES.items() for pair in names.items()]
 )
 def test_labels_are_read_by_number_and_by_name(tmp_path, task, text, label):
-    """Guards against names that are refused, or that are numbered in another order than the model's outputs."""
+    """Guards against names that are refused, or numbered in another order than the model's outputs."""
     record = TASKS[task]
     header = [*record.text_columns, record.label_column]
     path = write(tmp_path, ",".join(header) + "\n" + ",".join(["x"] * len(record.text_columns) + [text]))
