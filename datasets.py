@@ -121,7 +121,7 @@ def read_examples(path: str | Path, task: Task, labelled: bool = True) -> list[E
     kept and must have an id that fits in a prediction file. Repeated ids give a warning.
     Raises UserError with file and line if the file is missing, empty or not UTF-8, if a needed column is
     missing or occurs twice, if a quote is never closed, if more than 1 % of the rows cannot be used, or if
-    an unlabelled row holds a comma too many.
+    an unlabelled row of a file without tabs has more or fewer fields than the header.
     """
     table = read_table(path)
     where = f"{path}:{table.header_line}"
@@ -201,11 +201,11 @@ def _report_bad_rows(path: str | Path, bad: list[tuple[int, ValueError]], total:
 def _check_width(row: list[str], table: Table, labelled: bool) -> None:
     """Raises ValueError if a stray separator may have shifted the columns or cut a text.
 
-    An unlabelled row may be short. In the course's files it may be long, too: read_examples warns of it.
+    Each of the course's unlabelled rows needs a prediction, so it may be short, or long with a warning.
     """
     width = len(table.header)
     too_long = any(row[width:])  # empty fields at the end do no harm
-    if (too_long and (labelled or table.strict)) or (labelled and len(row) < width):
+    if (labelled or table.strict) and (too_long or len(row) < width):
         quotes = f"; a text that holds a {table.separator} must stand in quotes"
         raise ValueError(f"{len(row)} fields, not {width}{quotes if too_long and table.strict else ''}")
 

@@ -105,6 +105,7 @@ UNUSABLE = {
         "must stand in quote",
     ),
     "too few fields": ("id,sentence,sentiment\na,good\n", True, 2, "2 fields, not 3)"),
+    "tabs below a header with commas": ("id,sentence\na,x\nb\ty\n", False, 3, "1 fields, not 2"),
     "an open quote": ('id,sentence\na,x\nb,"open\nc,y\n', False, 3, "not closed"),
     "an open quote, closed by another": (
         'id,sentence\na,"open\nb,an "innocent" row\n',
