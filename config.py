@@ -9,6 +9,7 @@ setting is one field. Not handled: configuration files; a run's settings are in 
 import argparse
 import json
 import math
+import re
 import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -27,9 +28,11 @@ from support.flags import (
     Parser,
     Rule,
     Weight,
+    as_text,
     check_text,
     check_values,
     describe,
+    did_you_mean,
     fits,
     flag,
     flags,
@@ -52,9 +55,31 @@ def _is_beta(text: str) -> bool:
         return False
 
 
+# What people call the built-in tasks. Messages say it; these are not accepted as names.
+ALSO_CALLED = {
+    "sst": ("sentiment", "SST-5"),
+    "para": ("paraphrase", "Quora", "QQP"),
+    "sts": ("similarity", "STS-B"),
+    "cfimdb": ("IMDB", "long film reviews"),
+}
+
+
+def unknown_task(name: str) -> str:
+    """What to say of a name that is no task's: which task is probably meant, and which tasks there are."""
+    plain = {re.sub(r"[\W_]", "", other).lower(): task for task in ALSO_CALLED for other in ALSO_CALLED[task]}
+    meant = plain.get(re.sub(r"[\W_]", "", name).lower())
+    hint = f"; did you mean {meant}?" if meant in TASKS else did_you_mean(name, TASKS)
+    known = (f"{task} ({', '.join(ALSO_CALLED.get(task, (TASKS[task].label_column,)))})" for task in TASKS)
+    return f"there is no task {name[:40]!r}{hint or '.'} The tasks are {', '.join(known)}"
+
+
+def _wrong_tasks(names: tuple[str, ...]) -> str:
+    unknown = [name for name in names if name and name not in TASKS]
+    return unknown_task(unknown[0]) if unknown else f"must be one or more of {', '.join(TASKS)}, each once"
+
+
 TASK_NAMES = Rule(
-    lambda names: len(names) > 0 and len(set(names)) == len(names) and set(names) <= set(TASKS),
-    f"must be one or more of {', '.join(TASKS)}, each once",
+    lambda names: len(names) > 0 and len(set(names)) == len(names) and set(names) <= set(TASKS), _wrong_tasks
 )
 BETA = Rule(_is_beta, f"must be {', '.join(BETAS)} or a number from 0 to below 1")
 SEED = Rule(lambda value: 0 <= value < 2**63, "must be a whole number from 0 to 2**63 - 1")
@@ -91,7 +116,7 @@ class TrainConfig:
     )
     tasks: tuple[str, ...] = flag(
         None,
-        f"tasks to train, separated by commas, of {', '.join(TASKS)} (default: sst,para,sts)",
+        f"tasks to train, separated by commas or spaces, of {', '.join(TASKS)} (default: sst,para,sts)",
         rule=TASK_NAMES,
         derive=_trained_tasks,
     )
@@ -266,7 +291,7 @@ class TrainConfig:
         value: Weight = getattr(self, name)
         for task, weight in value.items() if isinstance(value, dict) else [(None, value)]:
             if task is not None and task not in TASKS:
-                raise UserError(f"--{name}: unknown task {task!r}, it must be one of {', '.join(TASKS)}")
+                raise UserError(f"--{name} {as_text(value)}: {unknown_task(task)}")
             if not (weight >= 0 and math.isfinite(weight)):
                 raise UserError(f"--{name} {weight}: must be at least 0 and finite")
 

@@ -9,15 +9,14 @@
 `Loader` does steps 3 and 4 for training, `evaluation_batches` for evaluation.
 
 Shapes: B batch, T tokens, H hidden, C outputs; rows are all rows of a data set.
-Not handled: streaming from disk, other layouts than the course's (tab-separated, CSV quoting, a header).
+Not handled: streaming from disk, files without a header.
 The name hides Hugging Face's `datasets`, which nothing in this project imports.
 """
 
-import csv
-import io
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +27,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from support.errors import UserError
-from support.files import read_bytes
+from support.screen import cut
+from support.tables import Table, read_table
 
 log = logging.getLogger("smart_bert")
 MAX_BAD_SHARE = 0.01  # of a labelled file's rows; with more bad rows the file is probably another file
@@ -60,6 +60,22 @@ class Task:
     def filename(self, split: str) -> str:
         """Name of the file of a split: train, dev or test."""
         return f"{self.file_stem}-{'test-student' if split == 'test' else split}.csv"
+
+    def read_label(self, text: str) -> float:
+        """The label that a field of the label column means: a number, or a class by its name in any case.
+
+        Raises ValueError that lists the classes.
+        """
+        try:
+            return self.parse_label(text)
+        except ValueError:
+            names = [name.casefold() for name in self.label_names]
+            name = " ".join(text.split()).casefold()
+            if name in names:
+                return float(names.index(name))
+        allowed = cut(", ".join(f"{i} ({name})" for i, name in enumerate(self.label_names)), 200)
+        problem = f"is not one of {allowed}" if allowed else "is out of range or not a number"
+        raise ValueError(f"{self.label_column} {text[:20]!r} {problem}")
 
 
 def _parser(valid: Callable[[float], bool]) -> Callable[[str], float]:
@@ -97,28 +113,31 @@ class Example(NamedTuple):
 
 
 def read_examples(path: str | Path, task: Task, labelled: bool = True) -> list[Example]:
-    """The rows of a course file.
+    """The rows of a file in the course's layout: a header, fields separated by tabs or commas, CSV quoting.
 
+    Where the header has no column `id`, the id of a row is its number: 1 for the first row, blank lines
+    and the header not counted, bad rows counted.
     Labelled: rows without a usable label, text or id are skipped, with one warning. Unlabelled: every row is
     kept and must have an id that fits in a prediction file. Repeated ids give a warning.
     Raises UserError with file and line if the file is missing, empty or not UTF-8, if a needed column is
-    missing or occurs twice, if a quote is never closed, or if more than 1 % of the rows cannot be used.
+    missing or occurs twice, if a quote is never closed, if more than 1 % of the rows cannot be used, or if
+    an unlabelled row of a file without tabs has more or fewer fields than the header.
     """
-    rows = _read_rows(path)
-    header_line, header = next(rows, (1, None))
-    if header is None:
-        raise UserError(f"{path}:1: the file is empty")
-    columns = _find_columns(f"{path}:{header_line}", header, task, labelled)
-    parse = _parse_labelled if labelled else _parse_unlabelled
+    table = read_table(path)
+    where = f"{path}:{table.header_line}"
+    id_column, columns = _find_columns(where, table.header, task, labelled)
     numbered: list[tuple[int, Example]] = []  # with the line number of each row
     bad: list[tuple[int, ValueError]] = []
     shifted: list[int] = []  # lines of unlabelled rows with more fields than the header
-    for line, row in rows:
+    for number, (line, row) in enumerate(table.rows, start=1):
         try:
-            numbered.append((line, parse(task, row, columns, len(header))))
+            _check_width(row, table, labelled)
+            id = _id_of(row, id_column, number)
+            texts, label = _parse_row(task, row, columns, labelled)
+            numbered.append((line, Example(id, texts, label)))
         except ValueError as problem:
             bad.append((line, problem))
-        if not labelled and any(row[len(header) :]):
+        if not labelled and any(row[len(table.header) :]):
             shifted.append(line)
     if bad and not labelled:
         raise UserError(f"{path}:{bad[0][0]}: {bad[0][1]}")
@@ -127,23 +146,33 @@ def read_examples(path: str | Path, task: Task, labelled: bool = True) -> list[E
         log.warning("%s: %s; what follows a stray tab is not read", path, found)
     _warn_of_repeated_ids(path, numbered)
     if not numbered and not bad:
-        raise UserError(f"{path}:{header_line}: a header but no rows")
+        raise UserError(f"{where}: a header but no rows")
     if bad:
         _report_bad_rows(path, bad, len(numbered) + len(bad))
     return [example for _, example in numbered]
 
 
-def _find_columns(where: str, header: list[str], task: Task, labelled: bool) -> list[int]:
-    """Positions of the columns for id, texts and, if `labelled`, label. UserError if one is missing."""
+def _find_columns(where: str, header: list[str], task: Task, labelled: bool) -> tuple[int | None, list[int]]:
+    """Position of the id column, None if there is none, and those of texts and, if `labelled`, label.
+
+    Raises UserError if one is missing or occurs twice.
+    """
     names = [name.strip() for name in header]
-    wanted = ("id", *task.text_columns, *([task.label_column] if labelled else []))
+    wanted = (*task.text_columns, *([task.label_column] if labelled else []))
     for name in wanted:
         if name not in names:
             found = ", ".join(map(repr, names))[:200]
-            raise UserError(f"{where}: no column {name!r} in the header (it has {found})")
+            other = len(names) == 1 or any(";" in name for name in names)
+            hint = "; columns must be separated by tabs or commas" if other else ""
+            raise UserError(f"{where}: no column {name!r} in the header (it has {found}){hint}")
+    for name in ("id", *wanted):
         if names.count(name) > 1:
             raise UserError(f"{where}: {names.count(name)} columns named {name!r} in the header")
-    return [names.index(name) for name in wanted]
+    if "id" in names:
+        return names.index("id"), [names.index(name) for name in wanted]
+    if alike := [name for name in names if re.sub(r"\W", "", name).casefold() == "id"]:
+        raise UserError(f"{where}: the column {alike[0]!r} must be written 'id'")
+    return None, [names.index(name) for name in wanted]
 
 
 def _warn_of_repeated_ids(path: str | Path, numbered: list[tuple[int, Example]]) -> None:
@@ -169,70 +198,48 @@ def _report_bad_rows(path: str | Path, bad: list[tuple[int, ValueError]], total:
     log.warning("%s: %s; skipped", path, what)
 
 
-def _read_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields (line number where the row starts, fields), the header first, without blank lines.
+def _check_width(row: list[str], table: Table, labelled: bool) -> None:
+    """Raises ValueError if a stray separator may have shifted the columns or cut a text.
 
-    Raises UserError with file and line if the file cannot be read, is not UTF-8 or has an open quote.
+    Each of the course's unlabelled rows needs a prediction, so it may be short, or long with a warning.
     """
-    data = read_bytes(path)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        before = error.object[: error.start]  # without the BOM
-        byte = error.object[error.start]
-        line = 1 + before.count(b"\n") + before.count(b"\r") - before.count(b"\r\n")
-        raise UserError(f"{path}:{line}: not UTF-8 (byte 0x{byte:02x})") from None
-    csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters is too small for long documents
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t")
-    line = 1
-    width = 0  # number of fields in the header
-    try:
-        for row in reader:
-            width = width or len(row)
-            # An open quote joins lines, so the row has more fields than the header.
-            swallowed = reader.line_num > line and any(row[width:])
-            if swallowed or any("\t" in field for field in row):
-                raise UserError(
-                    f"{path}:{line}: a field opens with a quote that is not closed before the next tab"
-                )
-            if row:
-                yield line, row
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{path}:{line}: {error}") from None
+    width = len(table.header)
+    too_long = any(row[width:])  # empty fields at the end do no harm
+    if (labelled or table.strict) and (too_long or len(row) < width):
+        quotes = f"; a text that holds a {table.separator} must stand in quotes"
+        raise ValueError(f"{len(row)} fields, not {width}{quotes if too_long and table.strict else ''}")
 
 
-def _check_id(id: str) -> None:
-    """Raises ValueError for an id that would break the lines of a prediction file, `ID , VALUE `."""
+def _id_of(row: list[str], column: int | None, number: int) -> str:
+    """The id of a row, by default its number.
+
+    Raises ValueError if the id would break the lines of a prediction file, `ID , VALUE `.
+    """
+    if column is None:
+        return str(number)
+    id = row[column].strip() if column < len(row) else ""
     if not id:
         raise ValueError("a row without an id, so its prediction could not be told from others")
     if id.splitlines() != [id] or " ," in id:
         raise ValueError(
             f"the id {id[:20]!r} holds a line break or ' ,', so its prediction could not be read back"
         )
+    return id
 
 
-def _parse_labelled(task: Task, row: list[str], columns: list[int], width: int) -> Example:
-    """The example of a row. Raises ValueError, which says why the row cannot be used."""
-    if len(row) < width or any(row[width:]):  # with too many fields an unquoted tab has shifted the columns
-        raise ValueError(f"{len(row)} fields, not {width}")
-    id, *texts, label = (row[column].strip() for column in columns)
-    _check_id(id)
+def _parse_row(
+    task: Task, row: list[str], columns: list[int], labelled: bool
+) -> tuple[tuple[str, ...], float | None]:
+    """Texts and label of a row. Raises ValueError, which says why a labelled row cannot be used."""
+    fields = [row[column].strip() if column < len(row) else "" for column in columns]
+    if not labelled:
+        return tuple(fields), None
+    *texts, label = fields
     if not all(texts):
         raise ValueError("empty text")
     if not label:
         raise ValueError("no label")
-    try:
-        return Example(id, tuple(texts), task.parse_label(label))
-    except ValueError:
-        raise ValueError(f"{task.label_column} {label[:20]!r} is out of range or not a number") from None
-
-
-def _parse_unlabelled(task: Task, row: list[str], columns: list[int], width: int) -> Example:
-    """The example of a row, whatever its texts. Raises ValueError only for an id that cannot be used."""
-    id, *texts = (row[column].strip() if column < len(row) else "" for column in columns)
-    _check_id(id)
-    return Example(id, tuple(texts), None)
+    return tuple(texts), task.read_label(label)
 
 
 def sample_rows(examples: list[Example], limit: int | None) -> list[Example]:

@@ -371,7 +371,7 @@ def fit(config: TrainConfig) -> None:
     trained = train(model, data, config, folder, tokenizer, source)
     best, _, _ = load_model(folder / "best")
     best.compute_type = model.compute_type
-    tests = [data[name, "test"] for name in config.eval_tasks]
+    tests = [data[name, "test"] for name in config.eval_tasks if (name, "test") in data]
     results = trained | {"trained_tasks": list(config.tasks), "data": source}
     results["precision_reason"] = precision.reason
     finish(config, best.to(device), tests, results)
@@ -417,7 +417,8 @@ def evaluate_checkpoint(config: TrainConfig) -> None:
     results = {"dev": result.scores, "dev_mean": result.dev_mean, "train_seconds": 0.0}
     results |= {"examples_per_second": round(speed, 2), "trained_tasks": run["trained_tasks"]}
     results |= {"data": source, "checkpoint": config.checkpoint}
-    finish(config, model, [data[name, "test"] for name in config.eval_tasks], results)
+    tests = [data[name, "test"] for name in config.eval_tasks if (name, "test") in data]
+    finish(config, model, tests, results)
 
 
 def predict_with_checkpoint(config: TrainConfig) -> None:

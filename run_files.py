@@ -51,7 +51,9 @@ def find_files(config: TrainConfig, wanted: Sequence[Key]) -> tuple[dict[Key, Pa
     """The path of each (task, split), and in a word or two where the files are from.
 
     Files that are named by a flag come first, then the data folder. Where there are none at all, the sample
-    is used, and a line says so. Raises UserError that names the first missing file.
+    is used, and a line says so. A test file may be missing: a line says so, and the result lacks it. It may
+    not for --option predict, or where a flag names the file or its predictions.
+    Raises UserError that names the first missing file.
     """
     chosen = config.data_dir or os.environ.get("SMART_BERT_DATA_DIR")
     folder = Path(chosen or "data")
@@ -65,10 +67,15 @@ def find_files(config: TrainConfig, wanted: Sequence[Key]) -> tuple[dict[Key, Pa
                 "No course files found: this run uses data/sample. data/README.md says where real ones are."
             )
             return sample, "sample"
-    if missing:
-        flag = "--" + "_".join(missing[0])
-        mend = f"give it with {flag}, or its folder with --data_dir (see data/README.md)"
-        raise UserError(f"{files[missing[0]]}: no such file; {mend}")
+    for key in missing:
+        task, split = key
+        named = key in given or f"{task}_test_out" in config.files
+        if split != "test" or config.option == "predict" or named:
+            mend = f"give it with --{task}_{split}, or its folder with --data_dir (see data/README.md)"
+            raise UserError(f"{files[key]}: no such file; {mend}")
+    for task, split in missing:
+        print(f"no test file {files[task, split]}: no test predictions for {task}")
+    files = {key: path for key, path in files.items() if key not in missing}
     return files, str(folder) if len(given) < len(files) else "files given by flag"
 
 

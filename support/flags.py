@@ -4,10 +4,12 @@ Knows no particular setting. A field is made by `flag`; its type says how its te
 """
 
 import argparse
+import difflib
+import re
 import textwrap
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import Field, field, fields
 from typing import Any, NamedTuple, NoReturn
 
@@ -17,14 +19,14 @@ LARGEST = 1e38  # a float beyond it is no 32-bit number
 Weight = float | dict[str, float]  # one number for all names, or a number by name
 
 
-METAVARS: dict[Any, str] = {int: "N", float: "X", tuple[str, ...]: "NAME,...", Weight: "X or NAME=X,..."}
+METAVARS: dict[Any, str] = {int: "N", float: "X", tuple[str, ...]: "NAME", Weight: "X or NAME=X,..."}
 
 
 class Rule(NamedTuple):
-    """What a setting's value must fulfil, and the words that say so."""
+    """What a setting's value must fulfil, and the words that say so, or a function from the value to them."""
 
     holds: Callable[[Any], bool]
-    words: str
+    words: str | Callable[[Any], str]
 
 
 AT_LEAST_0 = Rule(lambda value: value >= 0, "must be at least 0")
@@ -69,9 +71,21 @@ def check_values(settings: Any) -> None:
         if value is None:
             continue
         if choices and value not in choices:
-            raise UserError(f"--{setting.name} {value}: must be one of {', '.join(choices)}")
+            hint = did_you_mean(str(value), choices)
+            raise UserError(f"--{setting.name} {value}: must be one of {', '.join(choices)}{hint}")
         if rule and not rule.holds(value):
-            raise UserError(f"--{setting.name} {as_text(value)}: {rule.words}")
+            words = rule.words if isinstance(rule.words, str) else rule.words(value)
+            raise UserError(f"--{setting.name} {as_text(value)}: {words}")
+
+
+def did_you_mean(word: str, names: Iterable[str], dashes: str = "") -> str:
+    """`; did you mean NAME?` with the name that is nearest to the word, or nothing where none is near.
+
+    dashes: what stands before the name in the message.
+    """
+    by_lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(word[:100].lower(), by_lower, n=1)
+    return f"; did you mean {dashes}{by_lower[near[0]]}?" if near else ""
 
 
 def check_text(name: str, value: object) -> None:
@@ -142,6 +156,18 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(message.removeprefix("argument "))
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's. Raises UserError that answers an unknown flag with the nearest one."""
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            name = word.lstrip("-\u2013\u2014")  # a text editor may join two dashes
+            what = f"{word[:60]!r} belongs to no flag" if name == word else f"unknown flag {word[:60]}"
+            names = [text.lstrip("-") for text in self._option_string_actions]
+            hint = did_you_mean(name.replace("-", "_"), names, "--") or "; --help lists all flags"
+            raise UserError(what + hint)
+        return known
+
     def add_flags(self, settings: Any) -> None:
         """A flag for each field of the settings, in groups."""
         group: Any = self
@@ -160,19 +186,25 @@ def _add_flag(group: Any, setting: "Field[Any]") -> None:
     if isinstance(kind, types.UnionType) and kind != Weight:  # X | None
         kind = typing.get_args(kind)[0]
     choices = setting.metadata["choices"]
+    several = {"nargs": "+", "action": _Names} if typing.get_origin(kind) is tuple else {}
     if setting.default is not None:
         words += f" (default: {setting.default})"
     group.add_argument(
         f"--{setting.name}",
-        type=_weight if kind == Weight else _names if typing.get_origin(kind) is tuple else kind,
+        type=_weight if kind == Weight else str if several else kind,
         default=argparse.SUPPRESS,
         metavar="{" + ",".join(choices) + "}" if choices else METAVARS.get(kind, "NAME"),
         help=words,
+        **several,
     )
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
+class _Names(argparse.Action):
+    """Names separated by commas, spaces or both: `sst,para`, `sst para`, `sst, para`."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        names = re.split(r"\s*,\s*|\s+", " ".join(values).strip())
+        setattr(namespace, self.dest, tuple(names))
 
 
 def _weight(text: str) -> Weight:

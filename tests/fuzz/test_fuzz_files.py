@@ -34,8 +34,9 @@ def test_there_are_as_many_inputs_as_promised():
 
 @st.composite
 def course_files(draw, task, labelled: bool) -> bytes:
-    """A valid file, of which some fields are odd and some bytes are damaged."""
-    names = ["", "id", *task.text_columns, *([task.label_column] if labelled else [])]
+    """A valid file, with tabs or commas, of which some fields are odd and some bytes are damaged."""
+    id_column = draw(st.sampled_from([["id"], ["id"], []]))
+    names = ["", *id_column, *task.text_columns, *([task.label_column] if labelled else [])]
     header = draw(st.permutations(names))
     valid = dict.fromkeys(task.text_columns, "a fine film") | {task.label_column: "1"}
     count = draw(st.sampled_from([0, 1, 3, 12, 300]))
@@ -45,9 +46,10 @@ def course_files(draw, task, labelled: bool) -> bytes:
     for place, column, field in draw(odd):
         row = rows[place % len(rows)]
         row[column % len(row)] = field
+    separator = draw(st.sampled_from("\t\t,"))
     end = draw(st.sampled_from(["\n", "\n", "\r\n", "\r", "\n\n"]))
     start = draw(st.sampled_from(["", "", "\ufeff", end]))
-    data = (start + "".join("\t".join(row) + end for row in rows)).encode("utf-8", "surrogatepass")
+    data = (start + "".join(separator.join(row) + end for row in rows)).encode("utf-8", "surrogatepass")
     kinds = st.sampled_from(["flip", "delete", "insert", "truncate", "swap"])
     damage = st.tuples(kinds, st.floats(0, 1), st.binary(min_size=1, max_size=3))
     for kind, share, extra in draw(st.lists(damage, max_size=2)):
@@ -80,7 +82,9 @@ def data_files(draw):
 
 def rows_by_hand(data: bytes) -> list[list[str]]:
     """The fields of a file without quotes, blank lines left out."""
-    return [line.split("\t") for line in BREAKS.split(data.decode("utf-8-sig")) if line]
+    lines = [line for line in BREAKS.split(data.decode("utf-8-sig")) if line]
+    separator = "," if "," in lines[0] and "\t" not in lines[0] else "\t"
+    return [line.split(separator) for line in lines]
 
 
 @sizes("files")
@@ -115,8 +119,10 @@ def test_any_file_is_read_or_refused_with_file_and_line(count, tmp_path, tokeniz
             assert dataset.labels is None
             if b'"' not in data:
                 header, *rows = rows_by_hand(data)
-                place = [name.strip() for name in header].index("id")
-                assert dataset.ids == [row[place].strip() for row in rows]
+                names = [name.strip() for name in header]
+                numbers = [str(number) for number in range(1, len(rows) + 1)]
+                ids = [row[names.index("id")].strip() for row in rows] if "id" in names else numbers
+                assert dataset.ids == ids
         write_predictions(tmp_path / "out.csv", task.prediction_column, dataset.ids, np.arange(len(dataset)))
         header, *lines = (tmp_path / "out.csv").read_bytes().decode().splitlines()
         written = [tuple(line.removesuffix(" ").split(" , ")) for line in lines]

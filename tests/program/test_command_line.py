@@ -21,6 +21,8 @@ from helpers import SAMPLE, run_program
         ("--use_smar", "--use_smar"),
         ("--tasks sst,nonsense", "nonsense"),
         ("--tasks sst,sst", "--tasks"),
+        ("--tasks sst para,", "--tasks"),
+        ("--tasks", "--tasks"),
         ("--tasks=", "--tasks"),
         ("--schedule random", "--schedule"),
         ("--option train", "--option"),
@@ -61,6 +63,54 @@ def test_a_mistake_is_one_line_and_status_2(arguments, named, capsys, tmp_path, 
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("multitask_classifier.py: error: ") and named in error
     assert not (tmp_path / "out").exists()
+
+
+TASK_LIST = "The tasks are sst (sentiment, SST-5), para (paraphrase, Quora, QQP), sts (similarity, STS-B), "
+TASK_LIST += "cfimdb (IMDB, long film reviews)"
+HINTS = {
+    "--use_smrt": "unknown flag --use_smrt; did you mean --use_smart?",
+    "--epoch=3": "unknown flag --epoch; did you mean --epochs?",
+    "--taks sst para": "unknown flag --taks; did you mean --tasks?",
+    "--use-smart": "unknown flag --use-smart; did you mean --use_smart?",
+    "-epochs 3": "unknown flag -epochs; did you mean --epochs?",
+    "\u2014epochs 3": "unknown flag \u2014epochs; did you mean --epochs?",
+    "--sst_trian x": "unknown flag --sst_trian; did you mean --sst_train?",
+    "--zzz": "unknown flag --zzz; --help lists all flags",
+    "use_smart": "'use_smart' belongs to no flag; did you mean --use_smart?",
+    "--resume twice": "'twice' belongs to no flag; --help lists all flags",
+    "--schedule interleavd": "--schedule interleavd: must be one of interleaved, sequential; did you mean"
+    " interleaved?",
+    "--precision BF16": "--precision BF16: must be one of fp32, bf16, fp16; did you mean bf16?",
+    "--pooling zzz": "--pooling zzz: must be one of mean, cls",
+    "--tasks quora": f"--tasks quora: there is no task 'quora'; did you mean para? {TASK_LIST}",
+    "--tasks sst QQP": f"--tasks sst,QQP: there is no task 'QQP'; did you mean para? {TASK_LIST}",
+    "--tasks sentiment": f"--tasks sentiment: there is no task 'sentiment'; did you mean sst? {TASK_LIST}",
+    "--tasks sst5": f"--tasks sst5: there is no task 'sst5'; did you mean sst? {TASK_LIST}",
+    "--tasks STS": f"--tasks STS: there is no task 'STS'; did you mean sts? {TASK_LIST}",
+    "--tasks zzz": f"--tasks zzz: there is no task 'zzz'. {TASK_LIST}",
+    "--eval_tasks sts-b": f"--eval_tasks sts-b: there is no task 'sts-b'; did you mean sts? {TASK_LIST}",
+    "--smart_weight qqp=2": f"--smart_weight qqp=2: there is no task 'qqp'; did you mean para? {TASK_LIST}",
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), HINTS.items())
+def test_a_mistake_is_answered_with_what_was_probably_meant(arguments, words, capsys):
+    """Guards against an error that sends the user to search a list of forty flags."""
+    assert run_program(*arguments.split()) == 2
+    error = capsys.readouterr().err
+    assert error == f"multitask_classifier.py: error: {words}\n"
+
+
+@pytest.mark.parametrize(
+    "words", ["sst,para,sts", "sst para sts", "sst, para, sts", "sst,para sts", "sst , para ,sts"]
+)
+def test_tasks_are_separated_by_commas_or_spaces(words):
+    """Guards against a run of the first task alone."""
+    config, given = parse_arguments(["--tasks", *words.split(" "), "--eval_tasks", words, "--lr", "0.5"])
+    assert config.tasks == config.eval_tasks == ("sst", "para", "sts") and config.lr == 0.5
+    assert given == {"tasks", "eval_tasks", "lr"}
+    config, _ = parse_arguments([f"--tasks={words}"])
+    assert config.tasks == ("sst", "para", "sts")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -1,0 +1,98 @@
+"""Tables in text files: a header line and rows of fields, separated by tabs or commas, with CSV quoting.
+
+    file ─ read_table ─> Table(separator, header, rows)
+
+Knows no task. Not handled: other separators, other encodings than UTF-8.
+"""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from support.errors import UserError
+from support.files import read_bytes
+
+SEPARATORS = {"tab": "\t", "comma": ","}
+
+
+class Table(NamedTuple):
+    """A file's header and its rows, without blank lines.
+
+    separator: "tab" or "comma". strict: quoting must be proper, and a quoted text may hold the separator.
+    Only files with a tab in the header, the course's, are read more loosely. rows: (line number where the
+    row starts, its fields); iterating raises UserError with file and line at an open quote.
+    """
+
+    separator: str
+    strict: bool
+    header_line: int
+    header: list[str]
+    rows: Iterator[tuple[int, list[str]]]
+
+
+def read_table(path: str | Path) -> Table:
+    """The table in a file. The header alone decides whether its fields are separated by tabs or by commas.
+
+    Raises UserError with file and line if the file cannot be read, is empty or is not UTF-8.
+    """
+    data = read_bytes(path)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start]  # without the BOM
+        byte = error.object[error.start]
+        line = 1 + before.count(b"\n") + before.count(b"\r") - before.count(b"\r\n")
+        raise UserError(f"{path}:{line}: not UTF-8 (byte 0x{byte:02x})") from None
+    csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters is too small for long documents
+    separator, strict = _layout(text)
+    rows = _rows(path, text, separator, strict)
+    header_line, header = next(rows, (1, None))
+    if header is None:
+        raise UserError(f"{path}:1: the file is empty")
+    return Table(separator, strict, header_line, header, rows)
+
+
+def _layout(text: str) -> tuple[str, bool]:
+    """Separator, and whether quoting must be proper: commas, where they split the header and no tab is in it.
+
+    So a file with one column counts as tab-separated, and its texts may hold commas without quotes.
+    """
+    header = next(filter(None, csv.reader(io.StringIO(text, newline=""))), [])
+    if any("\t" in name for name in header):
+        return "tab", False
+    return "comma" if len(header) > 1 else "tab", True
+
+
+def _rows(path: str | Path, text: str, separator: str, strict: bool) -> Iterator[tuple[int, list[str]]]:
+    """Yields (line number where the row starts, fields), the header first, without blank lines.
+
+    Raises UserError with file and line at an open quote.
+    """
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=SEPARATORS[separator],
+        strict=strict,  # an open quote shows by what stands behind the quote that closes it
+        skipinitialspace=strict,  # `1, "a text, with a comma"`
+    )
+    line = 1
+    width = 0  # number of fields in the header
+    try:
+        for row in reader:
+            width = width or len(row)
+            # An open quote joins lines, so the row has more fields than the header.
+            swallowed = reader.line_num > line and any(row[width:])
+            if swallowed and strict:
+                problem = f"a quote is not closed, or a text that holds a {separator} is not in quotes"
+                raise UserError(f"{path}:{line}: {len(row)} fields, not {width}: {problem}")
+            if swallowed or (not strict and any("\t" in field for field in row)):
+                problem = "a field opens with a quote that is not closed before the next tab"
+                raise UserError(f"{path}:{line}: {problem}")
+            if row:
+                yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        # strict: text follows a closing quote, or the file ends within quotes
+        improper = "a field opens with a quote that is not closed, or holds a quote that is not doubled"
+        raise UserError(f"{path}:{line}: {improper if strict else error}") from None
