@@ -14,9 +14,9 @@ Not handled: several runs beside each other; TensorBoard does that.
 
 import argparse
 import io
-import itertools
 import math
 import re
+import shlex
 import statistics
 import sys
 from collections import Counter
@@ -39,6 +39,7 @@ HERE = Path(__file__).resolve().parent
 WORST = 10  # mistakes of a task that are shown
 LONGEST_TEXT = 600  # characters of a text that are shown
 MOST_POINTS = 2000  # of a scatter plot; more would only make the page large
+RESUME = ("python", "multitask_classifier.py", "--resume", "--output_dir")
 TERM_NAMES = {"task": "task loss", "smart": "R_s (smart)", "bregman": "D_Breg (bregman)", "rdrop": "R-Drop"}
 
 # -------------------------------------------------------------------------------------------- files
@@ -59,10 +60,10 @@ class Row(NamedTuple):
     @property
     def loss(self) -> float:
         """Cross entropy of a class, squared error of a score, NaN of a class without probabilities."""
-        if isinstance(self.label, str) or isinstance(self.prediction, str):
-            probability = self.probabilities.get(str(self.label), math.nan)
+        if isinstance(self.label, str) and isinstance(self.prediction, str):
+            probability = self.probabilities.get(self.label, math.nan)
             return -math.log(probability) if probability != 0 else math.inf
-        return (self.prediction - self.label) ** 2
+        return (float(self.prediction) - float(self.label)) ** 2
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ class Run:
     progress: dict[str, Any]
     records: dict[str, list[dict[str, Any]]]
     rows: dict[str, list[Row]]
+
+    @property
+    def says(self) -> dict[str, Any]:
+        """What checkpoint and results say: trained tasks, data, ..."""
+        return self.record | self.results
 
     @property
     def config(self) -> dict[str, Any]:
@@ -134,10 +140,12 @@ def read_rows(folder: Path, task: str) -> Iterator[Row]:
     for where, line in json_lines(folder / "predictions" / f"{task}-dev-rows.jsonl"):
         try:
             row = Row(**{"probabilities": {}} | line)
-            assert isinstance(row.loss, float)
-            assert all(isinstance(text, str) for text in row.texts)
-        except (TypeError, ValueError, AttributeError, AssertionError):
-            raise UserError(f"{where}: not a dev row, with id, texts, label and prediction") from None
+            fits = isinstance(row.texts, list) and all(isinstance(text, str) for text in row.texts)
+            fits = fits and isinstance(row.loss, float)  # which raises where a value is no number
+        except (ArithmeticError, AttributeError, TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise UserError(f"{where}: not a dev row, with id, texts, label and prediction")
         yield row
 
 
@@ -190,18 +198,14 @@ def number(value: float, form: str) -> str:
 def percent(probability: float) -> str:
     """A probability as `24 %`, `0.3 %` or `below 0.1 %`."""
     if probability < 0.001:
-        return "below 0.1 %"
-    return (
-        f"{probability:.1%}".replace("%", " %")
-        if probability < 0.01
-        else f"{probability:.0%}".replace("%", " %")
-    )
+        return "below 0.1\u00a0%"
+    return f"{100 * probability:.{0 if probability >= 0.01 else 1}f}\u00a0%"
 
 
 def confusion(rows: Sequence[Row]) -> tuple[list[str], dict[str, dict[str, int]]]:
     """The classes, and how many rows of each true class were given which class: counts[true][predicted]."""
-    found = itertools.chain.from_iterable((str(row.label), str(row.prediction)) for row in rows)
-    names = list(rows[0].probabilities) or sorted(set(found))
+    found = {str(name) for row in rows for name in (row.label, row.prediction)}
+    names = list(dict.fromkeys([*rows[0].probabilities, *sorted(found)]))
     pairs = Counter((str(row.label), str(row.prediction)) for row in rows)
     return names, {true: {said: pairs[true, said] for said in names} for true in names}
 
@@ -225,7 +229,7 @@ def smart_rows(run: Run) -> list[dict[str, str]]:
                     "ratio": f"{last['delta_ratio']:.2%}",
                     "before": f"{last['random_divergence']:.2e}",
                     "after": f"{last['ascent_divergence']:.2e}",
-                    "gain": f"{last['ascent_gain']:.1f}",
+                    "gain": f"{last['ascent_gain']:,.1f}",
                 }
             )
     return table
@@ -272,7 +276,7 @@ def cost_rows(run: Run) -> list[tuple[str, str]]:
 def facts(run: Run) -> list[tuple[str, str]]:
     """What else decides the numbers."""
     config = run.config
-    says = run.record | run.results
+    says = run.says
     return [
         ("option", config["option"]),
         ("encoder", config["checkpoint"] or config["model_name_or_path"]),
@@ -328,7 +332,8 @@ def picture(draw: Callable[[Axes], None], title: str, x: str, y: str = "") -> Ma
         figure = Figure(figsize=(3.2, 2.1))
         axes = figure.add_axes((0.16, 0.2, 0.8, 0.66))
         draw(axes)
-        axes.set(title=title, xlabel=x, ylabel=y)
+        axes.set(xlabel=x, ylabel=y)
+        axes.set_title(title, loc="right")  # on the left matplotlib writes the power of ten
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True)
     svg = text.getvalue()
@@ -357,7 +362,7 @@ def lines(series: Sequence[Line], log_scale: bool = False) -> Callable[[Axes], N
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5))
-            axes.ticklabel_format(axis="y", scilimits=(-2, 4), useOffset=False)
+            axes.ticklabel_format(axis="y", scilimits=(-2, 4))
         if len(series) > 1:
             axes.legend()
 
@@ -439,6 +444,8 @@ def page(run: Run) -> str:
         run=run,
         step=run.progress.get("step"),
         total_steps=run.record.get("total_steps"),
+        resume_command=shlex.join([*RESUME, run.config["output_dir"]]),
+        data=run.says["data"],
         score_tables=score_tables(run),
         cost_rows=cost_rows(run),
         facts=facts(run),
@@ -459,9 +466,10 @@ def write_report(folder: Path) -> Path:
 
     Raises UserError if the folder holds no run, if a file of it is damaged, or if the page can't be written.
     """
-    run = read_run(folder)
     try:
-        html = page(run)
+        html = page(read_run(folder))
+    except UserError:
+        raise
     # a stranger's files can hold anything where a number is looked for
     except (
         ArithmeticError,

@@ -98,7 +98,8 @@ def draw_rows(task: str, count: int, seed: int, data_dir: Path, folder: Path) ->
 
 def command(run: Run, data_dir: Path, folder: Path) -> list[str]:
     """The command line that starts the run in `folder`, or resumes it."""
-    program = [sys.executable, str(HERE.parent / "multitask_classifier.py"), "--output_dir", str(folder)]
+    program = [sys.executable, str(HERE.parent / "multitask_classifier.py"), "--no_report"]
+    program += ["--output_dir", str(folder)]
     if (folder / "last").exists():
         return [*program, "--resume"]
     # One epoch of all steps, so that dev is scored once. The sample's test files, because nobody reads them.
@@ -202,7 +203,9 @@ def main_of(question: Question, grid: Iterable[Run], table: Callable[[list[dict[
     parser.add_argument("--data_dir", type=Path, default=os.environ.get("SMART_BERT_DATA_DIR"))
     parser.add_argument("--work_dir", type=Path, default=Path("runs/experiments"))
     parser.add_argument("--table", action="store_true", help="print the table of what has been run")
-    parser.add_argument("--seeds", type=int, nargs="+", help="run these seeds only: processes share a grid so")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", help="run these seeds only: processes share a grid so"
+    )
     options = parser.parse_args()
     if options.table:
         print(table(question.lines()))

@@ -71,7 +71,7 @@ def run(setting: str, task: str, seed: int, data_dir: str, work_dir: Path) -> No
         flags = [*COMMON, *SETTINGS[setting], "--tasks", task, "--seed", str(seed)]
     flags += [f"--{task}_test", str(SAMPLE / SHORT[task])]
     flags += ["--data_dir", data_dir, "--output_dir", str(folder)]
-    command = [sys.executable, str(HERE.parent / "multitask_classifier.py"), *flags]
+    command = [sys.executable, str(HERE.parent / "multitask_classifier.py"), "--no_report", *flags]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     results = json.loads((folder / "results.json").read_text())
     line = {
