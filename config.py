@@ -10,6 +10,8 @@ import argparse
 import json
 import math
 import re
+import shlex
+import sys
 import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -263,6 +265,7 @@ class TrainConfig:
         "steps between checkpoints in <output_dir>/last (default: about every two minutes)",
         rule=AT_LEAST_1,
     )
+    no_report: bool = flag(False, "do not make <output_dir>/report.html (for grids of runs)")
     resume: bool = flag(
         False, "go on with the run in --output_dir; flags that are left out stay as the run was started"
     )
@@ -274,6 +277,9 @@ class TrainConfig:
     )
     # the course's path flags, where given: {"sst_train": path, "sst_dev_out": path}
     files: dict[str, str] = field(default_factory=dict)
+    # what the report says: the command line (a resumed run keeps its first), the settings that differ
+    command: str = ""
+    differing: str = ""
 
     def __post_init__(self) -> None:
         for name, path in self.files.items():
@@ -398,4 +404,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[TrainConfig
     given = vars(parser.parse_args(arguments))
     settings = {item.name: given.pop(item.name) for item in flags(TrainConfig) if item.name in given}
     settings |= {"files": given} if given else {}
-    return TrainConfig(**settings), set(settings)
+    words = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "multitask_classifier.py", *words])
+    return TrainConfig(**settings, command=command), set(settings)

@@ -51,6 +51,8 @@ class Task:
     prediction_column: str  # header of prediction files
     label_names: tuple[str, ...] = ()  # names of the classes, index = class; empty for regression
     first_output: float = 0.0  # output of a new head: 0, or the middle of a score's range
+    # logits (B,C) -> probabilities (B,classes) in the order of label_names; None for regression
+    probabilities: Callable[[Tensor], Tensor] | None = None
 
     @property
     def main_metric(self) -> str:
@@ -264,6 +266,7 @@ class TokenizedDataset:
     starts: np.ndarray  # (rows + 1,), position in `tokens` where each row starts, and the end of the last row
     segment_starts: np.ndarray  # (rows,), position in the row where segment 1 starts, or the row's length
     num_truncated: int  # rows that were longer than max_length
+    texts: list[tuple[str, ...]] = field(default_factory=list)  # of each row; kept for dev files alone
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -113,6 +113,7 @@ class Evaluation(NamedTuple):
 
     scores: task -> metric -> value; "trained" is False for a task that the model was not trained on.
     predictions: task -> (rows,), in file order.
+    logits: task -> (rows,C), in file order.
     dev_mean: mean of the main metrics of all evaluated tasks.
     selection_mean: mean of the main metrics of the trained tasks, or dev_mean if none of them was trained. It
         picks the best epoch: the chance score of an untrained head must not change the choice.
@@ -120,6 +121,7 @@ class Evaluation(NamedTuple):
 
     scores: dict[str, dict[str, float]]
     predictions: dict[str, np.ndarray]
+    logits: dict[str, Tensor]
     dev_mean: float
     selection_mean: float
 
@@ -154,11 +156,13 @@ def evaluate(
     """Scores and predictions on labelled data. `trained` names the tasks that the model was trained on."""
     scores: dict[str, dict[str, float]] = {}
     predictions: dict[str, np.ndarray] = {}
+    logits: dict[str, Tensor] = {}
     main: dict[str, float] = {}  # task -> its main metric
     for dataset in datasets:
         assert dataset.labels is not None  # evaluation files are read with labels
         name = dataset.task.name
-        predictions[name] = predict(model, dataset, batch_size)
+        logits[name] = model_outputs(model, dataset, batch_size)
+        predictions[name] = dataset.task.predict(logits[name]).numpy()
         scores[name] = score(dataset.task, predictions[name], dataset.labels.numpy())
         main[name] = scores[name][dataset.task.main_metric]
         if name not in trained:
@@ -167,6 +171,7 @@ def evaluate(
     return Evaluation(
         scores=scores,
         predictions=predictions,
+        logits=logits,
         dev_mean=statistics.fmean(main.values()),
         selection_mean=statistics.fmean(selected or main.values()),
     )

@@ -35,10 +35,19 @@ from config import TrainConfig, describe_settings, parse_arguments
 from datasets import Batch, Loader, Task, TokenizedDataset
 from evaluation import evaluate, predict
 from optimizer import warmup_decay
-from run_files import Data, check_outputs, find_files, load_data, prepare_folder, write_all_predictions
+from run_files import (
+    Data,
+    check_outputs,
+    find_files,
+    load_data,
+    make_report,
+    prepare_folder,
+    write_all_predictions,
+    write_dev_rows,
+)
 from support import parallel
 from support.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
-from support.devices import COMPUTE_TYPES, choose_precision, pick_device
+from support.devices import COMPUTE_TYPES, choose_precision, peak_memory, pick_device
 from support.dropout import Dropout
 from support.errors import UserError, one_line
 from support.files import write_text
@@ -239,6 +248,7 @@ def score_epoch(
         with progress.saving():
             save_model(run.folder / "best", models, kept, run.tokenizer, run.record | progress.best)
     write_all_predictions(config, run.folder, "dev", dev, results[kept].predictions)
+    write_dev_rows(run.folder, dev, results[kept])
 
 
 def train(
@@ -261,7 +271,7 @@ def train(
         bregman = mysmartloss.BregmanProximal(model)
         models["teacher"] = cast(MultitaskBERT, bregman.teacher)
     learner = Learner(TrainingLoss(model, config, bregman), config)
-    record = resume.run_record(config, data, source)
+    record = resume.run_record(config, data, source) | {"total_steps": total}
     describe(model, tokenizer, loaders, plan, config)
     progress = resume.load_last(folder, models, learner, record) if config.resume else resume.Progress()
     diary = SilentLog() if parallel.rank() else RunLog(folder, progress.log_bytes, progress.step)
@@ -313,7 +323,7 @@ def train(
     parallel.wait_for_all()  # until `best` is written
     if not progress.best:
         raise UserError(f"{folder / 'last'}: at the end of its run, but it has no best epoch")
-    return progress.best | progress.cost()
+    return progress.best | progress.cost() | peak_memory(learner.device)
 
 
 # ------------------------------------------------------------------------------------------ program
@@ -337,6 +347,7 @@ def finish(config: TrainConfig, model: MultitaskBERT, tests: list[TokenizedDatas
     )
     if results["data"] == "sample":
         print("data: the project's own sample, which is too small to learn much from")
+    make_report(config)
 
 
 def fit(config: TrainConfig) -> None:
@@ -357,7 +368,12 @@ def fit(config: TrainConfig) -> None:
     positions = bert.config.max_position_embeddings
     precision = choose_precision(device, config.precision, config.resume)
     print(f"precision: {precision.name}, {precision.reason}")
-    config = replace(config, max_length=config.max_length or min(256, positions), precision=precision.name)
+    config = replace(
+        config,
+        max_length=config.max_length or min(256, positions),
+        precision=precision.name,
+        differing=describe_settings(config),
+    )
     bert.requires_grad_(config.option == "finetune")
     data = load_data(config, files, tokenizer)
     heads = (*config.tasks, *config.eval_tasks)
@@ -414,6 +430,7 @@ def evaluate_checkpoint(config: TrainConfig) -> None:
     result = evaluate(model, dev, config.batch_size, run["trained_tasks"])
     speed = sum(map(len, dev)) / (time.perf_counter() - begin)
     write_all_predictions(config, folder, "dev", dev, result.predictions)
+    write_dev_rows(folder, dev, result)
     results = {"dev": result.scores, "dev_mean": result.dev_mean, "train_seconds": 0.0}
     results |= {"examples_per_second": round(speed, 2), "trained_tasks": run["trained_tasks"]}
     results |= {"data": source, "checkpoint": config.checkpoint}
@@ -464,6 +481,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = f"python multitask_classifier.py --resume --output_dir {config.output_dir}"
         if os.environ.get("RANK", "0") == "0":  # one of several processes says so
             complain(f"interrupted, and saved; go on with: {command}", 0)
+            make_report(config)
         return 128 + int(interruption.args[0])
     except KeyboardInterrupt:
         return complain("interrupted", 130)

@@ -41,7 +41,7 @@ log = logging.getLogger("smart_bert")
 # The settings that may change when a run is resumed: they do not change its numbers. Files may, because their
 # content is compared; epochs may only grow.
 FREE_TO_CHANGE = {"epochs", "logging_steps", "log_level", "save_steps", "output_dir", "data_dir", "files"}
-FREE_TO_CHANGE |= {"use_gpu", "resume", "skip_nonfinite"}
+FREE_TO_CHANGE |= {"use_gpu", "resume", "skip_nonfinite", "no_report"}
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of each weight
 
 # ------------------------------------------------------------------------------- where a run stands
@@ -141,6 +141,7 @@ class Progress:
     def cost(self) -> dict[str, float]:
         """What the run has taken, for `results.json`."""
         return {
+            "steps": self.step,
             "train_seconds": round(self.seconds, 3),
             "examples_per_second": round(self.examples / max(self.seconds, 1e-9), 2),
             "save_seconds": round(self.save_seconds, 3),

@@ -1,32 +1,39 @@
 """The files that a run reads, and the folder that it writes.
 
     find_files ─> paths by (task, split) ─ load_data ─> TokenizedDataset by (task, split)
-    prepare_folder, check_outputs before a run; write_all_predictions after each of its epochs
+    prepare_folder, check_outputs before a run; write_all_predictions, write_dev_rows after each of its
+    epochs; make_report at its end
 
 Knows data sets, no model.
 """
 
+import contextlib
+import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
+from torch import Tensor
 from tqdm import tqdm
 
 from config import TRAINING, TrainConfig
 from datasets import TokenizedDataset, read_examples, sample_rows, tokenize
-from evaluation import write_predictions
+from evaluation import Evaluation, write_predictions
 from support import parallel
-from support.errors import UserError
+from support.errors import UserError, one_line
+from support.files import write_text
 from tasks import TASKS
 
 log = logging.getLogger("smart_bert")
 HERE = Path(__file__).resolve().parent
 # what a run leaves in its folder
-RUN_FILES = ("last", "best", "metrics.jsonl", "results.json", "predictions", "tensorboard")
+RUN_FILES = ("last", "best", "metrics.jsonl", "results.json", "predictions", "tensorboard", "report.html")
 Key = tuple[str, str]  # (task, split)
 Data = dict[Key, TokenizedDataset]
 
@@ -88,6 +95,8 @@ def load_data(config: TrainConfig, files: Mapping[Key, Path], tokenizer: Tokeniz
         examples = read_examples(path, TASKS[task], labelled=split != "test")
         examples = sample_rows(examples, limits[split])
         data[task, split] = tokenize(examples, TASKS[task], tokenizer, config.max_length)
+        if split == "dev":
+            data[task, split] = replace(data[task, split], texts=[example.texts for example in examples])
         cut = data[task, split].num_truncated
         if cut:
             words = "%s: %d of %d rows cut to --max_length %d tokens"
@@ -128,3 +137,61 @@ def write_all_predictions(
             write_predictions(path, dataset.task.prediction_column, dataset.ids, predictions[name])
         paths.append(path)
     return paths
+
+
+def dev_rows(dataset: TokenizedDataset, logits: Tensor, predictions: np.ndarray) -> Iterator[dict[str, Any]]:
+    """What a row of a labelled file says and what the model says of it, as JSON can hold it.
+
+    Classes stand under their names, numbers have six digits. logits: (rows,C). predictions: (rows,).
+    """
+    assert dataset.labels is not None, "dev files have labels"
+    names = dataset.task.label_names
+    of_class = dataset.task.probabilities
+    probabilities = of_class(logits).tolist() if of_class else [[]] * len(dataset)
+
+    def said(value: float) -> str | float:
+        return names[int(value)] if names else six_digits(value)
+
+    columns = (dataset.ids, dataset.texts, dataset.labels.tolist(), predictions.tolist(), probabilities)
+    for id, texts, label, prediction, values in zip(*columns, strict=True):
+        row: dict[str, Any] = {"id": id, "texts": texts, "label": said(label), "prediction": said(prediction)}
+        if values:
+            row["probabilities"] = dict(zip(names, map(six_digits, values), strict=True))
+        yield row
+
+
+def six_digits(value: float) -> float:
+    """The number with six significant digits; fp32 has about seven."""
+    return float(f"{value:.6g}")
+
+
+def write_dev_rows(folder: Path, datasets: list[TokenizedDataset], result: Evaluation) -> None:
+    """Write `folder`/predictions/<task>-dev-rows.jsonl, from which the report is made.
+
+    A failure is a warning: the report must not cost the run.
+    """
+    for dataset in datasets if parallel.rank() == 0 else []:
+        name = dataset.task.name
+        path = folder / "predictions" / f"{name}-dev-rows.jsonl"
+        try:
+            rows = dev_rows(dataset, result.logits[name], result.predictions[name])
+            write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        except Exception as error:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)  # it would hold another epoch's rows
+            log.warning("%s was not written (%s)", path, one_line(error))
+
+
+def make_report(config: TrainConfig) -> None:
+    """Make the page of the run, unless --no_report is given.
+
+    A failure, or Ctrl-C, is a warning: the report must not cost the run.
+    """
+    if config.no_report or parallel.rank() != 0:
+        return
+    try:
+        import run_report  # imported here, so that training starts sooner
+
+        print(f"report: {run_report.write_report(Path(config.output_dir))}")
+    except (Exception, KeyboardInterrupt) as error:
+        log.warning("report.html was not made (%s)", one_line(error))

@@ -6,6 +6,7 @@ Adding a task is adding a record.
 from collections.abc import Callable
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -44,6 +45,16 @@ def output_itself(logits: Tensor) -> Tensor:
     return logits.squeeze(-1).float()
 
 
+def softmax_probabilities(logits: Tensor) -> Tensor:
+    """Logits (B,C) -> probabilities of the classes (B,C)."""
+    return logits.float().softmax(-1)
+
+
+def sigmoid_probabilities(logits: Tensor) -> Tensor:
+    """Logits (B,1) -> probabilities of class 0 and class 1 (B,2)."""
+    return torch.cat([-logits, logits], -1).float().sigmoid()
+
+
 CLASS_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": evaluation.accuracy,
     "macro_f1": evaluation.macro_f1,
@@ -62,6 +73,7 @@ RECORDS = (
         divergence=mysmartloss.sym_kl_loss,
         predict=largest_logit,
         metrics=CLASS_METRICS,
+        probabilities=softmax_probabilities,
         prediction_column="Predicted_Sentiment",
     ),
     Task(
@@ -76,6 +88,7 @@ RECORDS = (
         divergence=mysmartloss.bernoulli_sym_kl_loss,
         predict=positive_logit,
         metrics=CLASS_METRICS,
+        probabilities=sigmoid_probabilities,
         prediction_column="Predicted_Is_Paraphrase",
     ),
     Task(
@@ -104,6 +117,7 @@ RECORDS = (
         divergence=mysmartloss.sym_kl_loss,
         predict=largest_logit,
         metrics=CLASS_METRICS,
+        probabilities=softmax_probabilities,
         prediction_column="Predicted_Sentiment",
     ),
 )

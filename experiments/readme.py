@@ -59,7 +59,8 @@ def line_of(name: str, folder: Path, code: str) -> dict[str, Any]:
 def train(name: str, data_dir: str, folder: Path) -> None:
     """Train one run, or the rest of it, and append its line."""
     start = ["--resume"] if (folder / "last").exists() else [*RUNS[name], *COMMON]
-    command = [sys.executable, str(PROGRAM), *start, "--data_dir", data_dir, "--output_dir", str(folder)]
+    places = ["--data_dir", data_dir, "--output_dir", str(folder)]
+    command = [sys.executable, str(PROGRAM), "--no_report", *start, *places]
     subprocess.run(command, check=True)
     append(line_of(name, folder, commit()))
 

@@ -127,9 +127,9 @@ def command(run: Run, data_dir: Path, folder: Path) -> list[str]:
         return [*program, "--resume"]
     # One epoch of all steps, so that dev is scored once.
     words = f"--epochs 1 --steps_per_epoch {run.steps} --keep student --seed {run.seed}"
-    words += f" --tasks {','.join(run.tasks)} --eval_tasks {','.join(run.scored)}"
-    files = []
-    for task in run.scored:  # the sample's test files, because nobody reads their predictions
+    words += f" --no_report --tasks {','.join(run.tasks)} --eval_tasks {','.join(run.scored)}"
+    files: list[str] = []
+    for task in run.scored:  # the sample's short test files, because nobody reads their predictions
         files += [f"--{task}_test", str(SAMPLE / TASKS[task].filename("test"))]
     for task in run.tasks if run.train_rows else ():
         drawn = draw_rows(task, run.train_rows or 0, run.seed, data_dir, folder.parent / "rows")

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, TypeVar
@@ -15,6 +16,11 @@ import torch
 
 from support import parallel
 from support.errors import UserError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 # --precision -> the type that autocast computes in
 COMPUTE_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -113,6 +119,17 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """The most memory that this process has held so far, in GiB: of the machine, and of a CUDA device."""
+    peaks = {}
+    if resource is not None:
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes
+        peaks["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if device.type == "cuda":
+        peaks["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated(device)
+    return {name: round(count / 2**30, 3) for name, count in peaks.items()}
 
 
 @contextlib.contextmanager

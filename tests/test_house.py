@@ -17,7 +17,7 @@ FLOORS = [
     {"config"},
     {"tasks"},
     {"evaluation", "bert"},
-    {"datasets", "base_bert"},
+    {"datasets", "base_bert", "run_report"},
     {"support", "optimizer", "mysmartloss"},
 ]
 MODULES = {path.stem: path for path in ROOT.glob("*.py")}

@@ -26,8 +26,10 @@ def labelled(task: str, labels: list[float]) -> TokenizedDataset:
 )
 def test_untrained_heads_do_not_choose(monkeypatch, trained, selection):
     """Guards against the chance score of an untrained head (here a correlation of -1) moving the choice."""
-    given = {"sst": np.float32([1, 2, 3, 0]), "sts": np.float32([5, 3, 1, 0])}
-    monkeypatch.setattr(evaluation, "predict", lambda model, dataset, batch_size: given[dataset.task.name])
+    given = {"sst": torch.eye(5)[[1, 2, 3, 0]], "sts": torch.tensor([[5.0], [3.0], [1.0], [0.0]])}
+    monkeypatch.setattr(
+        evaluation, "model_outputs", lambda model, dataset, batch_size: given[dataset.task.name]
+    )
     dev = [labelled("sst", [1, 2, 3, 4]), labelled("sts", [0, 2, 4, 5])]
     result = evaluate(torch.nn.Identity(), dev, 2, trained)
     assert result.dev_mean == pytest.approx((0.75 - 1) / 2, abs=1e-6)
@@ -36,7 +38,7 @@ def test_untrained_heads_do_not_choose(monkeypatch, trained, selection):
 
 
 def scored(mean: float) -> Evaluation:
-    return Evaluation({"sst": {"accuracy": mean}}, {}, dev_mean=1 - mean, selection_mean=mean)
+    return Evaluation({"sst": {"accuracy": mean}}, {}, {}, dev_mean=1 - mean, selection_mean=mean)
 
 
 def test_progress_keeps_the_best_epoch_by_its_selection_mean(capsys):
