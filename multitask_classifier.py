@@ -15,6 +15,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -35,7 +36,15 @@ from config import TrainConfig, describe_settings, parse_arguments
 from datasets import Batch, Loader, Task, TokenizedDataset
 from evaluation import evaluate, predict
 from optimizer import warmup_decay
-from run_files import Data, check_outputs, find_files, load_data, prepare_folder, write_all_predictions
+from run_files import (
+    Data,
+    check_outputs,
+    find_files,
+    load_data,
+    locked_folder,
+    prepare_folder,
+    write_all_predictions,
+)
 from support import parallel
 from support.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from support.devices import COMPUTE_TYPES, choose_precision, pick_device
@@ -450,9 +459,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         config, given = parse_arguments(arguments)
-        if config.resume:
-            config = resume.resumed_config(config, given, resume.started_with(config.output_dir))
-        with parallel.process_group():
+        with resume.signals_raise(), parallel.process_group(), locked_folder(config):
+            if config.resume:
+                config = resume.resumed_config(config, given, resume.started_with(config.output_dir))
             PROGRAMS[config.option](config)
     except UserError as error:
         return complain(f"error: {one_line(error)}", 2)
@@ -464,8 +473,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":  # one of several processes says so
             complain(f"interrupted, and saved; go on with: {command}", 0)
         return 128 + int(interruption.args[0])
-    except KeyboardInterrupt:
-        return complain("interrupted", 130)
+    except KeyboardInterrupt as interruption:
+        return complain("interrupted", 128 + int(*interruption.args or (signal.SIGINT,)))
     return 0
 
 

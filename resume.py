@@ -371,8 +371,37 @@ def resumed_config(config: TrainConfig, given: Iterable[str], started: dict) -> 
 # ----------------------------------------------------------------------------------------- stopping
 
 
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def heeded() -> list[int]:
+    """The signals that end a run. One that is ignored stays so: nohup and background jobs set that."""
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    return [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, raised where Ctrl-C raises KeyboardInterrupt. The argument is the number."""
+
+
+@contextlib.contextmanager
+def signals_raise() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP raise Terminated, so that they end the program like Ctrl-C."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated(number)
+
+    before = {number: signal.signal(number, stop) for number in heeded() if number != signal.SIGINT}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class StopSignal:
-    """Within, Ctrl-C and SIGTERM only leave their number in `received`, so that a step can be finished.
+    """Within, Ctrl-C, SIGTERM and SIGHUP only leave their number in `received`, so that a step is finished.
 
     A second signal acts at once.
     """
@@ -382,10 +411,7 @@ class StopSignal:
         self._before: dict[int, Any] = {}  # handlers by signal
 
     def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():
-            self._before = {
-                number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)
-            }
+        self._before = {number: signal.signal(number, self._receive) for number in heeded()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -399,4 +425,4 @@ class StopSignal:
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM, after the checkpoint was saved; the argument is the signal's number."""
+    """A signal, after the checkpoint was saved; the argument is the signal's number."""

@@ -6,10 +6,11 @@
 Knows data sets, no model.
 """
 
+import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from datasets import TokenizedDataset, read_examples, sample_rows, tokenize
 from evaluation import write_predictions
 from support import parallel
 from support.errors import UserError
+from support.locks import locked
 from tasks import TASKS
 
 log = logging.getLogger("smart_bert")
@@ -45,6 +47,24 @@ def check_outputs(config: TrainConfig) -> None:
     if config.option not in TRAINING and os.path.lexists(Path(config.output_dir) / "metrics.jsonl"):
         why = "holds a training run, whose results would be replaced; name another folder"
         raise UserError(f"--output_dir {config.output_dir}: {why}")
+
+
+@contextlib.contextmanager
+def locked_folder(config: TrainConfig) -> Iterator[None]:
+    """Hold --output_dir within the block; several processes of one run hold it together.
+
+    Raises UserError that says who holds it already.
+    """
+    with contextlib.ExitStack() as stack:
+        problem = ""
+        if parallel.rank() == 0:
+            try:
+                stack.enter_context(locked(Path(config.output_dir)))
+            except UserError as error:
+                problem = str(error)
+        if problem := parallel.gather(problem)[0]:
+            raise UserError(problem)
+        yield
 
 
 def find_files(config: TrainConfig, wanted: Sequence[Key]) -> tuple[dict[Key, Path], str]:

@@ -35,10 +35,10 @@ def updated(page: str) -> str:
     """The text of a page with every block made anew. Raises ValueError if a block is not there once."""
     text = (ROOT / page).read_text(encoding="utf-8")
     for name, make in BLOCKS[page].items():
-        content = make()
-        text, count = pattern(name).subn(lambda _, new=content: new, text)
-        if count != 1:
-            raise ValueError(f"{page}: {count} blocks <!-- {name} -->")
+        found = pattern(name).findall(text)
+        if len(found) != 1:
+            raise ValueError(f"{page}: {len(found)} blocks <!-- {name} -->")
+        text = text.replace(f"<!-- {name} -->\n\n{found[0]}", f"<!-- {name} -->\n\n{make()}")
     return text
 
 

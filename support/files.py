@@ -13,11 +13,16 @@ from support.errors import UserError, one_line
 PART = ".part"  # ending of a file that is being written
 
 
-def is_stream(path: str | Path) -> bool:
-    """Whether what stands there takes a text but holds none: a named pipe, or /dev/stdout and its like."""
-    if os.path.dirname(path) == "/dev/fd" or str(path) in ("/dev/stdout", "/dev/stderr", os.devnull):
-        return True
-    return os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode)
+def stream_of(path: str | Path) -> int | str | Path | None:
+    """What to open where a text goes to a reader and not into a file: a descriptor of this process for
+    /dev/stdout and its like, the path itself for a named pipe; None for a file."""
+    name = str(path)
+    if name in ("/dev/stdout", "/dev/stderr"):
+        return ("/dev/stdout", "/dev/stderr").index(name) + 1
+    if os.path.dirname(name) == "/dev/fd" and os.path.basename(name).isdecimal():
+        return int(os.path.basename(name))
+    piped = os.path.exists(name) and stat.S_ISFIFO(os.stat(name).st_mode)
+    return path if piped or name == os.devnull else None
 
 
 def check_writable(path: str | Path, flag: str) -> None:
@@ -26,10 +31,10 @@ def check_writable(path: str | Path, flag: str) -> None:
     Raises UserError that names the flag: for a folder, a socket or a device, a folder that can't be written,
     and a name that is too long.
     """
-    target = Path(os.path.realpath(path))
-    if is_stream(path):
-        return
     try:
+        if stream_of(path) is not None:
+            return
+        target = Path(os.path.realpath(path))
         if os.path.lexists(target) and not stat.S_ISREG(os.stat(target).st_mode):
             kind = "folder" if target.is_dir() else "device or socket"
             raise UserError(f"{flag} {path}: a {kind} stands there; name a file")
@@ -54,14 +59,16 @@ def write_text(path: str | Path, text: str) -> None:
     A symbolic link stays, and the file that it leads to is replaced. A pipe or /dev/stdout gets the text in
     one write. Raises UserError if the file cannot be written; the old content is then unchanged.
     """
-    target = Path(os.path.realpath(path))
-    part = Path(f"{target}{PART}")
+    part = Path(f"{path}{PART}")
     try:
-        if is_stream(path):
+        stream = stream_of(path)
+        if stream is not None:
             sys.stdout.flush()
-            with open(path, "a", encoding="utf-8") as stream:
-                stream.write(text)
+            with open(os.dup(stream) if isinstance(stream, int) else stream, "w", encoding="utf-8") as reader:
+                reader.write(text)
             return
+        target = Path(os.path.realpath(path))
+        part = Path(f"{target}{PART}")
         if os.path.lexists(target) and not stat.S_ISREG(os.stat(target).st_mode):
             raise UserError(f"{path}: no regular file stands there; it is left as it is")
         target.parent.mkdir(parents=True, exist_ok=True)
