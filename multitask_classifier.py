@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import mysmartloss
 import resume
-from base_bert import BertConfig, check_fit, load_tokenizer, seeded_linear
+from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, seeded_linear
 from bert import BertModel
 from config import TrainConfig, describe_settings, parse_arguments
 from datasets import Batch, Loader, Task, TokenizedDataset
@@ -42,6 +42,7 @@ from run_files import (
     find_files,
     load_data,
     locked_folder,
+    prediction_path,
     prepare_folder,
     write_all_predictions,
 )
@@ -167,7 +168,7 @@ def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
             raise ValueError(f"it has no head for {', '.join(sorted(lacking))}, which it was trained on")
         model = MultitaskBERT(bert, settings.pooling, settings.hidden_dropout_prob, tasks=sorted(heads))
         model.heads.load_state_dict(saved.tensors["heads"])
-        tokenizer = Tokenizer.from_str(json.dumps(saved.records["tokenizer"]))
+        tokenizer = parse_tokenizer(json.dumps(saved.records["tokenizer"]), f"{folder}/tokenizer.json")
         check_fit(tokenizer, bert.config, settings.max_length or 0, str(folder))
         tokenizer.enable_truncation(settings.max_length)  # fails where that leaves no room for a word
         return model, tokenizer, run
@@ -244,10 +245,16 @@ def score_epoch(
     kept = progress.take_scores(results, config.keep, epoch)
     if kept is None:
         return
-    if parallel.rank() == 0:
-        with progress.saving():
-            save_model(run.folder / "best", models, kept, run.tokenizer, run.record | progress.best)
+    save_best(models, run)
     write_all_predictions(config, run.folder, "dev", dev, results[kept].predictions)
+
+
+def save_best(models: dict[str, MultitaskBERT], run: resume.Run) -> None:
+    """Write `best`: the models as they are, which `progress.best` describes."""
+    if parallel.rank() == 0:
+        kept = run.progress.best.get("kept", "student")
+        with run.progress.saving():
+            save_model(run.folder / "best", models, kept, run.tokenizer, run.record | run.progress.best)
 
 
 def train(
@@ -276,6 +283,7 @@ def train(
     diary = SilentLog() if parallel.rank() else RunLog(folder, progress.log_bytes, progress.step)
     run = resume.Run(config, folder, tokenizer, record, progress, diary)
     dev = [data[task, "dev"] for task in config.eval_tasks]
+    resume.mend_best(folder, progress, lambda: save_best(models, run))
     saved_at = time.monotonic()
     silent = parallel.bar_disabled()
     steps = tqdm(
@@ -320,8 +328,8 @@ def train(
             if signal:
                 raise resume.Interrupted(signal)
     parallel.wait_for_all()  # until `best` is written
-    if not progress.best:
-        raise UserError(f"{folder / 'last'}: at the end of its run, but it has no best epoch")
+    if not progress.best:  # it was lost, and no epoch has followed
+        score_epoch(models, dev, run, f"step {progress.step}")
     return progress.best | progress.cost()
 
 
@@ -352,11 +360,11 @@ def fit(config: TrainConfig) -> None:
     """--option finetune and pretrain: train, keep the best epoch, test it."""
     device = pick_device(config.use_gpu)
     folder = Path(config.output_dir)
-    check_outputs(config)
-    if not config.resume and not config.overwrite_output_dir and parallel.rank() == 0:
-        prepare_folder(folder, overwrite=False)  # now, before minutes are spent on reading
     evaluated = [(name, split) for name in config.eval_tasks for split in ("dev", "test")]
     files, source = find_files(config, [*((name, "train") for name in config.tasks), *evaluated])
+    check_outputs(config, files)
+    if not config.resume and not config.overwrite_output_dir and parallel.rank() == 0:
+        prepare_folder(folder, overwrite=False)  # now, before minutes are spent on reading
     differing = describe_settings(config, everything=config.log_level == "debug")
     print(f"settings that differ from the defaults:\n{differing}" if differing else "settings: the defaults")
     tokenizer = load_tokenizer(config.model_name_or_path)
@@ -380,6 +388,10 @@ def fit(config: TrainConfig) -> None:
     trained = train(model, data, config, folder, tokenizer, source)
     best, _, _ = load_model(folder / "best")
     best.compute_type = model.compute_type
+    dev = [data[name, "dev"] for name in config.eval_tasks]
+    lost = [split for split in dev if not prediction_path(config, folder, split.task.name, "dev").exists()]
+    again = {split.task.name: predict(best.to(device), split, config.batch_size) for split in lost}
+    write_all_predictions(config, folder, "dev", lost, again)
     tests = [data[name, "test"] for name in config.eval_tasks]
     results = trained | {"trained_tasks": list(config.tasks), "data": source}
     results["precision_reason"] = precision.reason
@@ -417,6 +429,7 @@ def evaluate_checkpoint(config: TrainConfig) -> None:
     folder = Path(config.output_dir)
     wanted = [(name, split) for name in config.eval_tasks for split in ("dev", "test")]
     files, source = find_files(config, wanted)
+    check_outputs(config, files)
     data = load_data(config, files, tokenizer)
     dev = [data[name, "dev"] for name in config.eval_tasks]
     begin = time.perf_counter()
@@ -433,6 +446,7 @@ def predict_with_checkpoint(config: TrainConfig) -> None:
     """--option predict: a saved model's predictions for unlabelled files."""
     config, model, tokenizer, _ = open_checkpoint(config)
     files, _ = find_files(config, [(name, "test") for name in config.eval_tasks])
+    check_outputs(config, files)
     tests = list(load_data(config, files, tokenizer).values())
     predictions = {test.task.name: predict(model, test, config.batch_size) for test in tests}
     paths = write_all_predictions(config, Path(config.output_dir), "test", tests, predictions)

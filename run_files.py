@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -22,31 +23,77 @@ from datasets import TokenizedDataset, read_examples, sample_rows, tokenize
 from evaluation import write_predictions
 from support import parallel
 from support.errors import UserError
+from support.files import check_writable, stream_of
 from support.locks import locked
 from tasks import TASKS
 
 log = logging.getLogger("smart_bert")
 HERE = Path(__file__).resolve().parent
 # what a run leaves in its folder
-RUN_FILES = ("last", "best", "metrics.jsonl", "results.json", "predictions", "tensorboard")
+RUN_FILES = (
+    "last",
+    "last.previous",
+    "last.damaged",
+    "best",
+    "metrics.jsonl",
+    "results.json",
+    "predictions",
+    "tensorboard",
+)
 Key = tuple[str, str]  # (task, split)
 Data = dict[Key, TokenizedDataset]
 
 
-def check_outputs(config: TrainConfig) -> None:
+def prediction_path(config: TrainConfig, folder: Path, task: str, split: str) -> Path:
+    """Where the predictions of a task's split go: to `folder`/predictions, or where its flag says."""
+    usual = folder / "predictions" / f"{task}-{split}-output.csv"
+    return Path(config.files.get(f"{task}_{split}_out", usual))
+
+
+def check_outputs(config: TrainConfig, inputs: Mapping[Key, Path] | None = None) -> None:
     """Check where a run will write, before the hours of work that lead there.
 
-    Raises UserError if a prediction file can't be written, or if the results of a training run would be
-    replaced by those of another option.
+    inputs: the files that it reads, apart from those that flags name. Raises UserError if an output can't be
+    written, if it is an input, another output or a file of a model, or if the results of a training run would
+    be replaced by those of another option.
     """
+    taken = {_identity(path): f"the input {path}" for path in (inputs or {}).values()}
     for name, path in config.files.items():
-        if name.endswith("_out"):
-            folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
-            if os.path.isdir(path) or not (folder.is_dir() and os.access(folder, os.W_OK)):
-                raise UserError(f"--{name} {path}: cannot be written there; name a file in a folder that can")
-    if config.option not in TRAINING and os.path.lexists(Path(config.output_dir) / "metrics.jsonl"):
+        if not name.endswith("_out"):
+            taken[_identity(Path(path))] = f"the input --{name}"
+    folder = Path(config.output_dir)
+    models = [folder / "last", folder / "best"]
+    for place in (config.checkpoint, config.model_name_or_path):
+        if place and os.path.isdir(place):
+            models.append(Path(place, "best") if os.path.isdir(Path(place, "best")) else Path(place))
+    splits = ("test",) if config.option == "predict" else ("dev", "test")
+    for task, split in ((task, split) for task in config.eval_tasks or () for split in splits):
+        flag = f"--{task}_{split}_out"
+        output = prediction_path(config, folder, task, split)
+        if flag[2:] not in config.files:
+            flag = "--output_dir"
+        check_writable(output, flag)
+        if stream_of(output) is not None:
+            continue
+        if other := taken.get(_identity(output)):
+            raise UserError(f"{flag} {output}: is {other}, which would be replaced; name another file")
+        taken[_identity(output)] = f"the output of --{task}_{split}_out, too"
+        for model in models:
+            if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(model)):
+                raise UserError(f"{flag} {output}: lies in {model}, a model's folder; name another place")
+    check_writable(folder / "results.json", "--output_dir")
+    if config.option not in TRAINING and os.path.lexists(folder / "metrics.jsonl"):
         why = "holds a training run, whose results would be replaced; name another folder"
         raise UserError(f"--output_dir {config.output_dir}: {why}")
+
+
+def _identity(path: Path) -> Any:
+    """Equal for two names of one file, whether they are links, hard links or have `..` in them."""
+    try:
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+    except (OSError, ValueError):
+        return os.path.abspath(os.path.realpath(path)) if "\0" not in str(path) else str(path)
 
 
 @contextlib.contextmanager
@@ -135,8 +182,7 @@ def write_all_predictions(
     paths = []
     for dataset in datasets:
         name = dataset.task.name
-        usual = folder / "predictions" / f"{name}-{split}-output.csv"
-        path = Path(config.files.get(f"{name}_{split}_out", usual))
+        path = prediction_path(config, folder, name, split)
         if parallel.rank() == 0:
             write_predictions(path, dataset.task.prediction_column, dataset.ids, predictions[name])
         paths.append(path)

@@ -9,7 +9,9 @@ import threading
 
 import pytest
 
-from helpers import ROOT
+from config import TrainConfig
+from helpers import ROOT, SAMPLE, run_program
+from run_files import check_outputs
 from support.errors import UserError
 from support.files import check_writable, write_text
 from support.locks import LOCK, locked
@@ -195,3 +197,64 @@ def test_an_ignored_signal_stays_ignored(tmp_path, number):
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+# ------------------------------------------------------------------------------- outputs and inputs
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("dev.csv", "is the input --sst_dev"),
+        ("folder/../dev.csv", "is the input --sst_dev"),
+        ("link.csv", "is the input --sst_dev"),
+        ("hard.csv", "is the input --sst_dev"),
+        ("train.csv", "is the input .*train.csv"),
+        ("test-out.csv", "is the output of --sst_test_out|is the output of --sst_dev_out"),
+        ("run/predictions/sts-dev-output.csv", "is the output of"),
+        ("run/best/x.csv", "a model's folder"),
+        ("run/last/deep/x.csv", "a model's folder"),
+        ("to-model/x.csv", "a model's folder"),
+    ],
+)
+@pytest.mark.parametrize("flag", ["sst_dev_out", "sst_test_out"])
+def test_an_output_that_is_taken_is_refused(tmp_path, flag, out, said):
+    """Guards against a run that overwrites its user's data, its own other output, or a model."""
+    for name in ("dev.csv", "train.csv"):
+        (tmp_path / name).write_text("the user's")
+    for name in ("folder", "model"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link.csv").symlink_to("dev.csv")
+    os.link(tmp_path / "dev.csv", tmp_path / "hard.csv")
+    (tmp_path / "to-model").symlink_to("model")
+    other = {"sst_dev_out": "sst_test_out", "sst_test_out": "sst_dev_out"}[flag]
+    files = {"sst_dev": "dev.csv", flag: out, other: "test-out.csv"}
+    files = {name: str(tmp_path / path) for name, path in files.items()}
+    places = {"output_dir": str(tmp_path / "run"), "model_name_or_path": str(tmp_path / "model")}
+    config = TrainConfig(tasks=("sst", "sts"), files=files, **places)
+    with pytest.raises(UserError, match=f"^--.*{said}"):
+        check_outputs(config, {("sst", "train"): tmp_path / "train.csv"})
+    assert (tmp_path / "dev.csv").read_text() == "the user's" and not (tmp_path / "run").exists()
+
+
+def test_an_output_that_is_free_is_taken(tmp_path):
+    """Guards against a check that refuses the usual: an old output, or both outputs on the screen."""
+    (tmp_path / "old.csv").write_text("old")
+    files = {
+        "sst_dev_out": str(tmp_path / "old.csv"),
+        "sst_test_out": "/dev/stdout",
+        "sts_dev_out": "/dev/stdout",
+    }
+    check_outputs(TrainConfig(files=files, output_dir=str(tmp_path / "run")), {})
+
+
+def test_the_program_refuses_before_it_reads(tmp_path, capsys):
+    """Guards against the check that nobody calls."""
+    (tmp_path / "mine.csv").write_text("not even a course file")
+    mine = str(tmp_path / "mine.csv")
+    arguments = ["--tasks", "sst", "--data_dir", SAMPLE, "--sst_dev", mine, "--sst_dev_out", mine]
+    assert run_program(*arguments, "--output_dir", tmp_path / "run") == 2
+    assert f"error: --sst_dev_out {mine}: is the input --sst_dev" in capsys.readouterr().err
+    assert (tmp_path / "mine.csv").read_text() == "not even a course file" and os.listdir(tmp_path) == [
+        "mine.csv"
+    ]
