@@ -32,7 +32,7 @@ import mysmartloss
 import resume
 from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, seeded_linear
 from bert import BertModel
-from config import TrainConfig, describe_settings, parse_arguments
+from config import TrainConfig, describe_settings, parse_arguments, warn_of_unused_flags
 from datasets import Batch, Loader, Task, TokenizedDataset
 from evaluation import evaluate, predict
 from optimizer import warmup_decay
@@ -55,7 +55,16 @@ from support.files import write_text
 from support.reporting import RunLog, SilentLog
 from support.screen import scores_table
 from tasks import TASKS
-from training import TERMS, Learner, Passes, describe, plan_steps, say_first_steps, say_interval
+from training import (
+    TERMS,
+    Learner,
+    Passes,
+    describe,
+    plan_steps,
+    say_first_steps,
+    say_interval,
+    warn_of_nothing_learned,
+)
 
 log = logging.getLogger("smart_bert")
 SAVE_SECONDS = 120.0  # between checkpoints, unless --save_steps
@@ -318,6 +327,7 @@ def train(
             if logs:
                 records = progress.interval.report(lr)
                 say_interval(diary, records, progress.step, progress.seconds, total, config, ends_epoch)
+                warn_of_nothing_learned(records, datasets, progress.step, plan)
             if ends_epoch:
                 score_epoch(models, dev, run, epoch)
             if saves:
@@ -476,6 +486,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with resume.signals_raise(), parallel.process_group(), locked_folder(config):
             if config.resume:
                 config = resume.resumed_config(config, given, resume.started_with(config.output_dir))
+            warn_of_unused_flags(config, given)
             PROGRAMS[config.option](config)
     except UserError as error:
         return complain(f"error: {one_line(error)}", 2)

@@ -152,7 +152,18 @@ def load_data(config: TrainConfig, files: Mapping[Key, Path], tokenizer: Tokeniz
         if cut:
             words = "%s: %d of %d rows cut to --max_length %d tokens"
             log.warning(words, path, cut, len(examples), config.max_length)
+        if split == "train":
+            warn_of_useless_rows(path, data[task, split], tokenizer)
     return data
+
+
+def warn_of_useless_rows(path: Path, dataset: TokenizedDataset, tokenizer: Tokenizer) -> None:
+    """A line where nothing can be learned from a training file: all labels are equal, or all texts empty."""
+    if dataset.labels is not None and len(dataset.labels.unique()) == 1:
+        log.warning("%s: every row has the label %g, so there is nothing to learn", path, dataset.labels[0])
+    special = tokenizer.num_special_tokens_to_add(len(dataset.task.text_columns) > 1)
+    if dataset.lengths.max() <= special:
+        log.warning("%s: the tokenizer finds no word in any text, so there is nothing to learn", path)
 
 
 def prepare_folder(folder: Path, overwrite: bool) -> None:
