@@ -231,6 +231,48 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
+# What the tokenizers of BERTs are made of. Other parts can run for minutes on a short text.
+TOKENIZER_PARTS = {
+    "model": {"WordPiece"},
+    "normalizer": {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents"},
+    "pre_tokenizer": {"BertPreTokenizer", "Whitespace", "WhitespaceSplit", "Punctuation"},
+    "post_processor": {"TemplateProcessing", "BertProcessing"},
+}
+
+
+def parse_tokenizer(text: str, where: str) -> Tokenizer:
+    """The tokenizer from the content of a `tokenizer.json`, without padding and truncation.
+
+    Raises UserError, which names `where`, for one that no BERT has, or that has no words.
+    """
+    try:
+        content = json.loads(text)
+        for name, allowed in TOKENIZER_PARTS.items():
+            part = content.get(name) or {}
+            inner = (
+                part.get("normalizers") or part.get("pretokenizers")
+                if part.get("type") == "Sequence"
+                else None
+            )
+            for piece in [part] if inner is None else inner:
+                kind = piece.get("type")
+                if kind not in allowed and (piece or name == "model"):
+                    raise UserError(
+                        f"{where}: its {name} is of type {kind!r}; BERTs have {', '.join(sorted(allowed))}"
+                    )
+        if not content["model"]["vocab"]:
+            raise UserError(f"{where}: its tokenizer has no words")
+        tokenizer = Tokenizer.from_str(text)
+    except UserError:
+        raise
+    except Exception as error:  # the tokenizers library raises Exception itself
+        raise UserError(f"{where}: not a tokenizer ({one_line(error)})") from None
+    # The file's settings for padding and truncation are from pre-training; `tokenize` makes its own.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
 def load_tokenizer(name_or_path: str = EMBEDDED) -> Tokenizer:
     """The model's own tokenizer, from `tokenizer.json` or from an older model's `vocab.txt`.
 
@@ -239,11 +281,7 @@ def load_tokenizer(name_or_path: str = EMBEDDED) -> Tokenizer:
     path = find_pretrained(name_or_path, "tokenizer.json", "vocab.txt")
     try:
         if path.suffix == ".json":
-            tokenizer = Tokenizer.from_file(str(path))
-            # The file's settings for padding and truncation are from pre-training; `tokenize` makes its own.
-            tokenizer.no_padding()
-            tokenizer.no_truncation()
-            return tokenizer
+            return parse_tokenizer(read_bytes(path).decode("utf-8"), str(path))
         settings = path.with_name("tokenizer_config.json")
         lowercase = True
         if settings.is_file():
@@ -351,8 +389,18 @@ class BertPreTrainedModel(nn.Module):
 
 def check_fit(tokenizer: Tokenizer, config: BertConfig, max_length: int, where: str) -> None:
     """Raises UserError, naming `where`, if the encoder lacks an embedding for a word piece or a position."""
+    room = max_length or config.max_position_embeddings
+    special = tokenizer.num_special_tokens_to_add(True)
+    if special >= room:
+        raise UserError(
+            f"{where}: its tokenizer adds {special} special tokens to a pair; there is room for {room}"
+        )
     # a tokenizer's template may add a word piece that its vocabulary lacks
-    largest = max([*tokenizer.get_vocab().values(), *tokenizer.encode("a", "b").ids])
+    pair = tokenizer.encode("a", "b")
+    if max(pair.type_ids) >= config.type_vocab_size:
+        has = f"the encoder has embeddings for {config.type_vocab_size}"
+        raise UserError(f"{where}: its tokenizer has segment {max(pair.type_ids)}, {has}")
+    largest = max([*tokenizer.get_vocab().values(), *pair.ids])
     if largest >= config.vocab_size:
         has = f"the encoder has embeddings for {config.vocab_size}"
         raise UserError(f"{where}: its tokenizer has word piece {largest}, {has}")

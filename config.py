@@ -8,12 +8,13 @@ setting is one field. Not handled: configuration files; a run's settings are in 
 
 import argparse
 import json
+import logging
 import math
 import re
 import shlex
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -41,6 +42,7 @@ from support.flags import (
 )
 from tasks import TASKS
 
+log = logging.getLogger("smart_bert")
 SPLITS = ("train", "dev", "test")
 OPTIONS = ("finetune", "pretrain", "evaluate", "predict")
 TRAINING = ("finetune", "pretrain")
@@ -358,6 +360,13 @@ class TrainConfig:
             if name not in kinds or not fits(kinds[name], settings[name]):
                 raise UserError(f"{name!r} is not a setting that can be {str(value)[:40]!r}")
         return cls(**settings)
+
+
+def warn_of_unused_flags(config: TrainConfig, given: Collection[str]) -> None:
+    """A line where flags of SMART are given and SMART is off."""
+    unused = [f"--{name}" for name in given if name.startswith(("smart_", "bregman_"))]
+    if unused and config.option in TRAINING and not config.use_smart:
+        log.warning("%s: without --use_smart this changes nothing", ", ".join(sorted(unused)))
 
 
 def describe_settings(config: TrainConfig, everything: bool = False) -> str:

@@ -450,8 +450,16 @@ def round_robin(step: int, steps_per_epoch: int, num_tasks: int) -> int:
 
 
 def one_after_another(step: int, steps_per_epoch: int, num_tasks: int) -> int:
-    """Number of the task that step 0, 1, ... trains: an equal block of steps for each task in every epoch."""
-    return step % steps_per_epoch * num_tasks // steps_per_epoch
+    """Number of the task that step 0, 1, ... trains: a block of steps for each task in every epoch.
+
+    A block is as long as the share of `round_robin` in that epoch, so that shares stay equal over the epochs.
+    """
+    epoch, place = divmod(step, steps_per_epoch)
+    begin = epoch * steps_per_epoch
+    ends = [-(-(begin + steps_per_epoch - task) // num_tasks) for task in range(num_tasks)]
+    begins = [-(-(begin - task) // num_tasks) for task in range(num_tasks)]
+    blocks = np.cumsum(np.subtract(ends, begins))
+    return int(np.searchsorted(blocks, place, side="right"))
 
 
 SCHEDULES = {"interleaved": round_robin, "sequential": one_after_another}

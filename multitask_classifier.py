@@ -15,6 +15,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -29,9 +30,9 @@ from tqdm import tqdm
 
 import mysmartloss
 import resume
-from base_bert import BertConfig, check_fit, load_tokenizer, seeded_linear
+from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, seeded_linear
 from bert import BertModel
-from config import TrainConfig, describe_settings, parse_arguments
+from config import TrainConfig, describe_settings, parse_arguments, warn_of_unused_flags
 from datasets import Batch, Loader, Task, TokenizedDataset
 from evaluation import evaluate, predict
 from optimizer import warmup_decay
@@ -40,7 +41,9 @@ from run_files import (
     check_outputs,
     find_files,
     load_data,
+    locked_folder,
     make_report,
+    prediction_path,
     prepare_folder,
     write_all_predictions,
     write_dev_rows,
@@ -50,11 +53,20 @@ from support.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save
 from support.devices import COMPUTE_TYPES, choose_precision, peak_memory, pick_device
 from support.dropout import Dropout
 from support.errors import UserError, one_line
-from support.files import write_text
+from support.files import stream_of, write_text
 from support.reporting import RunLog, SilentLog
 from support.screen import scores_table
 from tasks import TASKS
-from training import TERMS, Learner, Passes, describe, plan_steps, say_first_steps, say_interval
+from training import (
+    TERMS,
+    Learner,
+    Passes,
+    describe,
+    plan_steps,
+    say_first_steps,
+    say_interval,
+    warn_of_nothing_learned,
+)
 
 log = logging.getLogger("smart_bert")
 SAVE_SECONDS = 120.0  # between checkpoints, unless --save_steps
@@ -167,7 +179,7 @@ def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
             raise ValueError(f"it has no head for {', '.join(sorted(lacking))}, which it was trained on")
         model = MultitaskBERT(bert, settings.pooling, settings.hidden_dropout_prob, tasks=sorted(heads))
         model.heads.load_state_dict(saved.tensors["heads"])
-        tokenizer = Tokenizer.from_str(json.dumps(saved.records["tokenizer"]))
+        tokenizer = parse_tokenizer(json.dumps(saved.records["tokenizer"]), f"{folder}/tokenizer.json")
         check_fit(tokenizer, bert.config, settings.max_length or 0, str(folder))
         tokenizer.enable_truncation(settings.max_length)  # fails where that leaves no room for a word
         return model, tokenizer, run
@@ -244,11 +256,17 @@ def score_epoch(
     kept = progress.take_scores(results, config.keep, epoch)
     if kept is None:
         return
-    if parallel.rank() == 0:
-        with progress.saving():
-            save_model(run.folder / "best", models, kept, run.tokenizer, run.record | progress.best)
+    save_best(models, run)
     write_all_predictions(config, run.folder, "dev", dev, results[kept].predictions)
     write_dev_rows(run.folder, dev, results[kept])
+
+
+def save_best(models: dict[str, MultitaskBERT], run: resume.Run) -> None:
+    """Write `best`: the models as they are, which `progress.best` describes."""
+    if parallel.rank() == 0:
+        kept = run.progress.best.get("kept", "student")
+        with run.progress.saving():
+            save_model(run.folder / "best", models, kept, run.tokenizer, run.record | run.progress.best)
 
 
 def train(
@@ -277,6 +295,7 @@ def train(
     diary = SilentLog() if parallel.rank() else RunLog(folder, progress.log_bytes, progress.step)
     run = resume.Run(config, folder, tokenizer, record, progress, diary)
     dev = [data[task, "dev"] for task in config.eval_tasks]
+    resume.mend_best(folder, progress, lambda: save_best(models, run))
     saved_at = time.monotonic()
     silent = parallel.bar_disabled()
     steps = tqdm(
@@ -311,6 +330,7 @@ def train(
             if logs:
                 records = progress.interval.report(lr)
                 say_interval(diary, records, progress.step, progress.seconds, total, config, ends_epoch)
+                warn_of_nothing_learned(records, datasets, progress.step, plan)
             if ends_epoch:
                 score_epoch(models, dev, run, epoch)
             if saves:
@@ -321,8 +341,8 @@ def train(
             if signal:
                 raise resume.Interrupted(signal)
     parallel.wait_for_all()  # until `best` is written
-    if not progress.best:
-        raise UserError(f"{folder / 'last'}: at the end of its run, but it has no best epoch")
+    if not progress.best:  # it was lost, and no epoch has followed
+        score_epoch(models, dev, run, f"step {progress.step}")
     return progress.best | progress.cost() | peak_memory(learner.device)
 
 
@@ -350,15 +370,28 @@ def finish(config: TrainConfig, model: MultitaskBERT, tests: list[TokenizedDatas
     make_report(config)
 
 
+def restore_dev_files(config: TrainConfig, best: MultitaskBERT, data: Data) -> None:
+    """Write the dev predictions of the best epoch again where they are gone."""
+    folder = Path(config.output_dir)
+    paths = {name: prediction_path(config, folder, name, "dev") for name in config.eval_tasks}
+    lost = [
+        data[name, "dev"] for name, path in paths.items() if stream_of(path) is None and not path.exists()
+    ]
+    if lost:
+        result = evaluate(best, lost, config.batch_size, config.tasks)
+        write_all_predictions(config, folder, "dev", lost, result.predictions)
+        write_dev_rows(folder, lost, result)
+
+
 def fit(config: TrainConfig) -> None:
     """--option finetune and pretrain: train, keep the best epoch, test it."""
     device = pick_device(config.use_gpu)
     folder = Path(config.output_dir)
-    check_outputs(config)
-    if not config.resume and not config.overwrite_output_dir and parallel.rank() == 0:
-        prepare_folder(folder, overwrite=False)  # now, before minutes are spent on reading
     evaluated = [(name, split) for name in config.eval_tasks for split in ("dev", "test")]
     files, source = find_files(config, [*((name, "train") for name in config.tasks), *evaluated])
+    check_outputs(config, files)
+    if not config.resume and not config.overwrite_output_dir and parallel.rank() == 0:
+        prepare_folder(folder, overwrite=False)  # now, before minutes are spent on reading
     differing = describe_settings(config, everything=config.log_level == "debug")
     print(f"settings that differ from the defaults:\n{differing}" if differing else "settings: the defaults")
     tokenizer = load_tokenizer(config.model_name_or_path)
@@ -387,6 +420,7 @@ def fit(config: TrainConfig) -> None:
     trained = train(model, data, config, folder, tokenizer, source)
     best, _, _ = load_model(folder / "best")
     best.compute_type = model.compute_type
+    restore_dev_files(config, best.to(device), data)
     tests = [data[name, "test"] for name in config.eval_tasks if (name, "test") in data]
     results = trained | {"trained_tasks": list(config.tasks), "data": source}
     results["precision_reason"] = precision.reason
@@ -424,6 +458,7 @@ def evaluate_checkpoint(config: TrainConfig) -> None:
     folder = Path(config.output_dir)
     wanted = [(name, split) for name in config.eval_tasks for split in ("dev", "test")]
     files, source = find_files(config, wanted)
+    check_outputs(config, files)
     data = load_data(config, files, tokenizer)
     dev = [data[name, "dev"] for name in config.eval_tasks]
     begin = time.perf_counter()
@@ -442,6 +477,7 @@ def predict_with_checkpoint(config: TrainConfig) -> None:
     """--option predict: a saved model's predictions for unlabelled files."""
     config, model, tokenizer, _ = open_checkpoint(config)
     files, _ = find_files(config, [(name, "test") for name in config.eval_tasks])
+    check_outputs(config, files)
     tests = list(load_data(config, files, tokenizer).values())
     predictions = {test.task.name: predict(model, test, config.batch_size) for test in tests}
     paths = write_all_predictions(config, Path(config.output_dir), "test", tests, predictions)
@@ -468,9 +504,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         config, given = parse_arguments(arguments)
-        if config.resume:
-            config = resume.resumed_config(config, given, resume.started_with(config.output_dir))
-        with parallel.process_group():
+        with resume.signals_raise(), parallel.process_group(), locked_folder(config):
+            if config.resume:
+                config = resume.resumed_config(config, given, resume.started_with(config.output_dir))
+            warn_of_unused_flags(config, given)
             PROGRAMS[config.option](config)
     except UserError as error:
         return complain(f"error: {one_line(error)}", 2)
@@ -483,8 +520,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             complain(f"interrupted, and saved; go on with: {command}", 0)
             make_report(config)
         return 128 + int(interruption.args[0])
-    except KeyboardInterrupt:
-        return complain("interrupted", 130)
+    except KeyboardInterrupt as interruption:
+        return complain("interrupted", 128 + int(*interruption.args or (signal.SIGINT,)))
     return 0
 
 

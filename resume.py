@@ -9,12 +9,15 @@ Knows modules, optimizers and settings, not the model's class.
 
 import contextlib
 import hashlib
+import json
 import logging
+import os
 import random
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,10 +34,19 @@ from datasets import Batch, TokenizedDataset
 from evaluation import Evaluation
 from run_files import Data
 from support import parallel
-from support.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
+from support.checkpoint import (
+    PREVIOUS,
+    Checkpoint,
+    has_checkpoint,
+    load_checkpoint,
+    place_of,
+    save_checkpoint,
+    verify_checkpoint,
+)
 from support.errors import UserError, one_line
+from support.files import sync_folder
 from support.reporting import Interval, RunLog, SilentLog
-from support.screen import epoch_table
+from support.screen import duration, epoch_table
 from training import Learner, not_finite
 
 log = logging.getLogger("smart_bert")
@@ -293,7 +305,7 @@ def save_last(
         "scaler": learner.scaler.state_dict(),
     }
     if parallel.rank() == 0:
-        save_checkpoint(folder / "last", Checkpoint(tensors, records))
+        save_checkpoint(folder / "last", Checkpoint(tensors, records), keep_previous=True)
 
 
 def load_last(folder: Path, models: Mapping[str, nn.Module], learner: Learner, run: dict) -> Progress:
@@ -333,11 +345,69 @@ def load_last(folder: Path, models: Mapping[str, nn.Module], learner: Learner, r
 # ----------------------------------------------------------------------------------------- resuming
 
 
+def mend_last(folder: Path) -> None:
+    """Put the checkpoint before the last one in the place of a damaged one, and say what that loses.
+
+    The damaged one is kept as `last.damaged`. Raises UserError if neither can be used.
+    """
+    last = folder / "last"
+    previous = folder / f"last{PREVIOUS}"
+    shutil.rmtree(folder / "last.new", ignore_errors=True)  # a checkpoint that was never finished
+    try:
+        verify_checkpoint(last)
+        return
+    except UserError as error:
+        if place_of(last) != last or not previous.is_dir():
+            raise
+        damage = error
+    try:
+        before = load_checkpoint(previous, endings=("json",)).records["progress"]
+        verify_checkpoint(previous)
+    except (UserError, KeyError) as error:
+        raise UserError(f"{damage}; the one before it cannot be used either ({one_line(error)})") from None
+    shutil.rmtree(folder / "last.damaged", ignore_errors=True)
+    os.replace(last, folder / "last.damaged")
+    os.replace(previous, last)
+    sync_folder(folder)
+    lost = "the steps after it are lost"
+    with contextlib.suppress(Exception):  # the record may be what is damaged
+        after = json.loads((folder / "last.damaged" / "progress.json").read_bytes())
+        steps, seconds = (after[name] - before[name] for name in ("step", "seconds"))
+        lost = f"{steps} steps, {duration(seconds)} of training, are lost"
+    log.warning("%s; going on from the checkpoint before it, at step %d: %s", damage, before["step"], lost)
+
+
+def mend_best(folder: Path, progress: Progress, save: Callable[[], None]) -> None:
+    """Look at `folder`/best before the rest of a run is computed.
+
+    A damaged one is saved anew by `save` if the model of this very step is the best; else it is given up with
+    a warning, and the best of the epochs that follow takes its place.
+    """
+    try:
+        problem = ""
+        if progress.best and parallel.rank() == 0:
+            verify_checkpoint(folder / "best")
+    except UserError as error:
+        problem = str(error)
+    if not (problem := parallel.gather(problem)[0]):
+        return
+    if progress.best["best_step"] == progress.step:
+        log.warning("%s; it is saved anew", problem)
+        save()
+        return
+    lost = f"the model of step {progress.best['best_step']}, {progress.best['selection_mean']:.3f} on dev"
+    log.warning("%s; %s, is lost, and the best of what follows will be kept", problem, lost)
+    progress.best = {}
+
+
 def started_with(folder: str) -> dict:
     """The settings of the run that `folder`/last can go on with. Raises UserError if there is none."""
     last = Path(folder) / "last"
     if not has_checkpoint(last):
         raise UserError(f"--resume: {last} does not exist, so there is no run to go on with")
+    if parallel.rank() == 0:
+        mend_last(Path(folder))
+    parallel.wait_for_all()
     try:
         return load_checkpoint(last, endings=("json",)).records["run"]["config"]
     except (KeyError, TypeError):
@@ -374,8 +444,37 @@ def resumed_config(config: TrainConfig, given: Iterable[str], started: dict) -> 
 # ----------------------------------------------------------------------------------------- stopping
 
 
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def heeded() -> list[int]:
+    """The signals that end a run. One that is ignored stays so: nohup and background jobs set that."""
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    return [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, raised where Ctrl-C raises KeyboardInterrupt. The argument is the number."""
+
+
+@contextlib.contextmanager
+def signals_raise() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP raise Terminated, so that they end the program like Ctrl-C."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated(number)
+
+    before = {number: signal.signal(number, stop) for number in heeded() if number != signal.SIGINT}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class StopSignal:
-    """Within, Ctrl-C and SIGTERM only leave their number in `received`, so that a step can be finished.
+    """Within, Ctrl-C, SIGTERM and SIGHUP only leave their number in `received`, so that a step is finished.
 
     A second signal acts at once.
     """
@@ -385,10 +484,7 @@ class StopSignal:
         self._before: dict[int, Any] = {}  # handlers by signal
 
     def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():
-            self._before = {
-                number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)
-            }
+        self._before = {number: signal.signal(number, self._receive) for number in heeded()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -402,4 +498,4 @@ class StopSignal:
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM, after the checkpoint was saved; the argument is the signal's number."""
+    """A signal, after the checkpoint was saved; the argument is the signal's number."""

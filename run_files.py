@@ -27,31 +27,87 @@ from datasets import TokenizedDataset, read_examples, sample_rows, tokenize
 from evaluation import Evaluation, write_predictions
 from support import parallel
 from support.errors import UserError, one_line
-from support.files import write_text
+from support.files import check_writable, stream_of, write_text
+from support.locks import locked
 from tasks import TASKS
 
 log = logging.getLogger("smart_bert")
 HERE = Path(__file__).resolve().parent
 # what a run leaves in its folder
-RUN_FILES = ("last", "best", "metrics.jsonl", "results.json", "predictions", "tensorboard", "report.html")
+RUN_FILES = [f"last{ending}" for ending in ("", ".previous", ".damaged")]
+RUN_FILES += ["best", "metrics.jsonl", "results.json", "predictions", "tensorboard", "report.html"]
 Key = tuple[str, str]  # (task, split)
 Data = dict[Key, TokenizedDataset]
 
 
-def check_outputs(config: TrainConfig) -> None:
+def prediction_path(config: TrainConfig, folder: Path, task: str, split: str) -> Path:
+    """Where the predictions of a task's split go: to `folder`/predictions, or where its flag says."""
+    usual = folder / "predictions" / f"{task}-{split}-output.csv"
+    return Path(config.files.get(f"{task}_{split}_out", usual))
+
+
+def check_outputs(config: TrainConfig, inputs: Mapping[Key, Path] | None = None) -> None:
     """Check where a run will write, before the hours of work that lead there.
 
-    Raises UserError if a prediction file can't be written, or if the results of a training run would be
-    replaced by those of another option.
+    inputs: the files that it reads, apart from those that flags name. Raises UserError if an output can't be
+    written, if it is an input, another output or a file of a model, or if the results of a training run would
+    be replaced by those of another option.
     """
+    taken = {_identity(path): f"the input {path}" for path in (inputs or {}).values()}
     for name, path in config.files.items():
-        if name.endswith("_out"):
-            folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
-            if os.path.isdir(path) or not (folder.is_dir() and os.access(folder, os.W_OK)):
-                raise UserError(f"--{name} {path}: cannot be written there; name a file in a folder that can")
-    if config.option not in TRAINING and os.path.lexists(Path(config.output_dir) / "metrics.jsonl"):
+        if not name.endswith("_out"):
+            taken[_identity(Path(path))] = f"the input --{name}"
+    folder = Path(config.output_dir)
+    models = [folder / "last", folder / "best"]
+    for place in (config.checkpoint, config.model_name_or_path):
+        if place and os.path.isdir(place):
+            models.append(Path(place, "best") if os.path.isdir(Path(place, "best")) else Path(place))
+    splits = ("test",) if config.option == "predict" else ("dev", "test")
+    for task, split in ((task, split) for task in config.eval_tasks or () for split in splits):
+        flag = f"--{task}_{split}_out"
+        output = prediction_path(config, folder, task, split)
+        if flag[2:] not in config.files:
+            flag = "--output_dir"
+        check_writable(output, flag)
+        if stream_of(output) is not None:
+            continue
+        if other := taken.get(_identity(output)):
+            raise UserError(f"{flag} {output}: is {other}, which would be replaced; name another file")
+        taken[_identity(output)] = f"the output of --{task}_{split}_out, too"
+        for model in models:
+            if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(model)):
+                raise UserError(f"{flag} {output}: lies in {model}, a model's folder; name another place")
+    check_writable(folder / "results.json", "--output_dir")
+    if config.option not in TRAINING and os.path.lexists(folder / "metrics.jsonl"):
         why = "holds a training run, whose results would be replaced; name another folder"
         raise UserError(f"--output_dir {config.output_dir}: {why}")
+
+
+def _identity(path: Path) -> Any:
+    """Equal for two names of one file, whether they are links, hard links or have `..` in them."""
+    try:
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+    except (OSError, ValueError):
+        return os.path.abspath(os.path.realpath(path)) if "\0" not in str(path) else str(path)
+
+
+@contextlib.contextmanager
+def locked_folder(config: TrainConfig) -> Iterator[None]:
+    """Hold --output_dir within the block; several processes of one run hold it together.
+
+    Raises UserError that says who holds it already.
+    """
+    with contextlib.ExitStack() as stack:
+        problem = ""
+        if parallel.rank() == 0:
+            try:
+                stack.enter_context(locked(Path(config.output_dir)))
+            except UserError as error:
+                problem = str(error)
+        if problem := parallel.gather(problem)[0]:
+            raise UserError(problem)
+        yield
 
 
 def find_files(config: TrainConfig, wanted: Sequence[Key]) -> tuple[dict[Key, Path], str]:
@@ -101,7 +157,18 @@ def load_data(config: TrainConfig, files: Mapping[Key, Path], tokenizer: Tokeniz
         if cut:
             words = "%s: %d of %d rows cut to --max_length %d tokens"
             log.warning(words, path, cut, len(examples), config.max_length)
+        if split == "train":
+            warn_of_useless_rows(path, data[task, split], tokenizer)
     return data
+
+
+def warn_of_useless_rows(path: Path, dataset: TokenizedDataset, tokenizer: Tokenizer) -> None:
+    """A line where nothing can be learned from a training file: all labels are equal, or all texts empty."""
+    if dataset.labels is not None and len(dataset.labels.unique()) == 1:
+        log.warning("%s: every row has the label %g, so there is nothing to learn", path, dataset.labels[0])
+    special = tokenizer.num_special_tokens_to_add(len(dataset.task.text_columns) > 1)
+    if dataset.lengths.max() <= special:
+        log.warning("%s: the tokenizer finds no word in any text, so there is nothing to learn", path)
 
 
 def prepare_folder(folder: Path, overwrite: bool) -> None:
@@ -131,8 +198,7 @@ def write_all_predictions(
     paths = []
     for dataset in datasets:
         name = dataset.task.name
-        usual = folder / "predictions" / f"{name}-{split}-output.csv"
-        path = Path(config.files.get(f"{name}_{split}_out", usual))
+        path = prediction_path(config, folder, name, split)
         if parallel.rank() == 0:
             write_predictions(path, dataset.task.prediction_column, dataset.ids, predictions[name])
         paths.append(path)

@@ -98,8 +98,8 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
-    # `last.old` is there alone where a process was killed between two renames; `last` may have been deleted
-    places = (folder / name for name in ("last", "last.old", "best"))
+    # `last.previous` alone is there where a process was killed between two renames
+    places = (folder / name for name in ("last", "last.previous", "last.old", "best"))
     saved = next((place for place in places if (place / "run.json").exists()), None)
     if saved is None and not results:
         raise UserError(f"{folder}: holds no run, neither a results.json nor a checkpoint in last/")

@@ -346,6 +346,41 @@ def warn_of_rounding(records: dict[str, dict[str, float]], config: TrainConfig) 
             log.warning("%s, %s: --smart_epsilon %g is too small", found, made, config.smart_epsilon)
 
 
+def constant_loss(task: Task, labels: Tensor) -> float:
+    """The lowest mean loss of a model that gives every row the same outputs; labels (rows,)."""
+    outputs = torch.zeros(1, task.num_outputs, requires_grad=True)
+    optimizer = torch.optim.LBFGS([outputs], max_iter=100)
+
+    def loss() -> float:
+        optimizer.zero_grad()
+        value = task.loss(outputs.expand(len(labels), -1), labels)
+        value.backward()
+        return float(value.detach())
+
+    optimizer.step(loss)
+    return loss()
+
+
+def warn_of_nothing_learned(
+    records: dict[str, dict[str, float]], datasets: dict[str, TokenizedDataset], step: int, plan: Plan
+) -> None:
+    """A line for each task whose loss, in the records of an interval, is not below a constant prediction's.
+
+    Said at the end of the run, and after the first epoch if that was not a short one.
+    """
+    long = plan.per_epoch >= 50 * len(datasets)
+    if step != len(plan.steps) and not (step == plan.per_epoch and long):
+        return
+    for name, record in records.items():
+        labels = datasets[name].labels
+        assert labels is not None, "training files have labels"
+        constant = constant_loss(datasets[name].task, labels)
+        if not record["task"] < constant:
+            found = f"{name}: after {step} steps its training loss is {record['task']:.4f}, not below"
+            found += f" {constant:.4f}, that of always giving the same answer"
+            log.warning("%s: it has learned nothing yet; try another --lr, or more --epochs", found)
+
+
 def warn_of_terms_without_effect(
     first_losses: list[tuple[str, dict[str, Tensor]]], config: TrainConfig
 ) -> None:

@@ -1,8 +1,8 @@
 """Checkpoint folders: tensors (safetensors) and records (JSON). No pickle.
 
-A folder holds `<name>.safetensors` and `<name>.json` files, and `manifest.json` with the SHA-256 of each. It
-is written completely or not at all, and every checksum is verified before a file is parsed. This module knows
-tensors and dicts, no model class.
+A folder holds `<name>.safetensors` and `<name>.json` files, and `manifest.json` with the SHA-256 of each and
+its own. It is written completely or not at all, and every checksum is verified before a file is parsed. This
+module knows tensors and dicts, no model class.
 Not handled: tensors split over files, remote file systems without rename.
 """
 
@@ -21,9 +21,10 @@ import safetensors.torch
 from torch import Tensor
 
 from support.errors import UserError, one_line
-from support.files import parse_json, read_bytes
+from support.files import parse_json, read_bytes, sync_folder
 
 MANIFEST = "manifest.json"
+PREVIOUS = ".previous"  # ending of the folder that holds the checkpoint before the last one, where it is kept
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,19 @@ class Checkpoint:
     records: dict[str, dict[str, Any]]
 
 
-def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(folder: str | Path, checkpoint: Checkpoint, keep_previous: bool = False) -> None:
     """Write the folder. It replaces an older one only when every byte of the new one is on disk.
 
     A crash at any moment leaves the old or the new folder complete. Its name is `folder` or, between two
-    renames, `<folder>.old`. Raises UserError if it cannot be written; the older folder is then unchanged.
+    renames, `<folder>.old`. With `keep_previous` the old folder stays as `<folder>.previous`, and is that
+    name's between the renames, too. Raises UserError if it cannot be written; the older folder is then
+    unchanged.
     """
     folder = Path(folder).absolute()
     if folder.is_file():
         raise UserError(f"{folder}: a file stands where the checkpoint's folder should be")
     new = folder.with_name(folder.name + ".new")
-    old = folder.with_name(folder.name + ".old")
+    old = folder.with_name(folder.name + (PREVIOUS if keep_previous else ".old"))
     try:
         if old.exists() and not folder.exists():
             os.replace(old, folder)  # an earlier crash came between the two renames
@@ -66,8 +69,9 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         raise UserError(message) from None
     # The new folder is in place. This protects the rename against a power cut and may fail.
     with contextlib.suppress(OSError):
-        _sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        sync_folder(folder.parent)
+    if not keep_previous:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_folder(folder: Path, checkpoint: Checkpoint) -> None:
@@ -79,13 +83,62 @@ def _write_folder(folder: Path, checkpoint: Checkpoint) -> None:
         digests[f"{name}.safetensors"] = _write(folder / f"{name}.safetensors", file)
     for name, record in checkpoint.records.items():
         digests[f"{name}.json"] = _write(folder / f"{name}.json", json.dumps(record, indent=1).encode())
-    _write(folder / MANIFEST, json.dumps(digests, indent=1).encode())
-    _sync_folder(folder)
+    _write(folder / MANIFEST, json.dumps(digests | {MANIFEST: _digest_of(digests)}, indent=1).encode())
+    sync_folder(folder)
+
+
+def _digest_of(digests: dict[str, Any]) -> str:
+    """SHA-256 of the manifest's own content."""
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def place_of(folder: str | Path) -> Path:
+    """The folder, or the one that a crash between two renames has left in its place."""
+    names = [Path(folder), *(Path(f"{folder}{ending}") for ending in (".old", PREVIOUS))]
+    return next((name for name in names if os.path.isdir(name)), Path(folder))
 
 
 def has_checkpoint(folder: str | Path) -> bool:
     """Whether `load_checkpoint` finds a folder there."""
-    return os.path.isdir(folder) or os.path.isdir(f"{folder}.old")
+    return os.path.isdir(place_of(folder))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The SHA-256 of each file of a checkpoint. Raises UserError for a manifest that is damaged, or none."""
+    path = folder / MANIFEST
+    digests = parse_json(path, read_bytes(path, "not a checkpoint folder"))
+    own = digests.pop(MANIFEST, None)  # checkpoints of older versions have none
+    if own is not None and own != _digest_of(digests):
+        raise UserError(
+            f"{path}: damaged, its content is not what its own checksum says; use another checkpoint"
+        )
+    if not digests:
+        raise UserError(f"{path}: lists no files, so this is no checkpoint")
+    for file in digests:
+        if Path(file).name != file or not file.endswith((".safetensors", ".json")):
+            raise UserError(f"{path}: lists {file!r}, which no checkpoint of this project holds")
+        if own is None and not os.path.lexists(folder / file):
+            raise UserError(
+                f"{path}: lists {file!r}, which is not there: the checkpoint is incomplete or damaged"
+            )
+    return digests
+
+
+def _verified(folder: Path, file: str, digest: Any) -> bytes:
+    """The content of a checkpoint's file. Raises UserError if it is missing or changed."""
+    data = read_bytes(folder / file, "the checkpoint is incomplete")
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise UserError(
+            f"{folder / file}: damaged, its checksum is not the one in {MANIFEST}; use another checkpoint"
+        )
+    return data
+
+
+def verify_checkpoint(folder: str | Path) -> None:
+    """Check every file of a folder. Raises UserError, which names the file that is missing or damaged."""
+    place = place_of(folder)
+    for file, digest in read_manifest(place).items():
+        _verified(place, file, digest)
 
 
 def load_checkpoint(folder: str | Path, endings: Sequence[str] = ("json", "safetensors")) -> Checkpoint:
@@ -93,22 +146,13 @@ def load_checkpoint(folder: str | Path, endings: Sequence[str] = ("json", "safet
 
     Raises UserError, which names the file, if a file is missing, changed, truncated or of another kind.
     """
-    folder = Path(folder if os.path.isdir(folder) or not has_checkpoint(folder) else f"{folder}.old")
-    digests = parse_json(folder / MANIFEST, read_bytes(folder / MANIFEST, "not a checkpoint folder"))
-    if not digests:
-        raise UserError(f"{folder / MANIFEST}: lists no files, so this is no checkpoint")
+    folder = place_of(folder)
     checkpoint = Checkpoint({}, {})
-    for file, digest in digests.items():
+    for file, digest in read_manifest(folder).items():
         stem, _, ending = file.rpartition(".")
-        if Path(file).name != file or ending not in ("safetensors", "json"):
-            raise UserError(f"{folder / MANIFEST}: lists {file!r}, which no checkpoint of this project holds")
         if ending not in endings:
             continue
-        data = read_bytes(folder / file, "the checkpoint is incomplete")
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise UserError(
-                f"{folder / file}: damaged, its checksum is not the one in {MANIFEST}; use another checkpoint"
-            )
+        data = _verified(folder, file, digest)
         if ending == "json":
             checkpoint.records[stem] = parse_json(folder / file, data)
             continue
@@ -130,14 +174,3 @@ def _write(path: Path, content: bytes | dict[str, Tensor]) -> str:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
     return digest
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until new and renamed names in a folder are on disk. Does nothing where folders cannot be opened
-    (Windows)."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -144,8 +144,9 @@ def mapper(device: torch.device) -> Iterator[Mapper]:
         yield map
         return
     torch.set_num_threads(threads // workers)
+    pool = ThreadPoolExecutor(workers)
     try:
-        with ThreadPoolExecutor(workers) as pool:
-            yield pool.map
+        yield pool.map
     finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C the batches that wait are not computed
         torch.set_num_threads(threads)

@@ -2,27 +2,99 @@
 
 import json
 import os
+import stat
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from support.errors import UserError, one_line
 
+PART = ".part"  # ending of a file that is being written
+
+
+def stream_of(path: str | Path) -> int | str | Path | None:
+    """What to open where a text goes to a reader and not into a file: a descriptor of this process for
+    /dev/stdout and its like, the path itself for a named pipe; None for a file."""
+    name = str(path)
+    if name in ("/dev/stdout", "/dev/stderr"):
+        return ("/dev/stdout", "/dev/stderr").index(name) + 1
+    if os.path.dirname(name) == "/dev/fd" and os.path.basename(name).isdecimal():
+        return int(os.path.basename(name))
+    piped = os.path.exists(name) and stat.S_ISFIFO(os.stat(name).st_mode)
+    return path if piped or name == os.devnull else None
+
+
+def check_writable(path: str | Path, flag: str) -> None:
+    """Find out whether `write_text` will be able to write there, without leaving a trace.
+
+    Raises UserError that names the flag: for a folder, a socket or a device, a folder that can't be written,
+    and a name that is too long.
+    """
+    try:
+        if stream_of(path) is not None:
+            return
+        target = Path(os.path.realpath(path))
+        if os.path.lexists(target) and not stat.S_ISREG(os.stat(target).st_mode):
+            kind = "folder" if target.is_dir() else "device or socket"
+            raise UserError(f"{flag} {path}: a {kind} stands there; name a file")
+        folder = next(parent for parent in target.parents if parent.exists())
+        longest = max(len(os.fsencode(part)) for part in target.parts) + len(PART)
+        if hasattr(os, "pathconf") and longest > os.pathconf(folder, "PC_NAME_MAX"):
+            raise UserError(f"{flag} {str(path)[:60]}...: the name is too long; name a shorter one")
+        with tempfile.TemporaryFile(dir=folder):  # it has no name, or loses it at once
+            pass
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{flag} {str(path)[:200]}: cannot be written there ({reason}); name another"
+        ) from None
+
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replace the file's content in one step. The folder is made if it is missing.
+    """Replace the file's content in one step, and wait until it is on disk. The folder is made if missing.
 
-    Raises UserError if the file cannot be written; the old content is then unchanged.
+    A symbolic link stays, and the file that it leads to is replaced. A pipe or /dev/stdout gets the text in
+    one write. Raises UserError if the file cannot be written; the old content is then unchanged.
     """
-    path = Path(path)
-    part = Path(f"{path}.part")
+    part = Path(f"{path}{PART}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        stream = stream_of(path)
+        if stream is not None:
+            sys.stdout.flush()
+            with open(os.dup(stream) if isinstance(stream, int) else stream, "w", encoding="utf-8") as reader:
+                reader.write(text)
+            return
+        target = Path(os.path.realpath(path))
+        part = Path(f"{target}{PART}")
+        if os.path.lexists(target) and not stat.S_ISREG(os.stat(target).st_mode):
+            raise UserError(f"{path}: no regular file stands there; it is left as it is")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+        sync_folder(target.parent)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name, a lone surrogate in the text
+        if isinstance(error, UserError):
+            raise
         if part.is_file():
             part.unlink()
         raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until new and renamed names in a folder are on disk. Does nothing where folders cannot be opened
+    (Windows)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def parse_json(path: str | Path, data: bytes) -> dict[str, Any]:

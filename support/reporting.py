@@ -5,6 +5,7 @@ by other programs.
 """
 
 import json
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Mapping
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.tensorboard import SummaryWriter
 
+log = logging.getLogger("smart_bert")
+
 
 class RunLog:
     """Appends records to `<folder>/metrics.jsonl` and to TensorBoard in `<folder>/tensorboard`.
 
     size, step: the length of the file in bytes and the step when the checkpoint was saved. A resumed run
-        passes both; later records are removed.
+        passes both; later records are removed. Where records are missing, a warning says so and the log goes
+        on with what is there.
     Raises UserError if the folder or a file in it cannot be written.
     """
 
@@ -34,16 +38,27 @@ class RunLog:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = (self.folder / "metrics.jsonl").open("ab", buffering=0)
             if self._file.tell() < size:
-                raise UserError(
-                    f"{self.folder / 'metrics.jsonl'}: shorter than when the checkpoint was"
-                    " saved; the run cannot be resumed"
-                )
+                size = self._whole_lines()
+                words = "%s: it lacks records that the checkpoint counts; the log goes on without them"
+                log.warning(words, self.folder / "metrics.jsonl")
             self._file.truncate(size)
         except OSError as error:
             raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror or error})") from None
 
+    def _whole_lines(self) -> int:
+        """Length in bytes of the records that are complete."""
+        return (self.folder / "metrics.jsonl").read_bytes().rfind(b"\n") + 1
+
     def size(self) -> int:
-        """Length of `metrics.jsonl` in bytes, after all bytes are on disk."""
+        """Length of `metrics.jsonl` in bytes, after all bytes are on disk.
+
+        Raises UserError if the file no longer stands where it was opened: the folder was moved or removed.
+        """
+        path = self.folder / "metrics.jsonl"
+        if not (path.exists() and os.path.samestat(path.stat(), os.fstat(self._file.fileno()))):
+            raise UserError(
+                f"{path}: gone; its folder was moved or removed during the run, so nothing is saved"
+            )
         os.fsync(self._file.fileno())
         return self._file.seek(0, os.SEEK_END)
 

@@ -16,6 +16,7 @@ import resume
 from helpers import SAMPLE, run_program
 from kill_and_resume import compare, outcome
 from support import checkpoint
+from support.locks import locked
 
 # The later of two values counts.
 RUN = [*kill_and_resume.RUN, "--steps_per_epoch=7", "--save_steps=2"]
@@ -211,6 +212,7 @@ def of_another_architecture(folder, file, marker):
 def a_pickle_that_runs_code(folder, file, marker):
     file.write_bytes(f"cos\nmkdir\n(V{marker}\ntR.".encode())
     digests = json.loads((folder / "manifest.json").read_text())
+    del digests["manifest.json"]
     digests[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()  # even where the checksum is right
     (folder / "manifest.json").write_text(json.dumps(digests))
 
@@ -223,6 +225,7 @@ def test_a_harmed_checkpoint_is_refused_in_one_line(main, uninterrupted, tmp_pat
     """Guards against what a file from the internet may cause:
     a traceback, scores of damaged weights, code that is executed."""
     shutil.copytree(uninterrupted, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "last.previous")  # it would take the place of the last one
     part, stem = ("last", "student") if option == "resume" else ("best", "model")
     harm(tmp_path / "run" / part, tmp_path / "run" / part / f"{stem}.safetensors", tmp_path / "executed")
     resuming = ["--resume", "--epochs", 3, "--output_dir", tmp_path / "run"]
@@ -232,6 +235,91 @@ def test_a_harmed_checkpoint_is_refused_in_one_line(main, uninterrupted, tmp_pat
     assert error.startswith(f"multitask_classifier.py: error: {tmp_path / 'run' / part}")
     assert error.count("\n") == 1
     assert not (tmp_path / "executed").exists() and not (tmp_path / "out").exists()
+
+
+def emptied(folder, file, marker):
+    file.write_bytes(b"")
+
+
+@pytest.fixture(scope="module")
+def killed(encoder, tmp_path_factory):
+    """Folder of a run that was killed in step 9 of 14: `last` is of step 8, `last.previous` of step 7."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SMART_BERT_DATA_DIR", raising=False)
+        raise_at(patch, multitask_classifier, "training_loss", 9, kill)
+        with pytest.raises(Killed):
+            run_program("--model_name_or_path", encoder, *RUN, "--output_dir", folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "harm"),
+    [
+        ("manifest.json", flipped),
+        ("progress.json", emptied),
+        ("student.safetensors", truncated),
+        ("random.safetensors", missing),
+        ("run.json", flipped),
+    ],
+)
+def test_a_damaged_file_costs_minutes(main, uninterrupted, killed, tmp_path, caplog, file, harm):
+    """Guards against a run of days that one bad byte ends, and a fall back that changes its numbers."""
+    run = tmp_path / "run"
+    shutil.copytree(killed, run)
+    (run / "last.new").mkdir()
+    harm(run / "last", run / "last" / file, None)
+    assert main("--resume", "--output_dir", run) == 0
+    (warning,) = [line for line in caplog.messages if "going on from the checkpoint before it" in line]
+    assert warning.startswith(f"{run / 'last' / file}: ") and "at step 7: " in warning
+    assert ("1 steps, " in warning) == (file != "progress.json")
+    assert outcome(run) == outcome(uninterrupted)
+    assert not (run / "last.new").exists() and (run / "last.damaged").exists()
+
+
+def test_two_damaged_checkpoints_are_said(main, killed, tmp_path, capsys):
+    """Guards against a run that starts anew, without a word, where nothing is left to go on from."""
+    shutil.copytree(killed, tmp_path / "run")
+    for name in ("last", "last.previous"):
+        emptied(None, tmp_path / "run" / name / "student.safetensors", None)
+    assert main("--resume", "--output_dir", tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert "last/student.safetensors" in error and "last.previous/student.safetensors" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("source", ["killed", "uninterrupted"])
+def test_a_damaged_best_is_said_before_the_rest_is_computed(main, request, tmp_path, caplog, source):
+    """Guards against an error after all remaining training, and a best model that is missing at the end."""
+    run = tmp_path / "run"
+    shutil.copytree(request.getfixturevalue(source), run)
+    flipped(None, run / "best" / "model.safetensors", None)
+    assert main("--resume", "--output_dir", run) == 0
+    assert any(line.startswith(f"{run / 'best' / 'model.safetensors'}: damaged") for line in caplog.messages)
+    assert multitask_classifier.load_model(run / "best")[2]["best_step"] in (7, 14)
+    results = json.loads((run / "results.json").read_text())
+    assert results["best_step"] == multitask_classifier.load_model(run / "best")[2]["best_step"]
+
+
+def test_lost_prediction_files_are_written_again(main, uninterrupted, tmp_path):
+    """Guards against a finished run whose files are missing and that has nothing left to do."""
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "predictions")
+    assert main("--resume", "--output_dir", tmp_path / "run") == 0
+    assert outcome(tmp_path / "run") == outcome(uninterrupted)
+
+
+def test_a_run_in_use_is_left_alone(main, uninterrupted, tmp_path, capsys):
+    """Guards against a second start, or an --overwrite_output_dir, while a run is alive."""
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    with locked(run):
+        before = sorted(path for path in run.rglob("*"))
+        for way in (["--resume"], RUN, [*RUN, "--overwrite_output_dir"]):
+            assert main(*way, "--output_dir", run) == 2
+            assert f"--output_dir {run}: in use by process {os.getpid()}" in capsys.readouterr().err
+        assert sorted(path for path in run.rglob("*")) == before
+    assert outcome(run) == outcome(uninterrupted)
 
 
 # ----------------------------------------------------------------------------------- training state

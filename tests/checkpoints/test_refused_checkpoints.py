@@ -17,8 +17,14 @@ from support.errors import UserError
 def relist(folder: Path, file: str, data: bytes) -> None:
     """Write a file into the folder with its right checksum in the manifest, as an attacker would."""
     (folder / file).write_bytes(data)
+    list_files(folder, {file: hashlib.sha256(data).hexdigest()})
+
+
+def list_files(folder: Path, changed: dict) -> None:
+    """Change checksums in the manifest, without one of its own, as older versions wrote it."""
     digests = json.loads((folder / MANIFEST).read_bytes())
-    (folder / MANIFEST).write_text(json.dumps({**digests, file: hashlib.sha256(data).hexdigest()}))
+    del digests[MANIFEST]
+    (folder / MANIFEST).write_text(json.dumps(digests | changed))
 
 
 def refuses(folder: Path, file: str, word: str | None = None) -> None:
@@ -42,6 +48,20 @@ def test_every_flipped_byte_and_every_truncation_is_noticed(tmp_path, file):
         refuses(folder, file, "checksum")
     (folder / file).write_bytes(data + b"\0")
     refuses(folder, file, "checksum")
+
+
+def test_every_flipped_byte_of_the_manifest_blames_the_manifest(tmp_path):
+    """Guards against a user who throws away good weights because the list of checksums was hit."""
+    folder = saved(tmp_path / "c")
+    data = (folder / MANIFEST).read_bytes()
+    for place in range(len(data)):
+        for bit in range(8):
+            harmed = data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
+            (folder / MANIFEST).write_bytes(harmed)
+            if b"".join(harmed.split()) != b"".join(data.split()):  # another kind of space is no damage
+                refuses(folder, MANIFEST)
+        (folder / MANIFEST).write_bytes(data[:place])
+        refuses(folder, MANIFEST)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -80,8 +100,7 @@ def test_json_that_is_none_is_refused(tmp_path, file, data):
 def test_a_manifest_with_a_wrong_checksum_is_refused(tmp_path, digest):
     """Guards against a checksum that is compared only where it looks like one."""
     folder = saved(tmp_path / "c")
-    digests = json.loads((folder / MANIFEST).read_bytes())
-    (folder / MANIFEST).write_text(json.dumps({**digests, "run.json": digest}))
+    list_files(folder, {"run.json": digest})
     refuses(folder, "run.json", "checksum")
 
 

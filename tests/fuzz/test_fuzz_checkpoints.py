@@ -80,6 +80,7 @@ def spoil(draw, folder: Path, attacks: list[bytes]) -> bool:
 
     Returns whether a listed file is now missing or no longer fits its checksum."""
     digests = json.loads((folder / MANIFEST).read_text())
+    del digests[MANIFEST]  # as older versions wrote it, or every change would be a wrong checksum of its own
     file = draw(st.sampled_from([MANIFEST, *sorted(digests) * 3]))
     data = (folder / file).read_bytes()
     kind = draw(st.sampled_from(["bytes", "deleted", "folder", "attack", "extra", *["content"] * 4]))

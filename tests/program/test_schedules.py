@@ -1,7 +1,9 @@
 """Which task is trained in which step."""
 
+import pytest
+
 from config import TrainConfig
-from datasets import Loader, tokenize
+from datasets import Loader, one_after_another, tokenize
 from helpers import sample_examples
 from tasks import TASKS
 from training import plan_steps
@@ -29,6 +31,18 @@ def test_plan_in_sequence(tokenizer):
     loaders = loaders_of(tokenizer, {"sts": 24, "sst": 16})
     settings = {"schedule": "sequential", "steps_per_epoch": 5, "epochs": 2, "warmup_steps": 1}
     plan = plan_steps(TrainConfig(tasks=("sts", "sst"), **settings), loaders)
-    epoch = [name for name, _ in plan.steps[:5]]
-    assert epoch == ["sts"] * 3 + ["sst"] * 2 and [name for name, _ in plan.steps[5:]] == epoch
+    epochs = [[name for name, _ in plan.steps[:5]], [name for name, _ in plan.steps[5:]]]
+    assert epochs == [["sts"] * 3 + ["sst"] * 2, ["sts"] * 2 + ["sst"] * 3]
     assert plan.steps[5] == ("sts", 3) and plan.warmup == 1
+
+
+@pytest.mark.parametrize(("per_epoch", "tasks"), [(7, 3), (5, 2), (9, 3), (4, 4), (11, 4), (3, 3)])
+def test_shares_in_sequence_are_equal_over_the_epochs(per_epoch, tasks):
+    """Guards against a first task that gets more steps than the others in every epoch (18, 12, 12 of 42)."""
+    epochs = 2 * tasks
+    order = [one_after_another(step, per_epoch, tasks) for step in range(epochs * per_epoch)]
+    assert [order.count(task) for task in range(tasks)] == [2 * per_epoch] * tasks
+    for epoch in range(epochs):
+        block = order[epoch * per_epoch : (epoch + 1) * per_epoch]
+        counts = [block.count(task) for task in range(tasks)]
+        assert block == sorted(block) and max(counts) - min(counts) <= 1

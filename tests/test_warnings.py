@@ -1,0 +1,57 @@
+"""What a person would want to hear of: runs that go through and learn nothing."""
+
+import csv
+import math
+
+import pytest
+import torch
+
+from helpers import SAMPLE
+from tasks import TASKS
+from training import constant_loss
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "loss"),
+    [
+        ("sst", [0, 0, 1], math.log(3) - 2 / 3 * math.log(2)),
+        ("sst", [0, 1, 2, 3, 4], math.log(5)),
+        ("para", [0, 0, 0, 1], math.log(4) - 3 / 4 * math.log(3)),
+        ("sts", [0, 1, 5], 14 / 3),
+    ],
+)
+def test_the_loss_of_a_constant_prediction_by_hand(task, labels, loss):
+    """Guards against a warning that compares with something else: entropy or variance."""
+    assert constant_loss(TASKS[task], torch.tensor(labels).float()) == pytest.approx(loss, abs=2e-4)
+
+
+def own_file(folder, **columns) -> str:
+    """sst's training file of the sample with some columns set to one value."""
+    with (SAMPLE / "ids-sst-train.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    with (folder / "train.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], delimiter="\t")
+        writer.writeheader()
+        writer.writerows(row | columns for row in rows)
+    return str(folder / "train.csv")
+
+
+@pytest.mark.parametrize(
+    ("columns", "flags", "said"),
+    [
+        ({"sentiment": "3"}, [], "train.csv: every row has the label 3"),
+        ({"sentence": "\u200b"}, [], "train.csv: the tokenizer finds no word"),
+        (
+            {},
+            ["--smart_epsilon", "0.1", "--bregman_weight", "2"],
+            "--bregman_weight, --smart_epsilon: without",
+        ),
+        ({}, ["--lr", "1e-12"], "sst: after 4 steps its training loss is"),
+    ],
+)
+def test_a_run_that_learns_nothing_says_so(main, tmp_path, caplog, columns, flags, said):
+    """Guards against hours of training on a file or a flag that does nothing, without a word."""
+    run = ["--tasks", "sst", "--epochs", 1, "--steps_per_epoch", 4, "--data_dir", SAMPLE]
+    run += ["--output_dir", tmp_path / "run"]
+    assert main(*run, *flags, "--sst_train", own_file(tmp_path, **columns)) == 0
+    assert len([line for line in caplog.messages if said in line]) == 1
