@@ -51,6 +51,8 @@ class Task:
     prediction_column: str  # header of prediction files
     label_names: tuple[str, ...] = ()  # names of the classes, index = class; empty for regression
     first_output: float = 0.0  # output of a new head: 0, or the middle of a score's range
+    # logits (B,C) -> probabilities (B,classes) in the order of `label_names`; None for regression
+    probabilities: Callable[[Tensor], Tensor] | None = None
 
     @property
     def main_metric(self) -> str:

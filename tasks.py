@@ -6,6 +6,7 @@ Adding a task is adding a record.
 from collections.abc import Callable
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,6 +40,16 @@ def positive_logit(logits: Tensor) -> Tensor:
     return (logits.squeeze(-1) > 0).float()
 
 
+def softmax_probabilities(logits: Tensor) -> Tensor:
+    """Logits (B,C) -> the probability of each class (B,C), in fp32."""
+    return logits.float().softmax(-1)
+
+
+def sigmoid_probabilities(logits: Tensor) -> Tensor:
+    """Logits (B,1) -> the probabilities of 0 and of 1 (B,2), in fp32."""
+    return torch.cat([-logits, logits], dim=-1).float().sigmoid()
+
+
 def output_itself(logits: Tensor) -> Tensor:
     """Outputs (B,1) -> scores (B,)."""
     return logits.squeeze(-1).float()
@@ -62,6 +73,7 @@ RECORDS = (
         divergence=mysmartloss.sym_kl_loss,
         predict=largest_logit,
         metrics=CLASS_METRICS,
+        probabilities=softmax_probabilities,
         prediction_column="Predicted_Sentiment",
     ),
     Task(
@@ -76,6 +88,7 @@ RECORDS = (
         divergence=mysmartloss.bernoulli_sym_kl_loss,
         predict=positive_logit,
         metrics=CLASS_METRICS,
+        probabilities=sigmoid_probabilities,
         prediction_column="Predicted_Is_Paraphrase",
     ),
     Task(
@@ -104,6 +117,7 @@ RECORDS = (
         divergence=mysmartloss.sym_kl_loss,
         predict=largest_logit,
         metrics=CLASS_METRICS,
+        probabilities=softmax_probabilities,
         prediction_column="Predicted_Sentiment",
     ),
 )
