@@ -95,7 +95,7 @@ def model_card(run: dict[str, Any]) -> str:
 
 def _is_hub_id(name: str) -> bool:
     """Whether an encoder's name is one on the hub. The path of a local folder is nobody else's business."""
-    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not os.path.exists(name)
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None and not os.path.exists(name)
 
 
 def _dataset_name(run: dict[str, Any], task: str) -> str:

@@ -77,7 +77,7 @@ def blocks_of_lines(stream: BinaryIO, batch_size: int) -> Iterator[list[bytes]]:
             yield lines[:limit]
             del lines[:limit]
             limit = min(2 * limit, MOST_BATCHES * batch_size)
-    if rest:
+    if rest.removeprefix(BYTE_ORDER_MARK):  # an editor's empty file may hold the mark alone
         yield [rest]
 
 
