@@ -249,7 +249,9 @@ def test_a_fifo_is_written_to_and_read_from(start, tmp_path):
 
 def test_ctrl_c_is_one_line_and_leaves_nothing(start, tmp_path):
     """Guards against a traceback, and against half of the answers under the name of all."""
-    process = start("--task", "sst", "--output", tmp_path / "out")
+    # a program that was started in the background would ignore Ctrl-C
+    heeds = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = start("--task", "sst", "--output", tmp_path / "out", **heeds)
     process.stdin.write(b"good\n")
     process.stdin.flush()
     while not ((tmp_path / "out.part").exists() and (tmp_path / "out.part").stat().st_size):
