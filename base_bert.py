@@ -2,7 +2,7 @@
 
 Source: Devlin et al. 2019 (arXiv 1810.04805) for the fields; Hugging Face's `BertModel` for the names and the
 layout of the files.
-Not handled: decoders, relative positions, activations other than exact GELU, weights split over files.
+Not handled: decoders, relative positions, activations other than exact GELU, pickles split over files.
 """
 
 import functools
@@ -23,9 +23,12 @@ from torch import Tensor, nn
 
 from support.errors import UserError, one_line
 from support.files import parse_json, read_bytes
+from support.hub import hub_file
 
 EMBEDDED = "minilm"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# the first that is there holds the weights; an index lists the files over which they are split
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 # Our name -> Hugging Face's names, for everything outside the layers and then for one layer. Where there are
 # three names, our tensor is the three tensors concatenated along the first axis.
@@ -174,35 +177,8 @@ def find_pretrained(name_or_path: str, filename: str, *others: str) -> Path:
             if (folder / file).is_file():
                 return folder / file
         raise UserError(f"model folder {folder} has no {' or '.join(wanted)}")
-    return _from_hub(name_or_path, wanted)
-
-
-def _from_hub(repo: str, wanted: tuple[str, ...]) -> Path:
-    """Path of the first of the wanted files. A model in the hub's cache needs no network."""
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    unknown = (
-        f"--model_name_or_path {repo!r}: not '{EMBEDDED}', not a local folder, not a model"
-        " on the Hugging Face hub or in its cache"
-    )
-    try:
-        for file in wanted:
-            try:
-                return Path(huggingface_hub.hf_hub_download(repo, file, local_files_only=True))
-            except LocalEntryNotFoundError:
-                continue
-        # Without a network this request fails at once. A download would retry for a minute.
-        info = huggingface_hub.HfApi().model_info(repo, timeout=10)
-        published = {file.rfilename for file in info.siblings or []}
-        for file in wanted:
-            if file in published:
-                return Path(huggingface_hub.hf_hub_download(repo, file))
-    except (
-        Exception
-    ) as error:  # no such model, no network, a proxy's answer, a full disk: the user has to act
-        raise UserError(f"{unknown} ({type(error).__name__})") from None
-    raise UserError(f"--model_name_or_path {repo!r}: the model has no {' or '.join(wanted)}")
+    unknown = f"not '{EMBEDDED}', not a local folder, not a model on the Hugging Face hub or in its cache"
+    return hub_file(name_or_path, wanted, f"--model_name_or_path {name_or_path!r}: {unknown}")
 
 
 @functools.lru_cache
@@ -228,6 +204,32 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
     ):
         raise UserError(f"{path}: holds something other than a table of named tensors")
+    return weights
+
+
+def read_shards(name_or_path: str, index: Path) -> dict[str, Tensor]:
+    """Tensors of a model whose weights are split over `.safetensors` files, which the index lists.
+
+    Raises UserError, which names the file, if the index is none, if it lists a file outside the model's
+    folder, or if a file lacks tensors or holds others than those listed for it.
+    """
+    listed = parse_json(index, read_bytes(index)).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise UserError(f"{index}: not an index of weights, it has no weight_map")
+    shards: dict[str, set[str]] = {}
+    for name, file in listed.items():
+        if not isinstance(file, str) or not re.fullmatch(r"[\w-][\w.-]{0,200}\.safetensors", file):
+            raise UserError(f"{index}: lists {file!r} for {name}, which is not a .safetensors file beside it")
+        shards.setdefault(file, set()).add(name)
+    weights: dict[str, Tensor] = {}
+    for file, names in shards.items():
+        path = find_pretrained(name_or_path, file)
+        tensors = read_weights(path)
+        if names != tensors.keys():
+            lacking = [f"missing {name}" for name in sorted(names - tensors.keys())]
+            others = [f"not listed {name}" for name in sorted(tensors.keys() - names)]
+            raise UserError(f"{path}: does not hold what {index.name} lists: {'; '.join(lacking + others)}")
+        weights |= tensors
     return weights
 
 
@@ -330,7 +332,7 @@ class BertPreTrainedModel(nn.Module):
         fit, which it lists.
         """
         config_path = find_pretrained(name_or_path, "config.json")
-        weights_path = find_pretrained(name_or_path, "model.safetensors", "pytorch_model.bin")
+        weights_path = find_pretrained(name_or_path, *WEIGHT_FILES)
         if name_or_path == EMBEDDED:
             stat = weights_path.stat()
             if _sha256(weights_path, stat.st_size, stat.st_mtime_ns) != EMBEDDED_SHA256:
@@ -340,7 +342,9 @@ class BertPreTrainedModel(nn.Module):
         config = BertConfig.from_dict(parse_json(config_path, read_bytes(config_path)), str(config_path))
         with torch.device("meta"):  # saves the time for initial values, which the file replaces
             model = cls(config)
-        model.load_published(read_weights(weights_path), str(weights_path))
+        split = weights_path.suffix == ".json"
+        weights = read_shards(name_or_path, weights_path) if split else read_weights(weights_path)
+        model.load_published(weights, str(weights_path))
         return model.eval()
 
     def load_published(self, weights: dict[str, Tensor], where: str) -> None:

@@ -47,6 +47,7 @@ SPLITS = ("train", "dev", "test")
 OPTIONS = ("finetune", "pretrain", "evaluate", "predict")
 TRAINING = ("finetune", "pretrain")
 BETAS = {"fitted": mysmartloss.fitted_beta, "paper": mysmartloss.paper_beta}
+RAW_TEXT = ("task", "text", "text_pair", "input", "output")  # the flags for texts of the user's own
 NORMS = {"inf": mysmartloss.inf_norm, "2": mysmartloss.l2_norm}
 
 # ------------------------------------------------------------------------------------ configuration
@@ -97,6 +98,8 @@ def _trained_tasks(config: "TrainConfig") -> tuple[str, ...] | None:
 
 
 def _evaluated_tasks(config: "TrainConfig") -> tuple[str, ...] | None:
+    if config.option == "predict" and config.task:
+        return config.tasks or (config.task,)
     if config.option == "predict" and not config.tasks:
         return tuple(name for name in TASKS if f"{name}_test" in config.files)
     return config.tasks
@@ -168,6 +171,25 @@ class TrainConfig:
     max_eval_samples: int | None = flag(
         None, "evaluate on N random dev rows of each task, the same rows for every seed", rule=AT_LEAST_1
     )
+    task: str | None = flag(
+        None,
+        "for predict: the task to ask about texts of your own; without --text and --input they are read from"
+        " standard input",
+        rule=Rule(lambda name: name in TASKS, unknown_task),
+        group="your own texts",
+    )
+    text: tuple[str, ...] | None = flag(
+        None, "a text to ask about; may be given several times", repeated=True
+    )
+    text_pair: tuple[str, ...] | None = flag(
+        None, "for a task of pairs: the second text, one for each --text", repeated=True
+    )
+    input: str | None = flag(
+        None,
+        "file of texts, one a line; of pairs with a tab between the two; or of JSON objects, one a line, with"
+        " text, text_pair and id",
+    )
+    output: str | None = flag(None, "file of the answers, a JSON object a line (default: the screen)")
     schedule: str = flag(
         "interleaved",
         "interleaved: a batch of each task in turn; sequential: one task after the other in each epoch",
@@ -305,6 +327,7 @@ class TrainConfig:
 
     def _check_together(self) -> None:
         """Settings that must fit each other."""
+        self._check_raw_text()
         if self.option not in TRAINING:
             if self.checkpoint is None:
                 raise UserError(f"--option {self.option}: needs --checkpoint, the folder of a saved model")
@@ -324,6 +347,24 @@ class TrainConfig:
         if self.keep == "teacher" and not any("bregman" in self.weights(task) for task in self.tasks):
             needed = "--use_smart and a --bregman_weight for a task that is trained"
             raise UserError(f"--keep teacher: there is no teacher without {needed}")
+
+    def _check_raw_text(self) -> None:
+        """The flags for the user's own texts: all of them need --task, and only `predict` has it."""
+        given = [name for name in RAW_TEXT if getattr(self, name) is not None]
+        if not given:
+            return
+        if self.option != "predict":
+            raise UserError(f"--{given[0]}: only for --option predict")
+        if self.task is None:
+            raise UserError(f"--{given[0]}: needs --task, one of {', '.join(TASKS)}")
+        if self.eval_tasks != (self.task,):
+            raise UserError("--task: not with --tasks or --eval_tasks; it says which task is asked")
+        if self.files:
+            raise UserError(f"--task: not with --{next(iter(self.files))}, which is for the course's files")
+        if self.text is not None and self.input is not None:
+            raise UserError("--input: not with --text; give one of the two")
+        if self.text_pair is not None and self.text is None:
+            raise UserError("--text_pair: needs --text, the first text of the pair")
 
     def weights(self, task: str) -> dict[str, float]:
         """Weight of each term of the loss that is on for this task, by the term's name: `smart`, ..."""
@@ -388,7 +429,11 @@ EXAMPLES = """examples:
   python multitask_classifier.py --resume --output_dir runs/finetune
       go on with a run that was interrupted
   python multitask_classifier.py --option predict --checkpoint runs/finetune --sst_test my-sentences.csv
-      let the model of a run predict sentences of your own, in the course's layout
+      predict a file in the course's layout
+  python multitask_classifier.py --option predict --checkpoint runs/finetune --task sst --text fine --text bad
+      ask the model about texts of your own
+  python multitask_classifier.py --option predict --checkpoint runs/finetune --task sts --input pairs.tsv
+      ask it about a file, and print a JSON line for each of its lines
 """
 
 
@@ -413,6 +458,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[TrainConfig
     given = vars(parser.parse_args(arguments))
     settings = {item.name: given.pop(item.name) for item in flags(TrainConfig) if item.name in given}
     settings |= {"files": given} if given else {}
+    for name, value in settings.items():
+        if isinstance(value, list):
+            settings[name] = tuple(value)
     words = sys.argv[1:] if arguments is None else arguments
     command = shlex.join(["python", "multitask_classifier.py", *words])
     return TrainConfig(**settings, command=command), set(settings)

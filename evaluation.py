@@ -6,23 +6,27 @@
     4. evaluate             steps 1 to 3 for every task -> Evaluation
     5. write_predictions    predictions (rows,) -> predictions/*.csv
 
+    answers                 raw texts -> label, name and probabilities, or value, of each (steps 1 and 2)
+
 Shapes: C outputs; rows are all rows of a data set. Metrics take predictions and labels of the same length.
 Not handled: confidence intervals, calibration.
 """
 
 import logging
 import statistics
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets import Batch, Task, TokenizedDataset, evaluation_batches
+from datasets import Batch, Example, Task, TokenizedDataset, evaluation_batches, tokenize
 from support import devices, parallel
+from support.errors import UserError
 from support.files import write_text
 
 log = logging.getLogger("smart_bert")
@@ -71,7 +75,11 @@ def _correlation(name: str, predictions: np.ndarray, labels: np.ndarray) -> floa
 
 
 def outputs(
-    logits_fn: Callable[[Batch], Tensor], dataset: TokenizedDataset, batch_size: int, device: torch.device
+    logits_fn: Callable[[Batch], Tensor],
+    dataset: TokenizedDataset,
+    batch_size: int,
+    device: torch.device,
+    bar: bool = True,
 ) -> Tensor:
     """The logits (rows,C) of every row, in file order, on the CPU. The caller puts the model in eval mode.
 
@@ -91,7 +99,7 @@ def outputs(
                 desc=f"predicting {dataset.task.name}",
                 total=len(batches),
                 leave=False,
-                disable=parallel.bar_disabled(),
+                disable=parallel.bar_disabled() if bar else True,
             )
         )
     rows = np.concatenate([np.zeros(0, int), *(batch.rows for batch in batches)])  # of this process
@@ -132,7 +140,7 @@ class Evaluation(NamedTuple):
         return main | {"mean": self.selection_mean}
 
 
-def model_outputs(model: nn.Module, dataset: TokenizedDataset, batch_size: int) -> Tensor:
+def model_outputs(model: nn.Module, dataset: TokenizedDataset, batch_size: int, bar: bool = True) -> Tensor:
     """Logits (rows,C) in file order, on the CPU, without dropout. The model stays in eval mode."""
     model.eval()
 
@@ -142,7 +150,7 @@ def model_outputs(model: nn.Module, dataset: TokenizedDataset, batch_size: int) 
     device = next(model.parameters()).device
     # Without gradients a GPU has memory for more rows. On a CPU more rows would overflow its caches.
     rows_per_batch = batch_size * (1 if device.type == "cpu" else 2)
-    return outputs(logits, dataset, rows_per_batch, device)
+    return outputs(logits, dataset, rows_per_batch, device, bar)
 
 
 def predict(model: nn.Module, dataset: TokenizedDataset, batch_size: int) -> np.ndarray:
@@ -175,6 +183,77 @@ def evaluate(
         dev_mean=statistics.fmean(main.values()),
         selection_mean=statistics.fmean(selected or main.values()),
     )
+
+
+def checked_texts(task: Task, texts: Sequence[object]) -> tuple[str, ...]:
+    """The texts of one row, one or a pair, stripped. Raises ValueError that says what is wrong with them."""
+    wanted = len(task.text_columns)
+    if len(texts) != wanted:
+        words = "one text" if wanted == 1 else "a pair of texts"
+        raise ValueError(f"{task.name} takes {words}, not {len(texts)}")
+    checked = []
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"a text must be a string, not {type(text).__name__}")
+        if not text.strip():
+            raise ValueError("empty text")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError("not UTF-8 (half of a surrogate pair)")
+        checked.append(text.strip())
+    return tuple(checked)
+
+
+def checked_rows(task: Task, texts: Iterable[str | Sequence[str]]) -> list[tuple[str, ...]]:
+    """The texts, or pairs of texts, as `answers` takes them.
+
+    Raises UserError, which names the index of the first wrong one.
+    """
+    if isinstance(texts, str):
+        raise UserError("a list of texts is needed, not a single one")
+    rows = []
+    for index, row in enumerate(texts):
+        try:
+            rows.append(checked_texts(task, [row] if isinstance(row, str) else row))
+        except (ValueError, TypeError) as error:  # TypeError: neither a text nor a sequence
+            raise UserError(f"texts[{index}]: {error}") from None
+    return rows
+
+
+def answers(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    task: Task,
+    max_length: int,
+    batch_size: int,
+    rows: Sequence[tuple[str, ...]],
+) -> tuple[list[dict[str, Any]], int]:
+    """An answer to each row of texts, in their order, and how many rows were cut to `max_length` tokens.
+
+    An answer is `{"label": 4, "name": "very positive", "probabilities": {"very negative": 0.01, ...}}`, or
+    `{"value": 3.2}` of a regression; numbers have 6 digits. The model stays in eval mode.
+    Raises UserError if the model gives something that is not a number.
+    """
+    dataset = tokenize([Example("", texts, None) for texts in rows], task, tokenizer, max_length)
+    # a share for each core, also of a single batch
+    batch_size = max(1, min(batch_size, -(-len(rows) // torch.get_num_threads())))
+    logits = model_outputs(model, dataset, batch_size, bar=False)  # (rows,C)
+    if not torch.isfinite(logits).all():
+        raise UserError(
+            "the model's outputs are not finite numbers; --precision fp32 may help, or another model"
+        )
+    predictions = task.predict(logits).tolist()
+    if not task.label_names:
+        return [{"value": _short(value)} for value in predictions], dataset.num_truncated
+    found = [{"label": int(label), "name": task.label_names[int(label)]} for label in predictions]
+    if task.probabilities is not None:
+        for answer, row in zip(found, task.probabilities(logits).tolist(), strict=True):
+            answer["probabilities"] = dict(zip(task.label_names, map(_short, row), strict=True))
+    return found, dataset.num_truncated
+
+
+def _short(value: float) -> float:
+    """The number, rounded to 6 digits."""
+    return float(f"{value:.6g}")
 
 
 def write_predictions(path: str | Path, column: str, ids: Iterable[str], predictions: np.ndarray) -> None:

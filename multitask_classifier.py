@@ -15,7 +15,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -29,12 +28,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import mysmartloss
+import raw_text
 import resume
 from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, seeded_linear
 from bert import BertModel
 from config import TrainConfig, describe_settings, parse_arguments, warn_of_unused_flags
 from datasets import Batch, Loader, Task, TokenizedDataset
-from evaluation import evaluate, predict
+from evaluation import answers, checked_rows, evaluate, predict
+from model_card import model_card
 from optimizer import warmup_decay
 from run_files import (
     Data,
@@ -43,17 +44,18 @@ from run_files import (
     load_data,
     locked_folder,
     make_report,
-    prediction_path,
     prepare_folder,
+    restore_dev_files,
     write_all_predictions,
     write_dev_rows,
 )
 from support import parallel
-from support.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
+from support.checkpoint import ENDINGS, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from support.devices import COMPUTE_TYPES, choose_precision, peak_memory, pick_device
 from support.dropout import Dropout
-from support.errors import UserError, one_line
-from support.files import stream_of, write_text
+from support.errors import UserError, exit_status, one_line
+from support.files import write_text
+from support.hub import hub_folder
 from support.reporting import RunLog, SilentLog
 from support.screen import scores_table
 from tasks import TASKS
@@ -69,6 +71,7 @@ from training import (
 )
 
 log = logging.getLogger("smart_bert")
+NAME = "multitask_classifier.py"
 SAVE_SECONDS = 120.0  # between checkpoints, unless --save_steps
 
 # -------------------------------------------------------------------------------------------- model
@@ -96,6 +99,8 @@ class MultitaskBERT(nn.Module):
         self.pooling = pooling
         self.compute_type = COMPUTE_TYPES[precision]
         self.dropout = Dropout(hidden_dropout_prob)
+        self.tokenizer: Tokenizer | None = None  # a saved model comes with its own
+        self.max_length = bert.config.max_position_embeddings
         self.heads = nn.ModuleDict()
         for name in TASKS if tasks is None else tasks:
             # the first weights depend on the seed and the name alone, not on which other heads there are
@@ -128,6 +133,36 @@ class MultitaskBERT(nn.Module):
         """Ids, mask and segment ids (B,T) -> the task's outputs (B,C)."""
         return self.logits(task, self.bert.embed(input_ids, token_type_ids), attention_mask)
 
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, precision: str | None = None) -> "MultitaskBERT":
+        """A saved model with its tokenizer, ready for `predict`, on the best device.
+
+        name_or_path: a run's folder, its folder `best`, or a name on the hub. precision: a compute type, by
+        default that of the command line. Raises UserError, which says why there is no such model.
+        """
+        if precision not in (None, *COMPUTE_TYPES):
+            raise UserError(f"precision {precision!r}: must be one of {', '.join(COMPUTE_TYPES)}")
+        model, _, _ = load_model(hub_folder(str(name_or_path), ENDINGS))
+        device = pick_device(use_gpu=False)
+        model.compute_type = COMPUTE_TYPES[choose_precision(device, precision).name]
+        return model.to(device).eval()
+
+    def predict(self, task: str, texts: Iterable[str | Sequence[str]], batch_size: int = 32) -> list[dict]:
+        """An answer to each text or pair of texts, in their order, as `evaluation.answers` describes it.
+
+        Raises UserError, which names the index of a wrong text.
+        """
+        if self.tokenizer is None:
+            raise UserError("predict: the model has no tokenizer; open a saved one by from_pretrained")
+        if task not in self.heads:
+            raise UserError(f"predict: no head for {task!r}; the model has heads for {', '.join(self.heads)}")
+        rows = checked_rows(TASKS[task], texts)
+        was_training = self.training
+        try:
+            return answers(self, self.tokenizer, TASKS[task], self.max_length, batch_size, rows)[0]
+        finally:
+            self.train(was_training)
+
     def predict_sentiment(self, *inputs: Tensor | None) -> Tensor:
         """Ids, mask and segment ids (B,T) -> logits (B,5) of very negative ... very positive."""
         return self("sst", *inputs)
@@ -152,7 +187,7 @@ def save_model(
     tensors = {"model": model.bert.published_weights(), "heads": model.heads.state_dict()}
     tensors |= {role: other.state_dict() for role, other in models.items() if role != kept}
     records = {"config": model.bert.config.to_dict(), "tokenizer": json.loads(tokenizer.to_str()), "run": run}
-    save_checkpoint(folder, Checkpoint(tensors, records))
+    save_checkpoint(folder, Checkpoint(tensors, records, {"README.md": model_card(run)}))
 
 
 def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
@@ -182,6 +217,8 @@ def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
         tokenizer = parse_tokenizer(json.dumps(saved.records["tokenizer"]), f"{folder}/tokenizer.json")
         check_fit(tokenizer, bert.config, settings.max_length or 0, str(folder))
         tokenizer.enable_truncation(settings.max_length)  # fails where that leaves no room for a word
+        model.tokenizer = tokenizer
+        model.max_length = settings.max_length
         return model, tokenizer, run
     except UserError as error:
         raise UserError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None
@@ -370,19 +407,6 @@ def finish(config: TrainConfig, model: MultitaskBERT, tests: list[TokenizedDatas
     make_report(config)
 
 
-def restore_dev_files(config: TrainConfig, best: MultitaskBERT, data: Data) -> None:
-    """Write the dev predictions of the best epoch again where they are gone."""
-    folder = Path(config.output_dir)
-    paths = {name: prediction_path(config, folder, name, "dev") for name in config.eval_tasks}
-    lost = [
-        data[name, "dev"] for name, path in paths.items() if stream_of(path) is None and not path.exists()
-    ]
-    if lost:
-        result = evaluate(best, lost, config.batch_size, config.tasks)
-        write_all_predictions(config, folder, "dev", lost, result.predictions)
-        write_dev_rows(folder, lost, result)
-
-
 def fit(config: TrainConfig) -> None:
     """--option finetune and pretrain: train, keep the best epoch, test it."""
     device = pick_device(config.use_gpu)
@@ -434,12 +458,12 @@ def open_checkpoint(config: TrainConfig) -> tuple[TrainConfig, MultitaskBERT, To
     """
     assert config.checkpoint is not None, "the settings say so for evaluate and predict"
     device = pick_device(config.use_gpu)
-    check_outputs(config)
     model, tokenizer, run = load_model(config.checkpoint)
     names = config.eval_tasks or tuple(run["trained_tasks"])
     if lacking := set(names) - set(model.heads):
+        flag = "--task" if config.task else "--eval_tasks"
         raise UserError(
-            f"--eval_tasks {','.join(names)}: the model of {config.checkpoint} has no head for"
+            f"{flag} {','.join(names)}: the model of {config.checkpoint} has no head for"
             f" {', '.join(sorted(lacking))}; it has heads for {', '.join(model.heads)}"
         )
     if untrained := set(names) - set(run["trained_tasks"]):
@@ -454,6 +478,7 @@ def open_checkpoint(config: TrainConfig) -> tuple[TrainConfig, MultitaskBERT, To
 
 def evaluate_checkpoint(config: TrainConfig) -> None:
     """--option evaluate: dev scores, and dev and test predictions, of a saved model."""
+    check_outputs(config)
     config, model, tokenizer, run = open_checkpoint(config)
     folder = Path(config.output_dir)
     wanted = [(name, split) for name in config.eval_tasks for split in ("dev", "test")]
@@ -473,8 +498,11 @@ def evaluate_checkpoint(config: TrainConfig) -> None:
     finish(config, model, tests, results)
 
 
-def predict_with_checkpoint(config: TrainConfig) -> None:
-    """--option predict: a saved model's predictions for unlabelled files."""
+def predict_with_checkpoint(config: TrainConfig) -> int | None:
+    """--option predict: a saved model's predictions for unlabelled files, or answers to raw text."""
+    if config.task:
+        return raw_text.answer_all(config, open_checkpoint)
+    check_outputs(config)
     config, model, tokenizer, _ = open_checkpoint(config)
     files, _ = find_files(config, [(name, "test") for name in config.eval_tasks])
     check_outputs(config, files)
@@ -483,6 +511,7 @@ def predict_with_checkpoint(config: TrainConfig) -> None:
     paths = write_all_predictions(config, Path(config.output_dir), "test", tests, predictions)
     for test, path in zip(tests, paths, strict=True):
         print(f"{test.task.name}: {len(test):,} predictions in {path}")
+    return None
 
 
 PROGRAMS = {
@@ -496,39 +525,30 @@ PROGRAMS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line.
 
-    Returns the exit status: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C, 143 for SIGTERM.
+    Returns the exit status: 0, 1 if a text had no answer, or that of `exit_status`.
     """
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     # a path or a text that the terminal's encoding lacks must not end a run
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
+    return exit_status(NAME, lambda: run_program(arguments))
+
+
+def run_program(arguments: Sequence[str] | None) -> int:
+    """Parse the command line and run the program of its --option. Returns the exit status."""
+    config, given = parse_arguments(arguments)
     try:
-        config, given = parse_arguments(arguments)
         with resume.signals_raise(), parallel.process_group(), locked_folder(config):
             if config.resume:
                 config = resume.resumed_config(config, given, resume.started_with(config.output_dir))
             warn_of_unused_flags(config, given)
-            PROGRAMS[config.option](config)
-    except UserError as error:
-        return complain(f"error: {one_line(error)}", 2)
-    except OSError as error:
-        what = f"{error.filename or 'input or output'}: {error.strerror or one_line(error)}"
-        return complain(f"error: {' '.join(what.split())}", 2)
+            return PROGRAMS[config.option](config) or 0
     except resume.Interrupted as interruption:
         command = f"python multitask_classifier.py --resume --output_dir {config.output_dir}"
         if os.environ.get("RANK", "0") == "0":  # one of several processes says so
-            complain(f"interrupted, and saved; go on with: {command}", 0)
+            print(f"{NAME}: interrupted, and saved; go on with: {command}", file=sys.stderr)
             make_report(config)
         return 128 + int(interruption.args[0])
-    except KeyboardInterrupt as interruption:
-        return complain("interrupted", 128 + int(*interruption.args or (signal.SIGINT,)))
-    return 0
-
-
-def complain(message: str, status: int) -> int:
-    """Print one line on stderr, and return the exit status."""
-    print(f"multitask_classifier.py: {message}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

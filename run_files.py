@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import TRAINING, TrainConfig
 from datasets import TokenizedDataset, read_examples, sample_rows, tokenize
-from evaluation import Evaluation, write_predictions
+from evaluation import Evaluation, evaluate, write_predictions
 from support import parallel
 from support.errors import UserError, one_line
 from support.files import check_writable, stream_of, write_text
@@ -100,7 +100,7 @@ def locked_folder(config: TrainConfig) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         problem = ""
-        if parallel.rank() == 0:
+        if parallel.rank() == 0 and not config.task:  # answers to raw text go to no folder
             try:
                 stack.enter_context(locked(Path(config.output_dir)))
             except UserError as error:
@@ -246,6 +246,19 @@ def write_dev_rows(folder: Path, datasets: list[TokenizedDataset], result: Evalu
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)  # it would hold another epoch's rows
             log.warning("%s was not written (%s)", path, one_line(error))
+
+
+def restore_dev_files(config: TrainConfig, best: nn.Module, data: Data) -> None:
+    """Write the dev predictions of the best epoch again where they are gone."""
+    folder = Path(config.output_dir)
+    paths = {name: prediction_path(config, folder, name, "dev") for name in config.eval_tasks}
+    lost = [
+        data[name, "dev"] for name, path in paths.items() if stream_of(path) is None and not path.exists()
+    ]
+    if lost:
+        result = evaluate(best, lost, config.batch_size, config.tasks)
+        write_all_predictions(config, folder, "dev", lost, result.predictions)
+        write_dev_rows(folder, lost, result)
 
 
 def make_report(config: TrainConfig) -> None:

@@ -40,19 +40,19 @@ def positive_logit(logits: Tensor) -> Tensor:
     return (logits.squeeze(-1) > 0).float()
 
 
-def output_itself(logits: Tensor) -> Tensor:
-    """Outputs (B,1) -> scores (B,)."""
-    return logits.squeeze(-1).float()
-
-
 def softmax_probabilities(logits: Tensor) -> Tensor:
-    """Logits (B,C) -> probabilities of the classes (B,C)."""
+    """Logits (B,C) -> the probability of each class (B,C), in fp32."""
     return logits.float().softmax(-1)
 
 
 def sigmoid_probabilities(logits: Tensor) -> Tensor:
-    """Logits (B,1) -> probabilities of class 0 and class 1 (B,2)."""
-    return torch.cat([-logits, logits], -1).float().sigmoid()
+    """Logits (B,1) -> the probabilities of 0 and of 1 (B,2), in fp32."""
+    return torch.cat([-logits, logits], dim=-1).float().sigmoid()
+
+
+def output_itself(logits: Tensor) -> Tensor:
+    """Outputs (B,1) -> scores (B,)."""
+    return logits.squeeze(-1).float()
 
 
 CLASS_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {

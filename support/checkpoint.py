@@ -1,8 +1,8 @@
 """Checkpoint folders: tensors (safetensors) and records (JSON). No pickle.
 
 A folder holds `<name>.safetensors` and `<name>.json` files, and `manifest.json` with the SHA-256 of each and
-its own. It is written completely or not at all, and every checksum is verified before a file is parsed. This
-module knows tensors and dicts, no model class.
+its own; texts for people may lie beside them. It is written completely or not at all, and every checksum is
+verified before a file is parsed. This module knows tensors and dicts, no model class.
 Not handled: tensors split over files, remote file systems without rename.
 """
 
@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,20 @@ from support.errors import UserError, one_line
 from support.files import parse_json, read_bytes, sync_folder
 
 MANIFEST = "manifest.json"
+ENDINGS = ("json", "safetensors")
 PREVIOUS = ".previous"  # ending of the folder that holds the checkpoint before the last one, where it is kept
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a checkpoint folder, by file name without its ending."""
+    """The content of a checkpoint folder, by file name without its ending.
+
+    texts: for people, by whole file name. They are written and never read, so they may be edited.
+    """
 
     tensors: dict[str, dict[str, Tensor]]
     records: dict[str, dict[str, Any]]
+    texts: dict[str, str] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: str | Path, checkpoint: Checkpoint, keep_previous: bool = False) -> None:
@@ -83,6 +88,8 @@ def _write_folder(folder: Path, checkpoint: Checkpoint) -> None:
         digests[f"{name}.safetensors"] = _write(folder / f"{name}.safetensors", file)
     for name, record in checkpoint.records.items():
         digests[f"{name}.json"] = _write(folder / f"{name}.json", json.dumps(record, indent=1).encode())
+    for name, text in checkpoint.texts.items():
+        _write(folder / name, text.encode())
     _write(folder / MANIFEST, json.dumps(digests | {MANIFEST: _digest_of(digests)}, indent=1).encode())
     sync_folder(folder)
 
@@ -141,7 +148,7 @@ def verify_checkpoint(folder: str | Path) -> None:
         _verified(place, file, digest)
 
 
-def load_checkpoint(folder: str | Path, endings: Sequence[str] = ("json", "safetensors")) -> Checkpoint:
+def load_checkpoint(folder: str | Path, endings: Sequence[str] = ENDINGS) -> Checkpoint:
     """Read a folder, or only its files with the given endings. Checksums are verified before parsing.
 
     Raises UserError, which names the file, if a file is missing, changed, truncated or of another kind.

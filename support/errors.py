@@ -1,5 +1,9 @@
-"""The project's error type. It has a file of its own, so that every module can raise it without a circular
-import."""
+"""The project's error type, and what a program says of it. It has a file of its own, so that every module can
+raise it without a circular import."""
+
+import signal
+import sys
+from collections.abc import Callable
 
 
 class UserError(ValueError):
@@ -13,3 +17,22 @@ class UserError(ValueError):
 def one_line(error: BaseException) -> str:
     """The whole message of a library's error on one line; the name of its type if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def exit_status(name: str, program: Callable[[], int]) -> int:
+    """Run a program. An error is one line on stderr, which starts with the program's name.
+
+    Returns the exit status: the program's own, 2 for a user's mistake, 128 + its number for a signal (130
+    for Ctrl-C). A KeyboardInterrupt may carry the number of another signal.
+    """
+    try:
+        return program()
+    except UserError as error:
+        message, status = f"error: {one_line(error)}", 2
+    except OSError as error:
+        what = f"{error.filename or 'input or output'}: {error.strerror or one_line(error)}"
+        message, status = f"error: {' '.join(what.split())}", 2
+    except KeyboardInterrupt as interruption:
+        message, status = "interrupted", 128 + int(*interruption.args or (signal.SIGINT,))
+    print(f"{name}: {message}", file=sys.stderr)
+    return status

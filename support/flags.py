@@ -44,14 +44,16 @@ def flag(
     rule: Rule | None = None,
     derive: Callable[[Any], Any] | None = None,
     needs: str | None = None,
+    repeated: bool = False,
 ) -> Any:
     """A field of the settings that is also a flag.
 
     group: opens a group of the help; the fields that follow belong to it, too. derive: gives the value from
     the other settings where the flag is left out. needs: the switch without which a weight counts as 0.
+    repeated: the flag may be given several times, each time with one text of a tuple.
     """
     metadata = {"help": help, "group": group, "choices": choices, "rule": rule, "derive": derive}
-    return field(default=default, metadata=metadata | {"needs": needs})
+    return field(default=default, metadata=metadata | {"needs": needs, "repeated": repeated})
 
 
 def flags(settings: Any) -> list["Field[Any]"]:
@@ -181,6 +183,11 @@ def _add_flag(group: Any, setting: "Field[Any]") -> None:
     words = setting.metadata["help"].replace("%", "%%")
     if setting.type is bool:
         group.add_argument(f"--{setting.name}", action="store_true", default=argparse.SUPPRESS, help=words)
+        return
+    if setting.metadata["repeated"]:
+        group.add_argument(
+            f"--{setting.name}", action="append", default=argparse.SUPPRESS, metavar="TEXT", help=words
+        )
         return
     kind: Any = setting.type
     if isinstance(kind, types.UnionType) and kind != Weight:  # X | None

@@ -269,7 +269,7 @@ def test_unknown_models(tmp_path):
     assert str(tmp_path) in refusal(tmp_path)
     write_model(tmp_path, {})
     (tmp_path / "pytorch_model.bin").unlink()
-    assert "no model.safetensors or pytorch_model.bin" in refusal(tmp_path)
+    assert "no model.safetensors or model.safetensors.index.json or pytorch_model.bin" in refusal(tmp_path)
     with pytest.raises(UserError, match="no tokenizer.json or vocab.txt"):
         load_tokenizer(str(tmp_path))
 

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"multitask_classifier"},
     {"resume"},
-    {"training", "run_files"},
-    {"config"},
+    {"training", "run_files", "raw_text"},
+    {"config", "model_card"},
     {"tasks"},
     {"evaluation", "bert"},
     {"datasets", "base_bert", "run_report"},

@@ -13,7 +13,9 @@ from training import TERMS
 
 FLAGS = """
 option tasks eval_tasks model_name_or_path checkpoint pooling hidden_dropout_prob max_length precision use_gpu
-data_dir max_train_samples max_eval_samples schedule epochs steps_per_epoch batch_size lr warmup_steps
+data_dir max_train_samples max_eval_samples
+task text text_pair input output
+schedule epochs steps_per_epoch batch_size lr warmup_steps
 weight_decay max_grad_norm skip_nonfinite seed use_smart smart_weight smart_epsilon smart_step_size
 smart_noise_var smart_steps smart_norm bregman_weight bregman_beta keep rdrop_weight output_dir logging_steps
 save_steps no_report resume overwrite_output_dir log_level
@@ -40,6 +42,7 @@ def test_help_comes_in_groups_and_ends_with_examples(capsys):
         "what to do",
         "model",
         "data",
+        "your own texts",
         "training",
         "regularisation",
         "output",

@@ -3,6 +3,8 @@ and (marked slow) on many that differ from run to run."""
 
 import contextlib
 import io
+import sys
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -50,11 +52,12 @@ def fuzz(count: int, **inputs):
 
 
 def call(arguments) -> tuple[int, str]:
-    """Exit status and standard error of the command line;
+    """Exit status and standard error of the command line, whose standard input is empty;
     like a terminal, its standard output takes UTF-8 only."""
     terminal = io.TextIOWrapper(io.BytesIO(), "utf-8")
     error = io.StringIO()
-    with contextlib.redirect_stdout(terminal), contextlib.redirect_stderr(error):
+    no_input = mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    with no_input, contextlib.redirect_stdout(terminal), contextlib.redirect_stderr(error):
         try:
             status = run_program(*arguments)
         except SystemExit as leaving:  # --help

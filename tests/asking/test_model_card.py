@@ -1,0 +1,108 @@
+"""The model card of a saved model: what it says, and what may happen to it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import transformers
+from huggingface_hub import ModelCard
+
+from bert import BertModel
+from model_card import model_card
+from multitask_classifier import MultitaskBERT
+from support.checkpoint import MANIFEST
+
+DEV = {"sst": {"accuracy": 0.5, "macro_f1": 0.25}, "sts": {"pearson": 0.75, "spearman": 0.125}}
+DEV["para"] = {"accuracy": 0.3, "macro_f1": 0.2, "trained": False}
+
+
+def record(data: str = "somewhere/private", **settings) -> dict:
+    config = {"model_name_or_path": "minilm", "use_smart": True, "seed": 11, "epochs": 3, "files": {}}
+    config |= {"max_train_samples": None, "max_eval_samples": None} | settings
+    return {"config": config, "trained_tasks": ["sst", "sts"], "data": data, "dev": DEV}
+
+
+def test_the_header_has_tasks_metrics_and_their_data():
+    """Guards against a card whose scores the hub does not show, or shows for other data."""
+    card = ModelCard(model_card(record(files={"sts_dev": "secret/mine.csv"})))
+    results = {(r.dataset_type, r.metric_name): r for r in card.data.eval_results}
+    assert {key: result.metric_value for key, result in results.items()} == {
+        ("sst", "accuracy"): 0.5,
+        ("sst", "macro_f1"): 0.25,
+        ("sts", "pearson"): 0.75,
+        ("sts", "spearman"): 0.125,
+    }
+    first = results["sst", "accuracy"]
+    assert (first.task_type, first.dataset_name, first.dataset_split) == (
+        "text-classification",
+        "ids-sst-dev.csv",
+        "dev",
+    )
+    last = results["sts", "pearson"]
+    assert (last.task_type, last.dataset_name) == ("sentence-similarity", "mine.csv")
+    assert card.data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
+    assert card.data.license == "apache-2.0"
+    assert "secret" not in card.content and "private" not in card.content and "0.750" in card.text
+
+
+@pytest.mark.parametrize(
+    ("encoder", "base", "licence"),
+    [
+        ("bert-base-uncased", "google-bert/bert-base-uncased", "apache-2.0"),
+        ("someone/bert", "someone/bert", "unknown"),
+        ("/home/me/bert", None, "unknown"),
+        ("../bert", None, "unknown"),
+        ("encoder", None, "unknown"),  # a folder in the test below
+    ],
+)
+def test_the_licence_is_the_encoders_or_unknown(tmp_path, monkeypatch, encoder, base, licence):
+    """Guards against a licence that nobody gave, and a path of this machine in a card for everyone."""
+    (tmp_path / "encoder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    card = ModelCard(model_card(record(model_name_or_path=encoder)))
+    assert (card.data.base_model, card.data.license) == (base, licence)
+    assert base or encoder not in card.content.replace("The encoder", "").replace("the encoder", "")
+    assert "look its licence up" in card.text or licence != "unknown"
+
+
+def test_what_the_scores_do_not_say():
+    """Guards against flattering scores without the reason beside them."""
+    text = model_card(record())
+    assert "best epoch of 3" in text and "one seed (11)" in text
+    assert "sample" not in text and "Quora" not in text and "At most" not in text
+    para = record("sample", max_train_samples=16, max_eval_samples=8) | {"trained_tasks": ["para"]}
+    text = model_card(para)
+    for words in ("too small to learn", "Quora", "At most 16 training rows", "At most 8 dev rows"):
+        assert words in text
+    assert "Quora" not in model_card(para | {"config": para["config"] | {"model_name_or_path": "a/b"}})
+
+
+def test_a_saved_model_has_a_card_and_transformers_opens_it(run_folder):
+    """Guards against a folder that can be shared but not opened."""
+    best = run_folder / "best"
+    card = ModelCard.load(best / "README.md")
+    scores = json.loads((run_folder / "results.json").read_text())["dev"]
+    shown = {(r.dataset_type, r.metric_name): r.metric_value for r in card.data.eval_results}
+    assert shown == {
+        (task, metric): round(value, 4) for task, row in scores.items() for metric, value in row.items()
+    }
+    assert "README.md" not in json.loads((best / MANIFEST).read_text())
+    ids = torch.tensor([[101, 2023, 3185, 102]])
+    with torch.no_grad():
+        ours = BertModel.from_pretrained(str(best))(ids)["last_hidden_state"]
+        for kind in (transformers.AutoModel, transformers.BertModel):
+            theirs = kind.from_pretrained(best).eval()(ids).last_hidden_state
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("change", ["edited", "removed"])
+def test_a_card_may_be_edited_or_removed(run_folder, tmp_path, change):
+    """Guards against a model that no longer opens because somebody described it."""
+    shutil.copytree(run_folder / "best", tmp_path / "best")
+    card = tmp_path / "best" / "README.md"
+    if change == "edited":
+        card.write_bytes(b"\xff mine")
+    else:
+        card.unlink()
+    assert MultitaskBERT.from_pretrained(tmp_path / "best").predict("sst", ["a"])

@@ -1,0 +1,150 @@
+"""A saved model in Python: `from_pretrained` from folder and hub, `predict`, the lines of the README."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import ROOT, run_python
+from multitask_classifier import MultitaskBERT, load_model
+from support.errors import UserError
+from tiny_bert import tiny_model
+
+TEXTS = ["a slow film " * n for n in (9, 1, 30, 2, 5, 1)] + ["I loved it."]
+PAIRS = [("a cat sleeps", "a cat naps " * n) for n in (3, 1, 9)]
+ASKED = {"sst": TEXTS, "para": PAIRS, "sts": PAIRS}
+
+
+@pytest.fixture(scope="module")
+def model(run_folder) -> MultitaskBERT:
+    return MultitaskBERT.from_pretrained(run_folder / "best", precision="fp32")
+
+
+def numbers(answer: dict) -> list[float]:
+    return list(answer["probabilities"].values()) if "label" in answer else [answer["value"]]
+
+
+@pytest.mark.parametrize("task", ASKED)
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_answers_are_those_of_the_command_line(model, ask, task, batch_size):
+    """Guards against answers in the order of length, and numbers that depend on what else is in a batch."""
+    rows = [[text] if isinstance(text, str) else text for text in ASKED[task]]
+    lines = "".join(json.dumps(dict(zip(("text", "text_pair"), row, strict=False))) + "\n" for row in rows)
+    _, answers, _ = ask("--task", task, stdin=lines.encode())
+    predicted = model.predict(task, ASKED[task], batch_size)
+    for number, (ours, theirs) in enumerate(zip(predicted, answers, strict=True), start=1):
+        assert theirs.pop("id") == number and ours.keys() == theirs.keys()
+        assert (ours.get("label"), ours.get("name")) == (theirs.get("label"), theirs.get("name"))
+        assert numbers(ours) == pytest.approx(numbers(theirs), abs=1e-5)
+
+
+def test_the_run_folder_opens_too_and_the_mode_stays(run_folder):
+    """Guards against a model that no longer trains after it was asked, and against answers with dropout."""
+    model = MultitaskBERT.from_pretrained(run_folder, precision="fp32")
+    assert not model.training
+    expected = model.predict("sst", TEXTS)
+    model.train()
+    assert model.predict("sst", iter(TEXTS)) == expected and model.training
+    assert model.predict("sst", []) == [] and model.bert.training
+
+
+@pytest.mark.parametrize(
+    ("task", "texts", "words"),
+    [
+        ("sst", "one text", "a list of texts"),
+        ("sst", ["good", ""], r"texts\[1\]: empty text"),
+        ("sst", ["good", 3], r"texts\[1\]"),
+        ("sst", ["good", None], r"texts\[1\]"),
+        ("sst", [("a", "b")], r"texts\[0\]: sst takes one text, not 2"),
+        ("para", ["a"], r"texts\[0\]: para takes a pair of texts, not 1"),
+        ("para", [("a", "b"), ("a", "b", "c")], r"texts\[1\]: para takes a pair of texts, not 3"),
+        ("para", [("a", 1)], r"texts\[0\]: a text must be a string"),
+        ("sst", ["\ud800"], r"texts\[0\]: not UTF-8"),
+        ("cfimdb", ["a"], "no head for 'cfimdb'; the model has heads for para, sst, sts"),
+        ("nonsense", ["a"], "no head for 'nonsense'"),
+    ],
+)
+def test_wrong_texts_are_refused(model, task, texts, words):
+    """Guards against letters taken for texts, and an error that does not say which of a million it is."""
+    with pytest.raises(UserError, match=words):
+        model.predict(task, texts)
+
+
+def test_a_model_without_a_tokenizer_says_so():
+    """Guards against an AttributeError where the mend is one word."""
+    with pytest.raises(UserError, match="no tokenizer.*from_pretrained"):
+        tiny_model().predict("sst", ["a"])
+
+
+def test_the_precision_is_that_of_the_command_line(run_folder, monkeypatch):
+    """Guards against answers that differ from the command line's by their number type."""
+    folder = run_folder / "best"
+    monkeypatch.setenv("SMART_BERT_PRECISION", "bf16")
+    assert MultitaskBERT.from_pretrained(folder).compute_type == torch.bfloat16
+    assert MultitaskBERT.from_pretrained(folder, precision="fp32").compute_type is None
+    with pytest.raises(UserError, match="precision 'int8': must be one of fp32, bf16, fp16"):
+        MultitaskBERT.from_pretrained(folder, precision="int8")
+
+
+# ---------------------------------------------------------------------------------------------- hub
+
+
+@pytest.mark.parametrize("place", ["", "best"])
+def test_a_name_on_the_hub(run_folder, tmp_path, place):
+    """Guards against a shared model that opens by its path only, or that needs the network again."""
+    cached = tmp_path / "hub" / "models--someone--reviews"
+    snapshot = cached / "snapshots" / ("0" * 40)
+    shutil.copytree(run_folder / "best", snapshot / place)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    script = """if True:
+        import sys
+        from multitask_classifier import MultitaskBERT
+        from support.errors import UserError
+        answers = [MultitaskBERT.from_pretrained(name).predict("sst", ["fine"])
+            for name in ("someone/reviews", sys.argv[1])]
+        assert answers[0] == answers[1]
+        for name in ("someone/else", "no/such/folder", "../hub"):
+            try:
+                MultitaskBERT.from_pretrained(name)
+            except UserError as error:
+                print(error)"""
+    settings = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "SMART_BERT_PRECISION": "fp32"}
+    lines = run_python(script, run_folder, cwd=tmp_path, **settings).splitlines()
+    assert len(lines) == 3 and all("not a folder" in line for line in lines)
+    assert "'someone/else'" in lines[0]
+
+
+@pytest.mark.parametrize("name", ["folder", "file"])
+def test_what_is_no_model_is_named(tmp_path, name):
+    """Guards against a search on the hub for what is a folder here."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="not a checkpoint folder"):
+        MultitaskBERT.from_pretrained(tmp_path / name)
+
+
+def test_the_lines_of_the_readme_run(run_folder, tmp_path):
+    """Guards against a first example that ends in an error."""
+    (fence,) = re.findall(r"^```python\n(.+?)^```", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)
+    assert len([line for line in fence.splitlines() if line]) <= 5
+    (tmp_path / "runs" / "finetune").mkdir(parents=True)
+    shutil.copytree(run_folder / "best", tmp_path / "runs" / "finetune" / "best")
+    said = run_python(fence, cwd=tmp_path)
+    assert "very positive" in said and re.search(r"\d\.\d", said)
+
+
+def test_an_older_model_answers():
+    """Guards against models saved before that open for scores only."""
+    folder = Path(__file__).parent.parent / "fixtures" / "old_model"
+    model, _, _ = load_model(folder)
+    expected = json.loads((folder.parent / "old_model_logits.json").read_text())
+    texts = [row[0] for row in expected["texts"]]
+    logits = torch.tensor(expected["logits"]["sst"])
+    answers = model.predict("sst", texts)
+    assert [answer["label"] for answer in answers] == logits.argmax(-1).tolist()
+    got = torch.tensor([numbers(answer) for answer in answers])
+    torch.testing.assert_close(got, logits.softmax(-1), atol=1e-5, rtol=0)
