@@ -1,5 +1,6 @@
 """Raw text on the command line: layouts, answers, bad lines, streams."""
 
+import io
 import json
 import os
 import random
@@ -189,6 +190,23 @@ def test_a_model_that_gives_no_numbers_leaves_no_output(ask, tmp_path, monkeypat
     monkeypatch.setattr("evaluation.model_outputs", lambda *_, **__: torch.full((1, 5), float("nan")))
     status, answers, error = ask("--task", "sst", "--text", "a", "--output", tmp_path / "out")
     assert status == 2 and "not finite" in error and os.listdir(tmp_path) == []
+
+
+def test_a_bar_on_a_terminal_where_the_count_is_known(ask, tmp_path, monkeypatch):
+    """Guards against an hour without a sign, and against a bar in a log file."""
+    (tmp_path / "three").write_bytes(b"good\n" * 3)
+
+    def shown(terminal: bool, *arguments, **given) -> str:
+        screen = io.StringIO()
+        screen.isatty = lambda: terminal
+        monkeypatch.setattr(sys, "stderr", screen)
+        assert ask("--task", "sst", "--output", tmp_path / "out", *arguments, **given)[0] == 0
+        return screen.getvalue()
+
+    assert "0/3 " in shown(True, "--input", tmp_path / "three")
+    assert "0/2 " in shown(True, "--text", "a", "--text", "b")
+    assert shown(False, "--input", tmp_path / "three") == ""
+    assert shown(True, stdin=b"good\n") == ""
 
 
 # ---------------------------------------------------------------------------------------- processes
