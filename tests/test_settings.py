@@ -13,6 +13,7 @@ from training import TERMS
 
 FLAGS = """
 option tasks eval_tasks model_name_or_path checkpoint pooling hidden_dropout_prob max_length precision use_gpu
+deterministic compile
 data_dir max_train_samples max_eval_samples schedule epochs steps_per_epoch batch_size lr warmup_steps
 weight_decay max_grad_norm skip_nonfinite seed use_smart smart_weight smart_epsilon smart_step_size
 smart_noise_var smart_steps smart_norm bregman_weight bregman_beta keep rdrop_weight output_dir logging_steps
