@@ -45,7 +45,17 @@ from support.files import write_text
 from support.reporting import RunLog, SilentLog
 from support.screen import scores_table
 from tasks import TASKS
-from training import TERMS, Learner, Passes, check_memory, describe, plan_steps, say_first_steps, say_interval
+from training import (
+    TERMS,
+    Learner,
+    Passes,
+    check_compiled,
+    check_memory,
+    describe,
+    plan_steps,
+    say_first_steps,
+    say_interval,
+)
 
 log = logging.getLogger("smart_bert")
 SAVE_SECONDS = 120.0  # between checkpoints, unless --save_steps
@@ -360,6 +370,10 @@ def fit(config: TrainConfig) -> None:
     model = MultitaskBERT(
         bert, config.pooling, config.hidden_dropout_prob, config.precision, heads, config.seed
     ).to(device)
+    if config.compile:
+        print("compiling the encoder" + (": on a CPU its steps are slower" if device.type == "cpu" else ""))
+        bert.compile_layers()
+        check_compiled(model.train(), config)
     check_memory(model, data, config)
     if not config.resume and parallel.rank() == 0:
         prepare_folder(folder, config.overwrite_output_dir)

@@ -29,7 +29,7 @@ from datasets import SCHEDULES, Batch, Loader, Task, TokenizedDataset
 from evaluation import rows_at_a_time
 from optimizer import AdamW, decay_groups
 from support import devices, memory, parallel
-from support.errors import UserError
+from support.errors import UserError, one_line
 from support.reporting import RunLog, SilentLog
 from support.screen import cut, duration, numbers_line, step_line, table
 
@@ -216,6 +216,32 @@ class Learner:
         self.scaler.update()
         self.optimizer.zero_grad()
         return losses
+
+
+def check_compiled(model: nn.Module, config: TrainConfig) -> None:
+    """Try the compiled layers: compiling, and repeating a pass with its dropout masks, which SMART needs.
+
+    Leaves the random generator where it was. Raises UserError if one of the two fails on this machine.
+    """
+    bert = cast(Any, model).bert
+    device = next(model.parameters()).device
+    embeddings = torch.randn(8, 2, bert.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    embeddings = embeddings.to(device).requires_grad_()
+    repeat = mysmartloss.DropoutReplay(lambda x: cast(Any, model).logits(config.tasks[0], x))
+    with mysmartloss.generator_at(device, mysmartloss.generator_state(device)):
+        try:
+            clean = repeat(embeddings)
+            with torch.no_grad():  # compiled anew, and so perhaps with other random numbers
+                again = [repeat(embeddings)]
+            again.append(repeat(embeddings + 0).detach())
+        except Exception as error:  # compilers raise anything: no C++ compiler, no Triton, no Python headers
+            why = f"the encoder can't be compiled on this machine ({one_line(error)[:100]})"
+            raise UserError(f"--compile: {why}; leave the flag out") from None
+    # other masks change the logits by a fifth, rounding in bf16 by less than a hundredth
+    off = max(float((other - clean).norm() / clean.norm()) for other in again)
+    if off > 0.05 and any(config.weights(name) for name in config.tasks):
+        why = "compiled passes draw new dropout masks when they are repeated on this machine"
+        raise UserError(f"--compile: {why}, and SMART needs the same ones; leave out one of the two")
 
 
 def not_finite(

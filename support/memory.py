@@ -13,6 +13,9 @@ from typing import NamedTuple
 import torch
 
 CGROUPS = Path("/sys/fs/cgroup")
+# What an allocator takes for activations, over what it is asked for: blocks of many sizes leave holes.
+# Measured on a CPU with glibc, in fp32 and bf16, at 64 to 256 tokens.
+HOLES = 1.2
 
 
 class Encoder(NamedTuple):
@@ -89,16 +92,16 @@ def price(
     """
     kept = passes * encoder.layers * kept_by_layer(encoder, *batch, narrow, fused)
     embeddings = 4 * 4 * encoder.hidden * batch[0] * batch[1]  # sum, mask, output, δ
-    training = kept + embeddings + workspace(encoder, *batch, narrow, fused)
+    training = HOLES * (kept + embeddings + workspace(encoder, *batch, narrow, fused))
     # no graph: one layer at a time, with no (B,N,T,T) matrix
     by_layer = kept_by_layer(encoder, *evaluation, narrow, fused=True)
-    scoring = by_layer + workspace(encoder, *evaluation, narrow, fused=True)
+    scoring = HOLES * (by_layer + workspace(encoder, *evaluation, narrow, fused=True))
     return Price(
         weights=4 * encoder.parameters,
         gradients=4 * encoder.trained,
         moments=8 * encoder.trained,
         teacher=4 * encoder.parameters * teacher,
-        activations=max(training, scoring),
+        activations=round(max(training, scoring)),
     )
 
 
