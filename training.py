@@ -230,7 +230,7 @@ def check_compiled(model: nn.Module, config: TrainConfig) -> None:
     repeat = mysmartloss.DropoutReplay(lambda x: cast(Any, model).logits(config.tasks[0], x))
     with mysmartloss.generator_at(device, mysmartloss.generator_state(device)):
         try:
-            clean = repeat(embeddings)
+            clean = repeat(embeddings).detach()
             with torch.no_grad():  # compiled anew, and so perhaps with other random numbers
                 again = [repeat(embeddings)]
             again.append(repeat(embeddings + 0).detach())

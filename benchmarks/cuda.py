@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -71,9 +72,14 @@ def new_encoder(setting: Setting, name: str, dropout: float) -> str:
     """A folder with a small random BERT and a tokenizer of single letters."""
     folder = setting.folder / name
     torch.manual_seed(0)
-    sizes = {"vocab_size": len(PIECES), "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {
+        "vocab_size": len(PIECES),
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     sizes |= {"intermediate_size": 128, "max_position_embeddings": 64}
-    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    rates: dict[str, Any] = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     BertModel(BertConfig(**sizes, **rates)).save_pretrained(folder)
     BertWordPieceTokenizer({piece: i for i, piece in enumerate(PIECES)}).save(str(folder / "tokenizer.json"))
     return str(folder)

@@ -7,6 +7,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,7 @@ def memory(setting: Setting) -> list[Check]:
 
 
 def synchronisations(setting: Setting) -> list[Check]:
-    """20 steps in which the host may not wait for the device; without a GPU on `meta`, which has no numbers."""
+    """20 steps in which the host may not wait for the device; without a GPU on `meta`, without numbers."""
     if setting.small:
         take_steps(new_learner(setting, "all terms", device="meta"), 20, 4, 16)
         return [Check("no number is waited for in a step", "20 steps on the meta device", "ok")]
@@ -249,7 +250,7 @@ def flops(setting: Setting) -> list[Check]:
     for terms, goal in GOALS.items():
         learner = new_learner(setting, terms, "bf16")
         batch = new_batch(rows, tokens, masked=False).to(setting.device)
-        seconds = seconds_of(setting, lambda s=learner.step, b=batch: s(TASKS["sst"], b, 1e-5, 0.9))
+        seconds = seconds_of(setting, partial(learner.step, TASKS["sst"], batch, 1e-5, 0.9))
         layers = sum(p.numel() for name, p in learner.model.named_parameters() if "bert_layers" in name)
         forward = rows * tokens * (2 * layers + 4 * shape.num_hidden_layers * tokens * shape.hidden_size)
         config = TrainConfig(**TERMS[terms])
@@ -275,16 +276,18 @@ def peer_step(setting: Setting, terms: str, batch: Batch) -> Callable[[], object
     import transformers
 
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    sizes = {name: getattr(setting.encoder, name) for name in names}
-    config = transformers.BertConfig(**sizes, attn_implementation="sdpa")
-    bert = transformers.BertModel(config, add_pooling_layer=False).to(setting.device).train()
+    sizes: dict[str, Any] = {name: getattr(setting.encoder, name) for name in names}
+    config = transformers.BertConfig(**sizes | {"attn_implementation": "sdpa"})
+    bert: Any = transformers.BertModel(config, add_pooling_layer=False)
+    bert.to(setting.device).train()
     head = torch.nn.Linear(config.hidden_size, 5).to(setting.device)
     weights = [*bert.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=1e-5, fused=True)
     task = TASKS["sst"]
 
     def logits(embeddings: Tensor) -> Tensor:
-        return head(bert(inputs_embeds=embeddings).last_hidden_state.mean(1)).float()  # type: ignore[no-any-return]
+        outputs: Tensor = head(bert(inputs_embeds=embeddings).last_hidden_state.mean(1))
+        return outputs.float()
 
     if terms == "SMART":
         import smart_pytorch
@@ -317,7 +320,7 @@ def compiled(setting: Setting) -> list[Check]:
         totals.append(take_steps(learner, 6, 8, tokens))
         learner = new_learner(setting, "SMART + Bregman", "bf16", compile_it=compile_it)
         batch = new_batch(rows, tokens, masked=False).to(setting.device)
-        seconds.append(seconds_of(setting, lambda s=learner.step, b=batch: s(TASKS["sst"], b, 1e-5, 0.9)))
+        seconds.append(seconds_of(setting, partial(learner.step, TASKS["sst"], batch, 1e-5, 0.9)))
         del learner
     off = largest_difference(*totals)
     ratio = f"bf16 with dropout: {seconds[1] / seconds[0]:.2f} of the time"
