@@ -32,7 +32,7 @@ from benchmarks.device_checks import Check, Setting, verdict
 from benchmarks.machine import machine
 from bert import BertModel
 from support.devices import pick_device
-from support.errors import one_line
+from support.errors import UserError, one_line
 from support.files import write_text
 from support.screen import cut, table
 
@@ -188,9 +188,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name}: {(CHECKS[name].__doc__ or '').splitlines()[0]}", file=sys.stderr, flush=True)
             begin = time.perf_counter()
             try:
-                checks += CHECKS[name](Setting(device, Path(folder)))
+                found = CHECKS[name](Setting(device, Path(folder)))
+            except UserError as error:  # a device with too little memory for it
+                found = [Check(name, one_line(error), "not run")]
             except Exception as error:  # whatever breaks on a device that nobody has tried
-                checks.append(Check(name, f"{type(error).__name__}: {one_line(error)}", "FAILED"))
+                found = [Check(name, f"{type(error).__name__}: {one_line(error)}", "FAILED")]
+            print(*(f"  {check}" for check in found), sep="\n", file=sys.stderr, flush=True)
+            checks += found
             seconds[name] = round(time.perf_counter() - begin, 1)
     results = {
         "command": shlex.join(["python", "-m", "benchmarks.cuda", *arguments]),
