@@ -69,6 +69,12 @@ class BertLayer(nn.Module):
         return self.out_layer_norm(hidden + fed_forward)
 
 
+def run_layer(layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """hidden (B,T,H) and mask, None or bool (B,1,1,T) -> (B,T,H)."""
+    output: Tensor = layer(hidden, mask)
+    return output
+
+
 class BertModel(BertPreTrainedModel):
     """The encoder. `BertModel(config)` has new weights, `BertModel.from_pretrained(name)` trained weights."""
 
@@ -81,7 +87,16 @@ class BertModel(BertPreTrainedModel):
         self.embed_dropout = Dropout(config.hidden_dropout_prob)
         self.bert_layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
         self.pooler_dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.run_layer = run_layer
         self.init_weights()
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Compile the layers for training, for any number of rows and tokens. No weight changes its name.
+
+        The compiled function takes the layer as an argument, so that all layers share it, and those of a copy
+        of the model, such as SMART's teacher, too.
+        """
+        self.run_layer = torch.compile(run_layer, dynamic=True, backend=backend)
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Token ids (B,T) and segment ids (B,T; None for zeros) -> embeddings (B,T,H).
@@ -108,8 +123,9 @@ class BertModel(BertPreTrainedModel):
         """
         mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]  # (B,1,1,T)
         hidden = embeddings
+        run = self.run_layer if self.training else run_layer  # evaluation, in threads, is not compiled
         for layer in self.bert_layers:
-            hidden = layer(hidden, mask)
+            hidden = run(layer, hidden, mask)
         return hidden
 
     def pool(self, hidden: Tensor) -> Tensor:

@@ -160,6 +160,13 @@ class TrainConfig:
         choices=tuple(COMPUTE_TYPES),
     )
     use_gpu: bool = flag(False, "stop if there is no CUDA device (without the flag the best device is used)")
+    deterministic: bool = flag(
+        False,
+        "the same bits in every run on a CUDA device, by kernels that may be slower (a CPU needs no flag)",
+    )
+    compile: bool = flag(
+        False, "compile the encoder's layers by torch.compile: for CUDA devices, on a CPU it is slower"
+    )
     data_dir: str | None = flag(
         None,
         "folder of the course's files (default: $SMART_BERT_DATA_DIR, else data, else data/sample)",

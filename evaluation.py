@@ -148,9 +148,15 @@ def model_outputs(model: nn.Module, dataset: TokenizedDataset, batch_size: int, 
         return model(dataset.task.name, *batch.inputs)
 
     device = next(model.parameters()).device
-    # Without gradients a GPU has memory for more rows. On a CPU more rows would overflow its caches.
-    rows_per_batch = batch_size * (1 if device.type == "cpu" else 2)
-    return outputs(logits, dataset, rows_per_batch, device, bar)
+    return outputs(logits, dataset, rows_at_a_time(batch_size, device), device, bar)
+
+
+def rows_at_a_time(batch_size: int, device: torch.device) -> int:
+    """Rows of a batch that is scored. Without gradients a GPU has memory for more than in training.
+
+    On a CPU more rows would overflow its caches.
+    """
+    return batch_size * (1 if device.type == "cpu" else 2)
 
 
 def predict(model: nn.Module, dataset: TokenizedDataset, batch_size: int) -> np.ndarray:

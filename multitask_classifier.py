@@ -51,7 +51,14 @@ from run_files import (
 )
 from support import parallel
 from support.checkpoint import ENDINGS, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
-from support.devices import COMPUTE_TYPES, choose_precision, peak_memory, pick_device
+from support.devices import (
+    COMPUTE_TYPES,
+    choose_precision,
+    make_deterministic,
+    peak_memory,
+    pick_device,
+    start_watch,
+)
 from support.dropout import Dropout
 from support.errors import UserError, exit_status, one_line
 from support.files import write_text
@@ -63,6 +70,8 @@ from training import (
     TERMS,
     Learner,
     Passes,
+    check_compiled,
+    check_memory,
     describe,
     plan_steps,
     say_first_steps,
@@ -258,21 +267,17 @@ def training_loss(
     return {"task": loss, **terms, **passes.measured, "total": total}
 
 
-class TrainingLoss(nn.Module):
-    """`training_loss` as a module, for `DistributedDataParallel`.
-
-    What that class wraps must be the whole loss, or it would react to the gradients within (SMART's ascent).
-    """
+class TrainingLoss:
+    """`training_loss` of one model with its settings and its teacher, as `Learner` calls it."""
 
     def __init__(
         self, model: MultitaskBERT, config: TrainConfig, bregman: mysmartloss.BregmanProximal | None = None
     ) -> None:
-        super().__init__()
         self.model = model
         self.config = config
         self.bregman = bregman
 
-    def forward(self, task: Task, batch: Batch, measure: bool = False) -> dict[str, Tensor]:
+    def __call__(self, task: Task, batch: Batch, measure: bool = False) -> dict[str, Tensor]:
         return training_loss(self.model, task, batch, self.config, self.bregman, measure)
 
 
@@ -341,12 +346,12 @@ def train(
     with contextlib.closing(diary), resume.StopSignal() as stop, parallel.lost_worker_advice(str(folder)):
         for name, k in steps:
             # one step on one batch of one task
-            begin = time.perf_counter()
+            stop_watch = start_watch(learner.device)
             batch = loaders[name][k].share(parallel.rank(), parallel.size()).to(learner.device)
             lr = config.lr * warmup_decay(progress.step, plan.warmup, total)
             beta = config.beta(progress.step, total)
             losses = learner.step(TASKS[name], batch, lr, beta, measure=progress.interval.lacks(name))
-            progress.add(name, losses, batch, time.perf_counter() - begin)
+            progress.add(name, losses, batch, stop_watch())
 
             # what is due after it; all processes stop and save at the same step
             epoch = f"epoch {-(-progress.step // plan.per_epoch)}/{config.epochs}"
@@ -437,6 +442,11 @@ def fit(config: TrainConfig) -> None:
     model = MultitaskBERT(
         bert, config.pooling, config.hidden_dropout_prob, config.precision, heads, config.seed
     ).to(device)
+    if config.compile:
+        print("compiling the encoder" + (": on a CPU its steps are slower" if device.type == "cpu" else ""))
+        bert.compile_layers()
+        check_compiled(model.train(), config)
+    check_memory(model, data, config)
     if not config.resume and parallel.rank() == 0:
         prepare_folder(folder, config.overwrite_output_dir)
     # dropout starts from here, whatever was drawn before; each process has other rows and so other masks
@@ -542,6 +552,8 @@ def run_program(arguments: Sequence[str] | None) -> int:
             if config.resume:
                 config = resume.resumed_config(config, given, resume.started_with(config.output_dir))
             warn_of_unused_flags(config, given)
+            if config.deterministic:
+                make_deterministic()
             return PROGRAMS[config.option](config) or 0
     except resume.Interrupted as interruption:
         command = f"python multitask_classifier.py --resume --output_dir {config.output_dir}"

@@ -34,6 +34,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -147,16 +148,31 @@ def squared_error(input: Tensor, target: Tensor) -> Tensor:
 
 
 def generator_state(device: torch.device) -> Tensor | None:
-    """State of the random generator that dropout on this device uses; None on meta, which has none."""
+    """State of the random generator that dropout on this device uses; None on meta, which has none.
+
+    No GPU is waited for: the state of CUDA's generator, a seed and an offset, lies on the host.
+    """
     if device.type == "meta":
         return None
-    return torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
+    module, which = _generator(device)
+    return module.get_rng_state(*which)
 
 
 def set_generator_state(device: torch.device, state: Tensor | None) -> None:
     """Set the device's random generator to a state from `generator_state`; None changes nothing."""
     if state is not None:
-        (torch if device.type == "cpu" else torch.get_device_module(device)).set_rng_state(state)
+        module, which = _generator(device)
+        module.set_rng_state(state, *which)
+
+
+def _generator(device: torch.device) -> tuple[Any, tuple[torch.device, ...]]:
+    """The module whose functions get and set the device's state, and which device to name to them.
+
+    Without a name they take the current device, and that may be another one. CPU and MPS have only one.
+    """
+    if device.type == "cpu":
+        return torch, ()
+    return torch.get_device_module(device), () if device.type == "mps" else (device,)
 
 
 @contextmanager
@@ -224,9 +240,28 @@ def _replayed_noise(x: Tensor) -> Tensor:
         return torch.randn_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-# Factor on the divergence before its gradient is taken. The gradient is about 1e-7, which fp16 would round
-# to 0. Line 8 normalises the gradient, so the factor changes nothing else.
+# Factor on the ascent's gradient. The gradient is about 1e-7, which fp16 would round to 0. Line 8 normalises
+# it, so the factor changes nothing else; as a power of 2 it does not even round.
 ASCENT_SCALE = 2.0**16
+# The factor is lowered where it would make the gradient at the logits larger than this. On the way back
+# through a large head the gradient may grow about 60 times, until it is more than fp16 can hold (65,504).
+ASCENT_LIMIT = 2.0**10
+
+
+def ascent_gradient(
+    logits: Tensor, state: Tensor, delta: Tensor, loss_fn: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """g of Algorithm 1, line 8, times a positive number: logits, state (B,C), delta (B,T,H) -> (B,T,H).
+
+    The gradient goes to the logits in fp32, is scaled there, and then goes through the model. The host does
+    not look at it. Where it still overflows it is 0, and so that part of δ stays as it is.
+    """
+    outputs = _upcast(logits.detach()).requires_grad_()
+    (at_logits,) = torch.autograd.grad(loss_fn(outputs, state), outputs)  # (B,C)
+    largest = at_logits.abs().amax().clamp_min(torch.finfo(at_logits.dtype).tiny)
+    scale = torch.exp2(torch.floor(torch.log2(ASCENT_LIMIT / largest))).clamp_max(ASCENT_SCALE)
+    (gradient,) = torch.autograd.grad(logits, delta, (at_logits * scale).to(logits.dtype))
+    return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 class SMARTLoss:
@@ -311,8 +346,7 @@ class SMARTLoss:
         for _ in range(self.num_steps):
             delta.requires_grad_()
             with torch.enable_grad():
-                divergence = self.loss_fn(self.eval_fn(embed + delta), state)
-                (gradient,) = torch.autograd.grad(divergence * ASCENT_SCALE, delta)  # (B,T,H)
+                gradient = ascent_gradient(self.eval_fn(embed + delta), state, delta, self.loss_fn)
             # Algorithm 1, line 8: g̃ ← g / ‖g‖_∞. The raw gradient, about 1e-7, would vanish in the noise.
             direction = gradient / self.norm_fn(gradient).clamp_min(torch.finfo(dtype).tiny)
             # Algorithm 1, line 9: x̃ ← Π(x̃ + η g̃)

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
 import tokenizers
@@ -32,6 +32,7 @@ from tqdm import tqdm
 from config import TrainConfig
 from datasets import Batch, TokenizedDataset
 from evaluation import Evaluation
+from mysmartloss import generator_state, set_generator_state
 from run_files import Data
 from support import parallel
 from support.checkpoint import (
@@ -76,7 +77,7 @@ class Progress:
 
     def __post_init__(self) -> None:
         # steps since the last `check`; empty when a checkpoint is written
-        self._unchecked: list[tuple[int, str, np.ndarray, dict[str, Tensor]]] = []
+        self._unchecked: list[tuple[int, str, np.ndarray, dict[str, Tensor], SupportsFloat]] = []
 
     def to_dict(self) -> dict:
         """As JSON can hold it; waits for a GPU."""
@@ -87,11 +88,10 @@ class Progress:
         values = {setting.name: getattr(self, setting.name) for setting in fields(self)}
         return values | {"interval": self.interval.to_dict(), "first_losses": first}
 
-    def add(self, task: str, losses: dict[str, Tensor], batch: Batch, seconds: float) -> None:
-        """Count a step; `check` says later whether it was one."""
+    def add(self, task: str, losses: dict[str, Tensor], batch: Batch, seconds: SupportsFloat) -> None:
+        """Count a step; `check` says later whether it was one, and adds up the seconds of its work."""
         self.interval.add(task, losses, batch.num_tokens, seconds)
-        self._unchecked.append((self.step, task, batch.rows, losses))
-        self.seconds += seconds
+        self._unchecked.append((self.step, task, batch.rows, losses, seconds))
         self.examples += len(batch.rows)
         if self.step < 20:
             self.first_losses.append((task, losses))
@@ -107,7 +107,8 @@ class Progress:
         """
         unchecked = self._unchecked
         self._unchecked = []
-        for step, task, rows, losses in unchecked:
+        self.seconds += sum(float(seconds) for *_, seconds in unchecked)
+        for step, task, rows, losses, _ in unchecked:
             if torch.isfinite(losses["grad_norm"]) and torch.isfinite(losses["total"]):
                 continue
             self.interval.remove(task, losses)
@@ -247,8 +248,9 @@ def training_state(
         f"{i}.{key}": torch.as_tensor(value) for i, state in moments.items() for key, value in state.items()
     }
     generators = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        generators[device.type] = torch.get_device_module(device).get_rng_state()
+    state = generator_state(device)
+    if state is not None:
+        generators[device.type] = state
     of_processes = enumerate(parallel.gather(generators))
     tensors["random"] = {
         f"{name}.{rank}": state for rank, states in of_processes for name, state in states.items()
@@ -264,7 +266,7 @@ def restore_training_state(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
 ) -> None:
-    """Inverse of `training_state`, in place.
+    """Inverse of `training_state`, in place. Warns if the run goes on on another kind of device.
 
     Raises LookupError, RuntimeError, TypeError, ValueError, AttributeError or OverflowError if the state is
     another model's or not a training state at all.
@@ -283,8 +285,12 @@ def restore_training_state(
     rank = parallel.rank()
     generators = tensors["random"]
     torch.set_rng_state(generators[f"cpu.{rank}"])
-    if f"{device.type}.{rank}" in generators and device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(generators[f"{device.type}.{rank}"])
+    kinds = {name.partition(".")[0] for name in generators} - {"cpu"} or {"cpu"}  # of the device it ran on
+    if device.type in kinds:
+        set_generator_state(device, generators[f"{device.type}.{rank}"])
+    else:
+        words = "the run was saved on %s and goes on on %s: its dropout masks differ from here on"
+        log.warning(words, *kinds, device.type)
     version, internal, gauss = record["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, place, *rest = record["numpy"]

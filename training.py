@@ -7,13 +7,15 @@ Knows modules and numbers, not the model's class. A new term of the loss is a re
 a field of TrainConfig. B batch, T tokens, H hidden, C outputs.
 """
 
+import bisect
 import contextlib
 import logging
+import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -24,9 +26,10 @@ from tqdm import tqdm
 import mysmartloss
 from config import NORMS, TrainConfig
 from datasets import SCHEDULES, Batch, Loader, Task, TokenizedDataset
+from evaluation import rows_at_a_time
 from optimizer import AdamW, decay_groups
-from support import parallel
-from support.errors import UserError
+from support import devices, memory, parallel
+from support.errors import UserError, one_line
 from support.reporting import RunLog, SilentLog
 from support.screen import cut, duration, numbers_line, step_line, table
 
@@ -166,12 +169,12 @@ TERMS = {
 class Learner:
     """A model, its optimizer, its teacher if there is one, and the step that moves them.
 
-    loss: a module with the attributes `model` and `bregman` (or None), whose forward(task, batch, measure)
-    is the whole training loss by its parts, `total` among them. Under torchrun each process gives the step
-    its share of a batch, and all end up with the same weights.
+    loss: has the attributes `model` and `bregman` (or None), and loss(task, batch, measure) is the whole
+    training loss by its parts, `total` among them. Under torchrun each process gives the step its share of a
+    batch, and all end up with the same weights.
     """
 
-    def __init__(self, loss: nn.Module, config: TrainConfig) -> None:
+    def __init__(self, loss: Any, config: TrainConfig) -> None:
         self.model = cast(nn.Module, loss.model)
         self.bregman = cast("mysmartloss.BregmanProximal | None", loss.bregman)
         self.max_grad_norm = config.max_grad_norm
@@ -180,7 +183,7 @@ class Learner:
         self.optimizer = AdamW(decay_groups(self.model, config.weight_decay), lr=config.lr)
         # fp16 would round small gradients to 0, so the loss is scaled up there
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
-        self.loss = parallel.synchronised(loss)
+        self.loss = loss
 
     def step(
         self, task: Task, batch: Batch, lr: float, beta: float, measure: bool = False
@@ -194,7 +197,9 @@ class Learner:
         """
         with out_of_memory_advice(batch):
             losses: dict[str, Tensor] = self.loss(task, batch, measure)
-            self.scaler.scale(losses["total"] * batch.weight).backward()
+            # the mean over the processes is a sum of shares
+            self.scaler.scale(losses["total"] * (batch.weight / parallel.size())).backward()
+        parallel.sum_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         losses = parallel.mean(losses, batch.weight)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
@@ -211,6 +216,32 @@ class Learner:
         self.scaler.update()
         self.optimizer.zero_grad()
         return losses
+
+
+def check_compiled(model: nn.Module, config: TrainConfig) -> None:
+    """Try the compiled layers: compiling, and repeating a pass with its dropout masks, which SMART needs.
+
+    Leaves the random generator where it was. Raises UserError if one of the two fails on this machine.
+    """
+    bert = cast(Any, model).bert
+    device = next(model.parameters()).device
+    embeddings = torch.randn(8, 2, bert.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    embeddings = embeddings.to(device).requires_grad_()
+    repeat = mysmartloss.DropoutReplay(lambda x: cast(Any, model).logits(config.tasks[0], x))
+    with mysmartloss.generator_at(device, mysmartloss.generator_state(device)):
+        try:
+            clean = repeat(embeddings).detach()
+            with torch.no_grad():  # compiled anew, and so perhaps with other random numbers
+                again = [repeat(embeddings)]
+            again.append(repeat(embeddings + 0).detach())
+        except Exception as error:  # compilers raise anything: no C++ compiler, no Triton, no Python headers
+            why = f"the encoder can't be compiled on this machine ({one_line(error)[:100]})"
+            raise UserError(f"--compile: {why}; leave the flag out") from None
+    # other masks change the logits by a fifth, rounding in bf16 by less than a hundredth
+    off = max(float((other - clean).norm() / clean.norm()) for other in again)
+    if off > 0.05 and any(config.weights(name) for name in config.tasks):
+        why = "compiled passes draw new dropout masks when they are repeated on this machine"
+        raise UserError(f"--compile: {why}, and SMART needs the same ones; leave out one of the two")
 
 
 def not_finite(
@@ -275,6 +306,97 @@ def describe(
     length = f"{len(plan.steps):,} steps, {plan.per_epoch:,} an epoch ({config.schedule})"
     work = f"{sum(tokens.values()):,.0f} tokens, about {flops / 1e12:,.1f} TFLOP of arithmetic"
     print(f"{length}, warm-up {plan.warmup:,}; {work}")
+
+
+def memory_price(
+    model: nn.Module, config: TrainConfig, batch: tuple[int, int], evaluation: tuple[int, int]
+) -> memory.Price:
+    """What training on batches, and scoring batches, of (rows, tokens) needs of the device."""
+    bert = cast(Any, model).bert
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    encoder = memory.Encoder(
+        layers=bert.config.num_hidden_layers,
+        hidden=bert.config.hidden_size,
+        heads=bert.config.num_attention_heads,
+        intermediate=bert.config.intermediate_size,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        trained=trained,
+    )
+    frozen = not any(parameter.requires_grad for parameter in bert.parameters())
+    return memory.price(
+        encoder,
+        batch,
+        evaluation,
+        passes=max(passes_kept(config, name, frozen) for name in config.tasks),
+        teacher=any("bregman" in config.weights(name) for name in config.tasks),
+        narrow=config.precision != "fp32",
+        fused=next(model.parameters()).device.type != "cpu",
+    )
+
+
+def passes_kept(config: TrainConfig, task: str, frozen: bool) -> int:
+    """How many passes' activations wait for a backward pass at the same time.
+
+    They are those of the clean pass and of each term that goes backward through its own pass, which costs 3
+    or more. Of a frozen encoder only the ascent keeps any.
+    """
+    others = [name for name in config.weights(task) if TERMS[name].cost(config) >= 3]
+    return min(1, len(others)) if frozen else 1 + len(others)
+
+
+def check_memory(
+    model: nn.Module, data: Mapping[tuple[str, str], TokenizedDataset], config: TrainConfig
+) -> None:
+    """Print what the run needs of the device's memory, before an hour is spent on it.
+
+    Raises UserError that says which flag to lower, and to what, if the longest batch cannot fit.
+    """
+    device = next(model.parameters()).device
+    train = [data[name, "train"].lengths for name in config.tasks]
+    dev = [data[name, "dev"].lengths for name in config.eval_tasks]
+
+    def priced(rows: int, tokens: int) -> memory.Price:
+        """With other values of --batch_size and --max_length."""
+        batch = longest_batch(train, rows, tokens)
+        return memory_price(
+            model,
+            config,
+            batch,
+            longest_batch(dev, devices.workers(device) * rows_at_a_time(rows, device), tokens),
+        )
+
+    price = priced(config.batch_size, config.max_length)
+    rows, tokens = longest_batch(train, config.batch_size, config.max_length)
+    free = min(parallel.gather(memory.free_bytes(device)), key=lambda found: found or 0)
+    parts = [f"{name} {memory.size_text(size)}" for name, size in price._asdict().items() if size]
+    needed = f"{rows} rows of {tokens} tokens need about {memory.size_text(price.total)}"
+    print(f"memory: {needed} ({', '.join(parts)})" + (f"; {memory.size_text(free)} free" if free else ""))
+    there = price.weights  # the model is on the device already
+    if free is None or price.total - there <= free:
+        return
+    # both are monotonic: the largest value below today's that fits
+    fitting = {
+        "batch_size": bisect.bisect_right(
+            range(1, config.batch_size), free, key=lambda n: priced(n, config.max_length).total - there
+        ),
+        "max_length": 7
+        + bisect.bisect_right(
+            range(8, config.max_length), free, key=lambda n: priced(config.batch_size, n).total - there
+        ),
+    }
+    advice = " or ".join(
+        f"--{name} {n}" for name, n in fitting.items() if n >= (8 if name == "max_length" else 1)
+    )
+    raise UserError(
+        f"--batch_size {config.batch_size}: {needed}, and {memory.size_text(free)} of {device} are free; "
+        + (f"{advice} would fit" if advice else "take a smaller --model_name_or_path")
+    )
+
+
+def longest_batch(lengths: Iterable[np.ndarray], rows: int, tokens: int) -> tuple[int, int]:
+    """Rows and tokens of the largest batch, of at most that many; lengths: (rows,) of each data set."""
+    sizes = [(min(rows, len(each)), min(tokens, int(each.max()))) for each in lengths if len(each)]
+    return max(sizes, key=math.prod, default=(0, 0))
 
 
 def forward_passes(config: TrainConfig, task: str) -> int:

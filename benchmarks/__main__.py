@@ -10,7 +10,6 @@ what each row measures, and `figures.py` has the goals.
 import argparse
 import json
 import os
-import platform
 import shlex
 import sys
 import time
@@ -19,12 +18,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import transformers
 
+from benchmarks.machine import machine
 from benchmarks.measure import Measurement
 from benchmarks.rows import HERE, ROWS, Setting
 from benchmarks.shares import Shares
-from support.devices import BF16_INSTRUCTIONS, choose_precision, keep_freed_memory
+from support.devices import choose_precision, keep_freed_memory
 from support.files import write_text
 from support.screen import table
 
@@ -38,21 +37,6 @@ def as_table(measured: list[Measurement]) -> str:
         verdict = verdicts[m.goal.met(m.ratio)]
         rows.append([m.what, m.column, f"{m.ratio:.2f}", spread, str(m.goal), verdict])
     return table(rows)
-
-
-def machine() -> dict[str, object]:
-    """What the figures depend on, besides the code."""
-    capabilities = torch.cpu.get_capabilities()
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "architecture": platform.machine(),
-        "processor": capabilities.get("cpu_name") or platform.processor(),
-        "bf16_instructions": [name for name in BF16_INSTRUCTIONS if capabilities.get(name)],
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,9 +8,10 @@ import ctypes
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, SupportsFloat, TypeVar
 
 import torch
 
@@ -56,6 +57,11 @@ def pick_device(use_gpu: bool) -> torch.device:
                 f" {torch.cuda.device_count()} CUDA devices"
             )
         torch.cuda.set_device(local_rank)
+        # --precision fp32 is fp32: no TF32, which keeps three digits
+        torch.set_float32_matmul_precision("highest")
+        # Of cuDNN's attention there is a plan for each shape, and batches differ in length. The other kernels
+        # (flash, memory-efficient) take any length.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         return torch.device("cuda", local_rank)
     if use_gpu:
         raise UserError(
@@ -68,6 +74,48 @@ def pick_device(use_gpu: bool) -> torch.device:
     # original run from its first step, so the call is made here once.
     torch.set_num_threads(torch.get_num_threads())
     return torch.device("cpu")
+
+
+def make_deterministic() -> None:
+    """Take kernels that give the same bits in every run, where PyTorch has one; an error where it has none.
+
+    To be called before anything is computed: cuBLAS reads its variable when it starts.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
+    # filling new memory finds bugs and costs time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+class Elapsed(NamedTuple):
+    """The time between two events in the queue of a GPU. `float`, in seconds, waits for the later one."""
+
+    begin: Any
+    end: Any
+
+    def __float__(self) -> float:
+        self.end.synchronize()
+        return float(self.begin.elapsed_time(self.end)) / 1000
+
+
+def start_watch(device: torch.device) -> Callable[[], SupportsFloat]:
+    """Start timing the work that is given to the device. A call of the result gives its seconds so far.
+
+    The host runs ahead of a GPU, so its clock would time the launching. There, events are put before and
+    after the work, and nothing waits until the number is read.
+    """
+    if device.type in ("cpu", "meta"):
+        begin = time.perf_counter()
+        return lambda: time.perf_counter() - begin
+
+    def mark() -> Any:
+        event = torch.get_device_module(device).Event(enable_timing=True)
+        event.record()
+        return event
+
+    first = mark()
+    return lambda: Elapsed(first, mark())
 
 
 class Precision(NamedTuple):
@@ -85,15 +133,18 @@ def choose_precision(device: torch.device, asked: str | None, resumed: bool = Fa
     SMART_BERT_PRECISION sets another default, for tests.
     """
     fast, reason = bf16_is_fast(device)
+    name = "bf16" if fast else "fp32"
     if asked:
         if asked == "bf16" and not fast:
             log.warning("bf16 is slow here: %s; --precision fp32 is faster for a new run", reason)
-        return Precision(asked, "as the run was started" if resumed else "as --precision says")
-    if forced := os.environ.get(PRECISION_VARIABLE):
+        name = asked
+        reason = "as the run was started" if resumed else "as --precision says"
+    elif forced := os.environ.get(PRECISION_VARIABLE):
         if forced not in COMPUTE_TYPES:
             raise UserError(f"{PRECISION_VARIABLE}={forced}: must be one of {', '.join(COMPUTE_TYPES)}")
-        return Precision(forced, f"as {PRECISION_VARIABLE} says")
-    return Precision("bf16" if fast else "fp32", reason)
+        name = forced
+        reason = f"as {PRECISION_VARIABLE} says"
+    return Precision(name, f"{reason}, TF32 off" if (device.type, name) == ("cuda", "fp32") else reason)
 
 
 def bf16_is_fast(device: torch.device) -> tuple[bool, str]:
@@ -132,6 +183,11 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     return {name: round(count / 2**30, 3) for name, count in peaks.items()}
 
 
+def workers(device: torch.device) -> int:
+    """How many batches `mapper` works on at the same time."""
+    return min(torch.get_num_threads(), 8) if device.type == "cpu" else 1
+
+
 @contextlib.contextmanager
 def mapper(device: torch.device) -> Iterator[Mapper]:
     """A function like `map` for work on the device. On a CPU it uses one thread for each core, 8 at most.
@@ -139,12 +195,12 @@ def mapper(device: torch.device) -> Iterator[Mapper]:
     One batch for each core is 10 to 20 % faster than all cores working on the same batch.
     """
     threads = torch.get_num_threads()
-    workers = min(threads, 8) if device.type == "cpu" else 1
-    if workers == 1:
+    count = workers(device)
+    if count == 1:
         yield map
         return
-    torch.set_num_threads(threads // workers)
-    pool = ThreadPoolExecutor(workers)
+    torch.set_num_threads(threads // count)
+    pool = ThreadPoolExecutor(count)
     try:
         yield pool.map
     finally:

@@ -1,7 +1,7 @@
 """Several processes that train one model together, started by `torchrun`.
 
-Built on `torch.distributed`: gloo between CPUs, nccl between GPUs. This module knows tensors and modules, no
-model class. Without `torchrun` there is one process, and every function returns at once.
+Built on `torch.distributed`: gloo between CPUs, nccl between GPUs. This module knows tensors, no model.
+Without `torchrun` there is one process, and every function returns at once.
 Not handled: a number of processes that changes during a run.
 """
 
@@ -9,14 +9,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from support.errors import UserError, one_line
 
@@ -86,15 +86,18 @@ def mean(losses: dict[str, Tensor], weight: float) -> dict[str, Tensor]:
     return dict(zip(losses, values, strict=True))
 
 
-def synchronised(loss: nn.Module) -> nn.Module:
-    """Wraps the module so that each process ends its backward pass with the mean gradient of all processes.
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replaces each gradient, in place, by its sum over the processes. No host sync.
 
-    The module's forward must be the whole loss. Gradients with respect to other tensors than parameters, such
-    as the ascent's, stay local to each process. Heads of other tasks get no gradient.
+    A parameter without a gradient is left out: the processes train the same task at the same step, so in all
+    of them the heads of the other tasks have none.
     """
     if size() == 1:
-        return loss
-    return nn.parallel.DistributedDataParallel(loss, find_unused_parameters=True)
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    # all on their way before the first is waited for
+    for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
+        work.wait()
 
 
 @contextmanager

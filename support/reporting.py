@@ -10,7 +10,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from support.errors import UserError
 
@@ -99,7 +99,8 @@ class SilentLog:
         pass
 
 
-Step = tuple[Mapping[str, "Tensor | float"], int, float]  # one step: values by name, tokens, seconds
+# one step: values by name, tokens, seconds
+Step = tuple[Mapping[str, "Tensor | float"], int, SupportsFloat]
 
 
 class Interval:
@@ -109,8 +110,10 @@ class Interval:
     def __init__(self) -> None:
         self._steps: dict[str, list[Step]] = defaultdict(list)  # by task
 
-    def add(self, task: str, values: "Mapping[str, Tensor | float]", tokens: int, seconds: float) -> None:
-        """Adds one step: values (detached 0-dim tensors or numbers), real tokens, wall-clock seconds."""
+    def add(
+        self, task: str, values: "Mapping[str, Tensor | float]", tokens: int, seconds: SupportsFloat
+    ) -> None:
+        """Adds one step: values (detached 0-dim tensors or numbers), real tokens, seconds of work."""
         self._steps[task].append((values, tokens, seconds))
 
     def remove(self, task: str, values: "Mapping[str, Tensor | float]") -> None:
@@ -123,7 +126,7 @@ class Interval:
         """The steps as JSON can hold them. Waits for a GPU."""
         return {
             task: [
-                ({name: float(value) for name, value in values.items()}, tokens, seconds)
+                ({name: float(value) for name, value in values.items()}, tokens, float(seconds))
                 for values, tokens, seconds in steps
             ]
             for task, steps in self._steps.items()
@@ -151,7 +154,7 @@ class Interval:
             }
             record = {name: sum(column) / len(column) for name, column in columns.items()}
             tokens = sum(count for _, count, _ in steps)
-            seconds = sum(spent for _, _, spent in steps)
+            seconds = sum(float(spent) for _, _, spent in steps)
             record |= {
                 "lr": lr,
                 "ms_per_step": 1000 * seconds / len(steps),

@@ -87,9 +87,9 @@ def kill_once(
     return f"left {' '.join(left)}"
 
 
-def compare(kills: int, folder: Path, encoder: str, seed: int = 0) -> int:
+def compare(kills: int, folder: Path, encoder: str, seed: int = 0, flags: tuple[str, ...] = ()) -> int:
     """How many of the `kills` runs ended like the uninterrupted one once resumed; prints a line for each."""
-    arguments = [*RUN, "--model_name_or_path", encoder]
+    arguments = [*RUN, "--model_name_or_path", encoder, *flags]
     moment = random.Random(seed)
     process = start(*arguments, "--output_dir", str(folder / "whole"))
     wait_for(process, folder / "whole" / "last")
@@ -113,6 +113,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--folder", type=Path, required=True, help="a new folder for all the runs")
     parser.add_argument("--encoder", help="--model_name_or_path of the runs (default: a tiny random BERT)")
+    parser.add_argument("--deterministic", action="store_true", help="start the runs with this flag")
     return parser.parse_args()
 
 
@@ -124,6 +125,7 @@ if __name__ == "__main__":
         from tiny_bert import tiny_encoder
 
         given.encoder = tiny_encoder(given.folder / "encoder")
-    equal = compare(given.kills, given.folder, given.encoder)
+    flags = ("--deterministic",) if given.deterministic else ()
+    equal = compare(given.kills, given.folder, given.encoder, flags=flags)
     print(f"{equal} of {given.kills} ended bit for bit like the uninterrupted run")
     sys.exit(equal < given.kills)

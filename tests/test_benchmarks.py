@@ -1,15 +1,17 @@
 """Tests of benchmarks/: both sides compute the same,
 and samples and ratios are what they claim. No test depends on measured times."""
 
+import dataclasses
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 import evaluation
-from benchmarks import growth, peers, rows
+from benchmarks import cuda, device_checks, growth, peers, rows
 from benchmarks.__main__ import main
 from benchmarks.figures import DEFAULTS, EQUAL, FIGURES, NEITHER
 from benchmarks.measure import STRATA, Goal, compare, evenly, separate_processes, take_turns
@@ -237,6 +239,61 @@ def test_the_peer_trains(loss):
     without = {name for name, parameter in peer.named_parameters() if parameter.grad is None}
     others = [task for task in rows.TASKS if task != "sts"]
     assert without == {f"heads.{task}.{leaf}" for task in others for leaf in ("weight", "bias")}
+
+
+def test_the_list_for_a_gpu_on_this_cpu(tmp_path, capsys, monkeypatch):
+    """Guards against a list that the first user with a GPU is the first to run, and against one broken check
+    that hides the others. What starts programs or a compiler has tests elsewhere."""
+
+    def broken(setting):
+        """Breaks."""
+        raise RuntimeError("no such\nkernel image")
+
+    monkeypatch.setitem(cuda.CHECKS, "memory", broken)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    output = tmp_path / "cuda.json"
+    assert cuda.main(["--only", "memory", "parity", "synchronisations", "--output", str(output)]) == 1
+    printed = capsys.readouterr().out
+    assert "RuntimeError: no such kernel image" in printed and max(map(len, printed.splitlines()[:5])) <= 100
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "smart_pytorch", None)
+    names = ["parity", "replay", "memory", "synchronisations", "flops"]
+    assert cuda.main(["--only", *names, "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    results = json.loads(output.read_text())
+    verdicts = [check["verdict"] for check in results["checks"]]
+    assert verdicts.count("ok") == 1 + 3 + 1 and verdicts.count("not run") == 3 + 1
+    assert "FAILED" not in printed and "missed" not in printed and "smart_pytorch is not installed" in printed
+    assert results["small"] and {"processor", "torch"} <= results["machine"].keys()
+
+
+@pytest.mark.parametrize("wrong", ["parity", "replay", "synchronisations"])
+def test_the_list_for_a_gpu_finds_what_is_wrong(wrong, monkeypatch, tmp_path):
+    """Guards against checks that pass whatever the device does."""
+    setting = device_checks.Setting(torch.device("cpu"), tmp_path)
+    if wrong == "parity":
+        runs = iter([[torch.tensor(1.0)], [torch.tensor(1.001)]])
+        monkeypatch.setattr(device_checks, "take_steps", lambda *_, **__: next(runs))
+        monkeypatch.setattr(device_checks, "new_learner", lambda *_, **__: None)
+        setting = dataclasses.replace(setting, device=torch.device("cpu", 0))
+    elif wrong == "replay":
+        monkeypatch.setattr(device_checks, "DropoutReplay", lambda function: function)
+    else:
+        monkeypatch.setattr(device_checks, "take_steps", lambda *_: torch.zeros(1, device="meta").item())
+    if wrong == "synchronisations":
+        with pytest.raises(RuntimeError, match="meta"):
+            device_checks.synchronisations(setting)
+    else:
+        found = cuda.CHECKS[wrong](setting)
+        assert {check.verdict for check in found} == {"FAILED"}
+
+
+def test_the_committed_list_is_without_a_failure():
+    """Guards against a table that was typed, or measured before the code changed for the worse."""
+    results = json.loads((cuda.HERE / "cuda.json").read_text())
+    assert results["seconds"].keys() == cuda.CHECKS.keys()
+    assert {check["verdict"] for check in results["checks"]} <= {"ok", "not run", ""}
 
 
 def test_growth_point(tmp_path):

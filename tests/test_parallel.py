@@ -79,9 +79,12 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
         batch_size = f"--batch_size={8 // processes}"
         status, _, complained = run(processes, *settings, batch_size, "--output_dir", folder)
         assert status == 0, complained
-        roles = ("student", "teacher")
+        roles = ("student", "teacher", "optimizer")
         weights[processes] = {role: load_file(folder / "last" / f"{role}.safetensors") for role in roles}
     torch.testing.assert_close(weights[2], weights[1], rtol=0, atol=1e-5)
+    # a head has made its own task's steps only: its moments and its count stay as they are on other tasks
+    counts = sorted(int(value) for name, value in weights[2]["optimizer"].items() if name.endswith(".step"))
+    assert counts[:6] == [8] * 6 and set(counts[6:]) == {24}
     one, two = (outcome(tmp_path / str(processes))["scores"] for processes in (1, 2))
     assert one["dev"].keys() == two["dev"].keys()
     assert one["dev_mean"] == pytest.approx(two["dev_mean"], abs=1e-4)

@@ -337,9 +337,10 @@ NOT_THIS_STATE = {
 
 
 @pytest.mark.parametrize("change", NOT_THIS_STATE.values(), ids=NOT_THIS_STATE)
-def test_a_state_that_does_not_fit_is_not_taken(change):
+def test_a_state_that_does_not_fit_is_not_taken(change, caplog):
     """Guards against one moment broadcast over a whole weight,
-    a step that divides by zero, and numpy reading memory beyond its generator's."""
+    a step that divides by zero, numpy reading memory beyond its generator's,
+    and other dropout masks on another kind of device without a word."""
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 3)).sum().backward()
@@ -354,6 +355,10 @@ def test_a_state_that_does_not_fit_is_not_taken(change):
         )
 
     restore()
+    assert not caplog.records
+    tensors["random"]["cuda.0"] = tensors["random"]["cpu.0"]
+    restore()
+    assert "was saved on cuda and goes on on cpu: its dropout masks differ" in caplog.text
     tensors["model"] = dict(tensors["model"])
     change(tensors, record)
     with pytest.raises((LookupError, RuntimeError, ValueError)):

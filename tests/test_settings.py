@@ -13,6 +13,7 @@ from training import TERMS
 
 FLAGS = """
 option tasks eval_tasks model_name_or_path checkpoint pooling hidden_dropout_prob max_length precision use_gpu
+deterministic compile
 data_dir max_train_samples max_eval_samples
 task text text_pair input output
 schedule epochs steps_per_epoch batch_size lr warmup_steps

@@ -10,7 +10,7 @@ from multitask_classifier import MultitaskBERT, TrainingLoss, training_loss
 from mysmartloss import BregmanProximal
 from optimizer import AdamW
 from resume import Progress
-from support.devices import COMPUTE_TYPES
+from support.devices import COMPUTE_TYPES, start_watch
 from tasks import TASKS
 from tiny_bert import TINY, tiny_batch, tiny_model
 from training import Learner
@@ -122,10 +122,13 @@ def test_a_step_on_the_meta_device(task):
     and against waiting for the device in every step. Only a GPU would show either."""
     with torch.device("meta"):
         model = MultitaskBERT(BertModel(TINY)).train()
-    config = TrainConfig(use_smart=True, rdrop_weight=1.0)
+    config = TrainConfig(use_smart=True, smart_steps=2, rdrop_weight=1.0)
     learner = Learner(TrainingLoss(model, config, BregmanProximal(model)), config)
+    progress = Progress()
     for measure in (True, False):  # `.item()` raises on meta, so nothing can wait for a number
+        stop_watch = start_watch(learner.device)
         losses = learner.step(TASKS[task], tiny_batch(task, "meta"), lr=1e-4, beta=0.9, measure=measure)
+        progress.add(task, losses, tiny_batch(task, "meta"), stop_watch())
     assert {loss.device.type for loss in losses.values()} == {"meta"}
     assert {"smart", "bregman", "rdrop", "grad_norm"} <= losses.keys()
 
@@ -161,6 +164,21 @@ def test_the_ascent_works_in_narrow_compute_types(precision):
     settings = {"use_smart": True, "smart_epsilon": 0.1, "smart_step_size": 0.1, "bregman_weight": 0.0}
     losses = training_loss(model, TASKS["sst"], batch, TrainConfig(**settings), measure=True)
     assert losses["ascent_gain"] > 2 and losses["delta_ratio"] > 0.01
+
+
+@pytest.mark.parametrize("task", ["sst", "sts"])
+def test_a_large_head_does_not_blind_the_ascent_in_fp16(task):
+    """Guards against a fixed scale that overflows in fp16: here δ was NaN, with T = 2 and ε = .1."""
+    found = {}
+    for precision in ("fp32", "fp16"):
+        model = tiny_model(precision=precision)
+        with torch.no_grad():
+            model.heads[task].weight.mul_(1000)
+        torch.manual_seed(1)
+        ascent = {"smart_epsilon": 0.1, "smart_step_size": 0.1, "smart_steps": 2}
+        config = TrainConfig(use_smart=True, bregman_weight=0.0, **ascent)
+        found[precision] = training_loss(model, TASKS[task], tiny_batch(task), config)["smart"].item()
+    assert found["fp16"] == pytest.approx(found["fp32"], rel=1e-3)
 
 
 def test_fp16_lowers_its_scale_without_counting_a_bad_batch():

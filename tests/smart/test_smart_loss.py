@@ -62,7 +62,65 @@ def test_replay_restores_the_generator_after_an_error():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_the_generator_is_that_of_the_tensors_device(monkeypatch):
+    """Guards against dropout that is not replayed, and nobody says so, on cuda:1 while cuda:0 is current."""
+    states = {"cuda:0": torch.tensor([0]), "cuda:1": torch.tensor([1])}
+
+    class Cuda:
+        @staticmethod
+        def get_rng_state(device="cuda:0"):
+            return states[str(device)].clone()
+
+        @staticmethod
+        def set_rng_state(state, device="cuda:0"):
+            states[str(device)] = state
+
+    monkeypatch.setattr(torch, "get_device_module", lambda device: Cuda)
+    device = torch.device("cuda", 1)
+    before = mysmartloss.generator_state(device)
+    with mysmartloss.generator_at(device, torch.tensor([7])):
+        assert states == {"cuda:0": torch.tensor([0]), "cuda:1": torch.tensor([7])}
+    assert before == 1 and states == {"cuda:0": torch.tensor([0]), "cuda:1": torch.tensor([1])}
+
+
+def test_mps_has_one_generator(monkeypatch):
+    """Guards against an argument that the functions of MPS don't take: no run would start there."""
+    states = [torch.tensor([3])]
+    module = type("Mps", (), {"get_rng_state": lambda: states[-1], "set_rng_state": states.append})
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    with mysmartloss.generator_at(torch.device("mps", 0), torch.tensor([5])):
+        assert states[-1] == 5
+    assert states[-1] == 3
+
+
 # --------------------------------------------------------------------------------------- Algorithm 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_scale_of_the_ascent_changes_no_bit(monkeypatch, dtype):
+    """Guards against a scale for fp16 that rounds what needs none."""
+    deltas = []
+    for scale in (1.0, 2.0**16):
+        monkeypatch.setattr(mysmartloss, "ASCENT_SCALE", scale)
+        _, eval_fn, embed = toy(5, dtype=torch.float32)
+        torch.manual_seed(0)
+        smart = SMARTLoss(lambda x, f=eval_fn: f(x).to(dtype), sym_kl_loss, num_steps=2, epsilon=0.1)
+        deltas.append(smart.perturbation(embed, smart.eval_fn(embed)))
+    assert torch.equal(*deltas)
+
+
+@pytest.mark.parametrize("logits_type", [torch.float32, torch.float16])
+def test_a_gradient_that_overflows_leaves_no_nan(logits_type):
+    """Guards against inf / inf: one NaN in δ ends the run, or costs the batch."""
+    embed = torch.randn(3, 2, 4)
+    weight = torch.full((4,), 200.0, dtype=torch.float16)
+
+    def overflows(x):  # the gradient at the sum is beyond fp16
+        return ((x.half() * weight).float() * 1e4).sum((1, 2)).to(torch.float32)[:, None].to(logits_type)
+
+    state = torch.zeros(3, 1)
+    delta = SMARTLoss(overflows, squared_error, num_steps=3, epsilon=0.1).perturbation(embed, state)
+    assert torch.isfinite(delta).all() and delta.abs().max() <= 0.1
 
 
 @pytest.mark.parametrize("norm_fn", [inf_norm, l2_norm])

@@ -1,0 +1,213 @@
+"""What must be shown on a GPU before anybody trusts it there, on the device that there is.
+
+    python -m benchmarks.cuda
+    python -m benchmarks.cuda --only parity replay
+
+Without a CUDA device every check runs in a small form on the CPU, and no speed is judged. Nothing is read but
+this project: encoders have random weights, and runs train on data/sample. A check that fails, or breaks, does
+not end the others. Prints one table, writes JSON; exit status 1 where a check of correctness fails. The last
+thing to show on a GPU is a whole run on real data, see docs/gpus.md.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import BertWordPieceTokenizer
+
+from base_bert import BertConfig
+from benchmarks import device_checks
+from benchmarks.device_checks import Check, Setting, verdict
+from benchmarks.machine import machine
+from bert import BertModel
+from support.devices import pick_device
+from support.errors import UserError, one_line
+from support.files import write_text
+from support.screen import cut, table
+
+HERE = Path(__file__).resolve().parent
+PROGRAM = HERE.parent / "multitask_classifier.py"
+KILLS = HERE.parent / "tests" / "kill_and_resume.py"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *",.'-", *("##" + c for c in LETTERS)]
+RUN = [
+    "--use_smart",
+    "--max_train_samples=41",
+    "--max_eval_samples=21",
+    "--precision=fp32",
+    "--deterministic",
+]
+RUN += ["--epochs=1", "--steps_per_epoch=12", "--save_steps=2", "--lr=1e-3", "--smart_epsilon=0.1"]
+# The program, but process 1 is killed in its sixth step, as the kernel does when memory runs out.
+DIES = """
+import os, signal, sys
+sys.path.insert(0, {project!r})
+import multitask_classifier as program
+whole, steps = program.Learner.step, []
+def step(*arguments, **named):
+    steps.append(1)
+    if len(steps) == 6 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*arguments, **named)
+program.Learner.step = step
+sys.exit(program.main())
+"""
+
+
+# --------------------------------------------------------------------------- checks of whole programs
+
+
+def new_encoder(setting: Setting, name: str, dropout: float) -> str:
+    """A folder with a small random BERT and a tokenizer of single letters."""
+    folder = setting.folder / name
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": len(PIECES),
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    sizes |= {"intermediate_size": 128, "max_position_embeddings": 64}
+    rates: dict[str, Any] = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    BertModel(BertConfig(**sizes, **rates)).save_pretrained(folder)
+    BertWordPieceTokenizer({piece: i for i, piece in enumerate(PIECES)}).save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+def run(*command: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """A Python program on the sample, started by torchrun where it is several processes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("SMART_BERT_DATA_DIR", None)
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.run(
+        [*start, *map(str, command)], env=environment, cwd=HERE.parent, capture_output=True, text=True
+    )
+
+
+def finished(*command: object, processes: int = 1) -> None:
+    """`run`; raises RuntimeError with the last line of its complaint if it fails."""
+    done = run(*command, processes=processes)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip() or "no word").splitlines()[-1])
+
+
+def processes(setting: Setting) -> list[Check]:
+    """One and two processes take the same steps; one of two is killed, and the run is resumed."""
+    name = "gloo" if setting.small else "nccl"
+    if not setting.small and torch.cuda.device_count() < 2:
+        return [Check("two processes on nccl", "needs two CUDA devices", "not run")]
+    weights = {}
+    without = ["--model_name_or_path", new_encoder(setting, "no dropout", 0.0), "--hidden_dropout_prob=0"]
+    for count in (1, 2):
+        folder = setting.folder / f"processes{count}"
+        size = f"--batch_size={8 // count}"
+        finished(PROGRAM, *RUN, *without, size, "--output_dir", folder, processes=count)
+        weights[count] = load_file(folder / "last" / "student.safetensors")
+    off = max(float((weights[1][key] - weights[2][key]).abs().max()) for key in weights[1])
+    checks = [Check(f"1 and 2 processes on {name}", f"weights differ by {off:.1e}", verdict(off <= 1e-5))]
+    whole, broken = (setting.folder / each for each in ("whole", "broken"))
+    encoder = ["--model_name_or_path", new_encoder(setting, "encoder", 0.1), "--batch_size=4"]
+    finished(PROGRAM, *RUN, *encoder, "--output_dir", whole, processes=2)
+    script = setting.folder / "dies.py"
+    script.write_text(DIES.format(project=str(HERE.parent)))
+    ended = run(script, *RUN, *encoder, "--output_dir", broken, processes=2)
+    clear = bool(ended.returncode) and "lost another one" in ended.stderr and "--resume" in ended.stderr
+    said = "one line says how to resume" if clear else f"status {ended.returncode}, no clear message"
+    checks.append(Check(f"one of 2 processes on {name} is killed", said, verdict(clear)))
+    finished(PROGRAM, "--resume", "--output_dir", broken, processes=2)
+    same = [(f / "last" / "student.safetensors").read_bytes() for f in (whole, broken)]
+    words = "bit for bit the run that was not killed" if same[0] == same[1] else "other weights"
+    return [*checks, Check("  and resumed", words, verdict(same[0] == same[1]))]
+
+
+def kills(setting: Setting) -> list[Check]:
+    """Runs that are killed at random moments and resumed, with --deterministic."""
+    folder = setting.folder / "kills"
+    encoder = new_encoder(setting, "killed", 0.1)
+    done = run(KILLS, "--kills", 5, "--folder", folder, "--encoder", encoder, "--deterministic")
+    said = (done.stdout.strip() or done.stderr.strip() or "no word").splitlines()[-1]
+    return [Check("killed and resumed on the device", said, verdict(done.returncode == 0))]
+
+
+CHECKS: dict[str, Callable[[Setting], list[Check]]] = {
+    "parity": device_checks.parity,
+    "replay": device_checks.replay,
+    "memory": device_checks.memory,
+    "synchronisations": device_checks.synchronisations,
+    "flops": device_checks.flops,
+    "compile": device_checks.compiled,
+    "processes": processes,
+    "kills": kills,
+}
+
+
+def as_table(checks: list[Check]) -> str:
+    """One line a check, at most 100 columns."""
+    rows = [["what", "found", ""], *([check.what, cut(check.found, 42), check.verdict] for check in checks)]
+    return table(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cuda",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=CHECKS,
+        default=list(CHECKS),
+        metavar="CHECK",
+        help=f"any of {', '.join(CHECKS)}",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=HERE / "cuda.json", help="path of the JSON file (default: %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    device = pick_device(use_gpu=False)
+    checks: list[Check] = []
+    seconds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.only:
+            print(f"{name}: {(CHECKS[name].__doc__ or '').splitlines()[0]}", file=sys.stderr, flush=True)
+            begin = time.perf_counter()
+            try:
+                found = CHECKS[name](Setting(device, Path(folder)))
+            except UserError as error:  # a device with too little memory for it
+                found = [Check(name, one_line(error), "not run")]
+            except Exception as error:  # whatever breaks on a device that nobody has tried
+                found = [Check(name, f"{type(error).__name__}: {one_line(error)}", "FAILED")]
+            print(*(f"  {check}" for check in found), sep="\n", file=sys.stderr, flush=True)
+            checks += found
+            seconds[name] = round(time.perf_counter() - begin, 1)
+    results = {
+        "command": shlex.join(["python", "-m", "benchmarks.cuda", *arguments]),
+        "device": str(device),
+        "small": Setting(device, Path()).small,
+        "machine": machine(),
+        "seconds": seconds,
+        "checks": [asdict(check) for check in checks],
+    }
+    write_text(options.output, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    print(f"{as_table(checks)}\n{sum(seconds.values()):.0f} s on {device}; written to {options.output}")
+    return int(any(check.verdict == "FAILED" for check in checks))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

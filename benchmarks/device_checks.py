@@ -1,0 +1,332 @@
+"""The checks of `benchmarks.cuda` that need no program: steps of models with random weights on random rows.
+
+Each takes a `Setting` and returns lines of the table. Without a CUDA device they run in a small form.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from base_bert import BertConfig
+from bert import BertModel
+from config import TrainConfig
+from datasets import Batch
+from multitask_classifier import MultitaskBERT, TrainingLoss
+from mysmartloss import BregmanProximal, DropoutReplay, SMARTLoss, generator_state
+from support.devices import start_watch
+from support.memory import size_text
+from tasks import TASKS
+from training import Learner, forward_passes, memory_price
+
+BASE = BertConfig()  # of bert-base-uncased
+TINY = BertConfig(99, 32, 2, 2, 64)
+TERMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "SMART": {"use_smart": True, "bregman_weight": 0.0},
+    "SMART + Bregman": {"use_smart": True},
+    "all terms": {"use_smart": True, "rdrop_weight": 0.5},
+}
+MIXED = ("sst", "para", "sts")
+# dense products in bf16, per second, by a word of the device's name (NVIDIA's data sheets)
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12}
+GOALS = {"plain": 0.45, "SMART": 0.40}  # model FLOP utilisation
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table. verdict: ok, FAILED, not run; met or missed for a speed; empty: not judged."""
+
+    what: str
+    found: str
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where the checks run, and how large they are. folder: for what they write."""
+
+    device: torch.device
+    folder: Path
+
+    @property
+    def small(self) -> bool:
+        return self.device.type != "cuda"
+
+    @property
+    def encoder(self) -> BertConfig:
+        return TINY if self.small else BASE
+
+
+def verdict(right: bool) -> str:
+    return "ok" if right else "FAILED"
+
+
+def new_learner(
+    setting: Setting,
+    terms: str,
+    precision: str = "fp32",
+    dropout: float = 0.1,
+    device: Any = None,
+    compile_it: bool = False,
+    shape: BertConfig | None = None,
+) -> Learner:
+    """A model with seeded random weights, and what trains it."""
+    torch.manual_seed(0)
+    encoder = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    bert = BertModel(BertConfig(**asdict(shape or setting.encoder) | encoder))
+    model = MultitaskBERT(bert, "mean", dropout, precision, MIXED).to(device or setting.device).train()
+    if compile_it:
+        bert.compile_layers()
+    config = TrainConfig(precision=precision, **TERMS[terms])
+    bregman = BregmanProximal(model) if "bregman" in config.weights("sst") else None
+    return Learner(TrainingLoss(model, config, bregman), config)
+
+
+def new_batch(rows: int, tokens: int, masked: bool = True, seed: int = 0) -> Batch:
+    """Random rows, on the host, with labels that every task accepts."""
+    draw = torch.Generator().manual_seed(seed)
+    mask = torch.arange(tokens) < tokens - torch.arange(rows)[:, None] % (tokens // 2)
+    ids = torch.randint(1, TINY.vocab_size, (rows, tokens), generator=draw)
+    labels = torch.randint(0, 2, (rows,), generator=draw).float()
+    return Batch(np.arange(rows), ids, None, mask if masked else None, labels, int(mask.sum()), seed)
+
+
+def take_steps(learner: Learner, count: int, rows: int, tokens: int, masked: bool = True) -> list[Tensor]:
+    """Steps on the three tasks in turn, each on a new batch; returns their total losses, on the device."""
+    totals = []
+    for k in range(count):
+        batch = new_batch(rows, tokens, masked, k).to(learner.device)
+        losses = learner.step(TASKS[MIXED[k % 3]], batch, lr=1e-5, beta=0.9, measure=k < 3)
+        totals.append(losses["total"])
+    return totals
+
+
+def largest_difference(one: list[Tensor], other: list[Tensor]) -> float:
+    """Largest relative difference of two series of losses."""
+    a, b = (torch.stack(series).double().cpu() for series in (one, other))
+    return float(((a - b).abs() / b.abs()).max())
+
+
+# ------------------------------------------------------------------------------------------- checks
+
+
+def parity(setting: Setting) -> list[Check]:
+    """Losses of 20 steps on the device and on the CPU: fp32, dropout 0, all terms."""
+    found = {}
+    for device in (setting.device, torch.device("cpu")):
+        found[device] = take_steps(new_learner(setting, "all terms", dropout=0.0, device=device), 20, 8, 32)
+    off = largest_difference(found[setting.device], found[torch.device("cpu")])
+    return [Check("losses of 20 steps beside the CPU's, fp32", f"differ by {off:.1e}", verdict(off <= 1e-4))]
+
+
+@contextlib.contextmanager
+def kernel(name: str) -> Iterator[None]:
+    """Inside, attention takes this kernel; `default` leaves the choice to torch."""
+    with contextlib.nullcontext() if name == "default" else sdpa_kernel(SDPBackend[name]):
+        yield
+
+
+def replay(setting: Setting) -> list[Check]:
+    """R_s(x, x) and D_Breg(θ, θ) in train mode with dropout: exact zeros, with each kernel of attention."""
+    kernels = ["default"] if setting.small else ["default", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH"]
+    checks = []
+    for name in kernels:
+        for precision in ("fp32", "bf16", "fp16"):
+            values = {}
+            for masked in (True, False):
+                with contextlib.suppress(NotImplementedError):
+                    values[masked] = divergences(setting, name, precision, masked)
+            shown = ", ".join(f"{'masked' if masked else 'dense'} {max(v):g}" for masked, v in values.items())
+            right = verdict(not any(value for pair in values.values() for value in pair))
+            what = f"R_s(x, x), D_Breg(θ, θ): {name.lower()}, {precision}"
+            checks.append(Check(what, shown or "no such kernel", right if values else "not run"))
+    return checks
+
+
+def divergences(
+    setting: Setting, kernel_name: str, precision: str, masked: bool, compile_it: bool = False
+) -> list[float]:
+    """R_s at δ = 0, as in the ascent and as in the loss, and D_Breg of a new teacher.
+
+    Raises NotImplementedError if the kernel can't do this.
+    """
+    learner = new_learner(setting, "SMART + Bregman", precision, compile_it=compile_it)
+    model: Any = learner.model
+    batch = new_batch(8, 32, masked).to(setting.device)
+    assert learner.bregman is not None
+    divergence = TASKS["sst"].divergence
+    try:
+        with kernel(kernel_name):
+            generator = generator_state(setting.device)
+            embeddings = model.bert.embed(batch.input_ids)
+            encode = DropoutReplay(lambda x: model.logits("sst", x, batch.attention_mask))
+            logits = encode(embeddings)
+            smart = SMARTLoss(encode, divergence)
+            zero = torch.zeros_like(embeddings.detach())
+            found = [smart.at(zero.clone().requires_grad_(), embeddings.detach(), logits)]
+            found.append(smart.at(zero, embeddings, logits))
+            found.append(
+                learner.bregman(logits, lambda teacher: teacher("sst", *batch.inputs), divergence, generator)
+            )
+    except RuntimeError as error:
+        if not re.search("No available kernel|No viable backend", str(error)):
+            raise
+        raise NotImplementedError from None
+    return [abs(float(value.detach())) for value in found]
+
+
+def memory(setting: Setting) -> list[Check]:
+    """Peak of memory at 32 x 512 tokens beside the price."""
+    checks = []
+    for terms in ("plain", "SMART", "SMART + Bregman"):
+        learner = new_learner(setting, terms, "bf16", device="meta" if setting.small else None, shape=BASE)
+        size = (32, 512)
+        config = TrainConfig(precision="bf16", **TERMS[terms])
+        price = memory_price(learner.model, config, size, size).total
+        shown = f"priced {size_text(price)}"
+        if not setting.small:
+            torch.cuda.reset_peak_memory_stats()
+            take_steps(learner, 3, *size)
+            peak = torch.cuda.max_memory_allocated()
+            shown += f", peak {size_text(peak)}: {price / peak:.2f} of it"
+        # `python -m benchmarks.memory` measures peaks on a CPU
+        what = f"memory, 32 x 512 tokens, bf16, {terms}"
+        checks.append(Check(what, shown, "not run" if setting.small else ""))
+        del learner
+    return checks
+
+
+def synchronisations(setting: Setting) -> list[Check]:
+    """20 steps in which the host may not wait for the device; without a GPU on `meta`, without numbers."""
+    if setting.small:
+        take_steps(new_learner(setting, "all terms", device="meta"), 20, 4, 16)
+        return [Check("no number is waited for in a step", "20 steps on the meta device", "ok")]
+    for precision in ("fp32", "bf16", "fp16"):
+        learner = new_learner(setting, "all terms", precision)
+        take_steps(learner, 3, 8, 64)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            take_steps(learner, 20, 8, 64)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return [Check("no number is waited for in a step", "20 steps in fp32, bf16, fp16", "ok")]
+
+
+def seconds_of(setting: Setting, step: Callable[[], object], count: int = 10) -> float:
+    """Seconds of a step of work, the mean over `count`, after 3 that are not timed."""
+    for _ in range(3):
+        step()
+    stop = start_watch(setting.device)
+    for _ in range(count):
+        step()
+    return float(stop()) / count
+
+
+def peak_of(setting: Setting) -> float:
+    """Operations that the device can do in a second, in bf16: from its data sheet, or of a large product."""
+    name = "" if setting.small else torch.cuda.get_device_name()
+    if found := [peak for word, peak in PEAKS.items() if word in re.split(r"[\s-]", name)]:
+        return found[0]
+    size = 512 if setting.small else 8192
+    x = torch.randn(size, size, dtype=torch.bfloat16, device=setting.device)
+    return 2 * size**3 / seconds_of(setting, lambda: x @ x)
+
+
+def flops(setting: Setting) -> list[Check]:
+    """Model FLOP utilisation, plain and SMART, beside peers in the same run."""
+    rows, tokens = (8, 32) if setting.small else (256, 128)
+    shape = setting.encoder
+    peak = peak_of(setting)
+    checks = []
+    for terms, goal in GOALS.items():
+        learner = new_learner(setting, terms, "bf16")
+        batch = new_batch(rows, tokens, masked=False).to(setting.device)
+        seconds = seconds_of(setting, partial(learner.step, TASKS["sst"], batch, 1e-5, 0.9))
+        layers = sum(p.numel() for name, p in learner.model.named_parameters() if "bert_layers" in name)
+        forward = rows * tokens * (2 * layers + 4 * shape.num_hidden_layers * tokens * shape.hidden_size)
+        config = TrainConfig(**TERMS[terms])
+        used = forward * forward_passes(config, "sst") / seconds / peak
+        met = "" if setting.small else "met" if used >= goal else "missed"
+        what = f"FLOP utilisation, {terms}, {rows} x {tokens} tokens, bf16"
+        checks.append(Check(what, f"{used:.3f} (goal {goal}), {1000 * seconds:.1f} ms a step", met))
+        del learner
+        try:
+            theirs = seconds_of(setting, peer_step(setting, terms, batch))
+            shown = f"{1000 * theirs:.1f} ms a step, {theirs / seconds:.2f} times ours"
+            checks.append(Check(f"  {PEERS[terms]}", shown))
+        except ImportError as error:
+            checks.append(Check(f"  {PEERS[terms]}", f"{error.name} is not installed", "not run"))
+    return checks
+
+
+PEERS = {"plain": "transformers, sdpa, fused AdamW", "SMART": "the same with smart-pytorch"}
+
+
+def peer_step(setting: Setting, terms: str, batch: Batch) -> Callable[[], object]:
+    """A training step as a careful user of the packages would write it, on the same batch."""
+    import transformers
+
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    sizes: dict[str, Any] = {name: getattr(setting.encoder, name) for name in names}
+    config = transformers.BertConfig(**sizes | {"attn_implementation": "sdpa"})
+    bert: Any = transformers.BertModel(config, add_pooling_layer=False)
+    bert.to(setting.device).train()
+    head = torch.nn.Linear(config.hidden_size, 5).to(setting.device)
+    weights = [*bert.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=1e-5, fused=True)
+    task = TASKS["sst"]
+
+    def logits(embeddings: Tensor) -> Tensor:
+        outputs: Tensor = head(bert(inputs_embeds=embeddings).last_hidden_state.mean(1))
+        return outputs.float()
+
+    if terms == "SMART":
+        import smart_pytorch
+
+        smart = smart_pytorch.SMARTLoss(logits, task.divergence, num_steps=1)
+
+    def step() -> None:
+        with torch.autocast(setting.device.type, torch.bfloat16):
+            embeddings = bert.embeddings.word_embeddings(batch.input_ids)
+            clean = logits(embeddings)
+            assert batch.labels is not None
+            loss = task.loss(clean, batch.labels)
+            if terms == "SMART":
+                loss = loss + smart(embeddings, clean)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def compiled(setting: Setting) -> list[Check]:
+    """--compile: losses without dropout beside those of plain Python, replayed dropout, and its gain."""
+    rows, tokens = (8, 16) if setting.small else (256, 128)
+    totals = []
+    seconds = []
+    for compile_it in (False, True):
+        learner = new_learner(setting, "SMART + Bregman", dropout=0.0, compile_it=compile_it)
+        totals.append(take_steps(learner, 6, 8, tokens))
+        learner = new_learner(setting, "SMART + Bregman", "bf16", compile_it=compile_it)
+        batch = new_batch(rows, tokens, masked=False).to(setting.device)
+        seconds.append(seconds_of(setting, partial(learner.step, TASKS["sst"], batch, 1e-5, 0.9)))
+        del learner
+    off = largest_difference(*totals)
+    ratio = f"bf16 with dropout: {seconds[1] / seconds[0]:.2f} of the time"
+    largest = max(divergences(setting, "default", "bf16", masked=True, compile_it=True))
+    return [
+        Check("--compile: losses of 6 steps, fp32", f"differ by {off:.1e}", verdict(off <= 1e-3)),
+        Check("--compile: R_s(x, x), D_Breg(θ, θ), bf16", f"masked {largest:g}", verdict(largest == 0)),
+        Check(f"--compile: a step of {rows} x {tokens} tokens", ratio),
+    ]

@@ -1,0 +1,131 @@
+"""--compile: the same losses, the same dropout masks again in every pass, and a clear word where it can't."""
+
+import pytest
+import torch
+
+from bert import run_layer
+from config import TrainConfig
+from kill_and_resume import RUN, outcome
+from multitask_classifier import MultitaskBERT, TrainingLoss, training_loss
+from mysmartloss import BregmanProximal, SMARTLoss
+from support.errors import UserError
+from tasks import TASKS
+from tiny_bert import tiny_batch, tiny_model
+from training import Learner, check_compiled
+
+SHORT = [*RUN, "--epochs=1", "--steps_per_epoch=6", "--precision=fp32"]
+ALL_TERMS = {"use_smart": True, "rdrop_weight": 1.0, "smart_epsilon": 0.1}
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """A compiler that leaves the function as it is and counts its calls: real ones take minutes."""
+    calls = []
+
+    def compile(function, **options):
+        assert function is run_layer and options == {"dynamic": True, "backend": "inductor"}
+
+        def compiled(*arguments):
+            calls.append(arguments)
+            return function(*arguments)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compile)
+    return calls
+
+
+def test_training_is_compiled_the_teacher_too_and_evaluation_is_not(compiler):
+    """Guards against a teacher that runs the student's compiled layers: D_Breg would be 0 for ever."""
+    model = tiny_model()
+    names = set(model.state_dict())
+    model.bert.compile_layers()
+    teacher = BregmanProximal(model).teacher
+    batch = tiny_batch("sst")
+    model("sst", *batch.inputs)
+    teacher("sst", *batch.inputs)
+    layers = [layer for layer, *_ in compiler]
+    assert layers == [*model.bert.bert_layers, *teacher.bert.bert_layers] and len(set(layers)) == 4
+    model.eval()("sst", *batch.inputs)
+    assert len(compiler) == 4
+    assert set(model.state_dict()) == names
+
+
+def test_a_run_says_that_it_compiles_and_a_resumed_one_compiles_again(main, compiler, tmp_path, capsys):
+    """Guards against random numbers that the trial of the compiler uses up, against a model that only a
+    compiler can open, and against a resumed run without the flag."""
+    assert main(*SHORT, "--output_dir", tmp_path / "plain") == 0
+    assert not compiler and "compiling" not in capsys.readouterr().out
+    assert main(*SHORT, "--compile", "--output_dir", tmp_path / "run") == 0
+    assert compiler and "compiling the encoder: on a CPU its steps are slower" in capsys.readouterr().out
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "plain")
+    compiler.clear()
+    assert main("--resume", "--epochs=2", "--output_dir", tmp_path / "run") == 0
+    assert compiler
+    compiler.clear()
+    evaluation = ["--option=evaluate", "--checkpoint", tmp_path / "run", "--max_eval_samples=4"]
+    assert main(*evaluation, "--output_dir", tmp_path / "out") == 0
+    assert not compiler
+
+
+def compiled_as(model: MultitaskBERT, function) -> MultitaskBERT:
+    model.bert.run_layer = function
+    return model
+
+
+def test_a_machine_without_a_compiler_is_told_so():
+    """Guards against a page of the compiler's own words."""
+
+    def fails(*_):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nin torch._inductor.config")
+
+    with pytest.raises(
+        UserError, match=r"--compile: the encoder can't be compiled .*; leave the flag out$"
+    ) as e:
+        check_compiled(compiled_as(tiny_model(), fails), TrainConfig())
+    assert "\n" not in str(e.value)
+
+
+def test_masks_that_do_not_come_again_are_refused_with_smart():
+    """Guards against a compiler with random numbers of its own: R_s would be mostly R-Drop."""
+    other = iter(range(99))
+
+    def draws_anew(layer, hidden, mask):
+        torch.manual_seed(next(other))
+        return run_layer(layer, hidden, mask)
+
+    model = compiled_as(tiny_model(), draws_anew)
+    with pytest.raises(UserError, match="--compile: .* new dropout masks .* leave out one of the two"):
+        check_compiled(model, TrainConfig(use_smart=True))
+    before = torch.get_rng_state()
+    check_compiled(model, TrainConfig())
+    assert torch.equal(torch.get_rng_state(), before)
+    for precision in ("fp32", "bf16", "fp16"):
+        check_compiled(tiny_model(precision=precision), TrainConfig(use_smart=True))
+
+
+@pytest.mark.slow  # a minute for the compiler
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_layers_compute_the_same(monkeypatch, precision):
+    """Guards against losses that differ, graphs that can't be used twice, an ascent without gradient, and
+    masks that are not replayed."""
+    losses = {}
+    for compiled in (False, True):
+        model = tiny_model(precision=precision)
+        if compiled:
+            model.bert.compile_layers()
+            check_compiled(model, TrainConfig(use_smart=True))
+        config = TrainConfig(**ALL_TERMS)
+        learner = Learner(TrainingLoss(model, config, BregmanProximal(model)), config)
+        torch.manual_seed(3)
+        losses[compiled] = []
+        for step, task in enumerate(("sst", "para", "sts") * 3):
+            batch = tiny_batch(task)
+            batch = batch.share(0, 1 + step % 2)  # 4 or 2 rows
+            losses[compiled].append(learner.step(TASKS[task], batch, lr=1e-3, beta=0.9, measure=step < 3))
+    for ours, plain in zip(losses[True], losses[False], strict=True):
+        for name in ("task", "smart", "bregman", "rdrop", "total"):
+            torch.testing.assert_close(ours[name], plain[name], rtol=1e-3, atol=1e-4)
+    monkeypatch.setattr(SMARTLoss, "perturbation", lambda self, embed, *_: torch.zeros_like(embed.detach()))
+    zero = training_loss(model, TASKS["sst"], tiny_batch("sst"), config, BregmanProximal(model))
+    assert zero["smart"].item() == 0 and zero["bregman"].item() == 0
