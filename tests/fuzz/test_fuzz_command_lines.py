@@ -73,8 +73,15 @@ def command_lines(draw) -> list[str]:
     return arguments
 
 
+@pytest.fixture
+def no_switches(monkeypatch):
+    """No compiler is started, and torch's own switches stay for the tests that follow."""
+    for name in ("make_deterministic", "check_compiled"):
+        monkeypatch.setattr(multitask_classifier, name, lambda *_: None)
+
+
 @sizes("parsed")
-def test_any_command_line_is_understood_or_refused(count, tmp_path, offline, monkeypatch):
+def test_any_command_line_is_understood_or_refused(count, tmp_path, offline, no_switches, monkeypatch):
     """Guards against a traceback, or silence, for a mistyped flag,
     and against settings that a checkpoint's JSON changes."""
     taken = []
@@ -126,7 +133,7 @@ class Reached(UserError):
 
 
 @sizes("started")
-def test_any_command_line_starts_or_is_refused(count, workshop, tmp_path, offline, monkeypatch):
+def test_any_command_line_starts_or_is_refused(count, workshop, tmp_path, offline, no_switches, monkeypatch):
     """Guards against values that pass the parser, and end in a traceback once files and encoder are read."""
     reached = []
 
