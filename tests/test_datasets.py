@@ -253,7 +253,7 @@ def test_loader_covers_all_rows_in_each_epoch():
         (round_robin, 4, 2, "01010101"),
         (round_robin, 5, 1, "00000"),
         (one_after_another, 6, 3, "001122001122"),
-        (one_after_another, 7, 3, "00011220001122"),
+        (one_after_another, 7, 3, "00011220011122"),
         (one_after_another, 4, 2, "00110011"),
         (one_after_another, 3, 3, "012012"),
         (one_after_another, 5, 1, "0000000000"),

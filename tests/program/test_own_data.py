@@ -32,7 +32,7 @@ def own(tmp_path, monkeypatch):
 
 def predictions(folder) -> dict[str, list[str]]:
     """Ids of each prediction file, by the file's name."""
-    files = sorted((folder / "predictions").iterdir())
+    files = sorted((folder / "predictions").glob("*-output.csv"))
     return {file.name: [line.split(" , ")[0] for line in file.read_text().splitlines()[1:]] for file in files}
 
 
