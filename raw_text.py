@@ -37,7 +37,7 @@ from datasets import Task
 from evaluation import answers, checked_texts
 from support import parallel
 from support.errors import UserError
-from support.files import parse_json
+from support.files import PART, check_writable, parse_json, stream_of, sync_folder
 from tasks import TASKS
 
 log = logging.getLogger("smart_bert")
@@ -200,8 +200,8 @@ def open_source(config: TrainConfig) -> Iterator[Source]:
 def open_target(path: str | None, source: str) -> Iterator[TextIO]:
     """Where answers go: the screen, or a file that is replaced when all of them are there.
 
-    They are written to `<path>.part`, which is renamed at the end and removed after an error. A pipe or a
-    device is written to directly. Raises UserError if nothing can be written there, and if that is the
+    They are written to `<path>.part`, which is renamed at the end and removed after an error. A pipe or
+    /dev/stdout is written to directly. Raises UserError if nothing can be written there, and if that is the
     `source`, the file that is read.
     """
     if path is None:
@@ -209,32 +209,31 @@ def open_target(path: str | None, source: str) -> Iterator[TextIO]:
             raise UserError("--task: standard output is closed; name a file with --output")
         yield sys.stdout
         return
-    direct = is_written_directly(path)
-    real = path if direct else os.path.realpath(path)  # a link stays a link
-    part = real if direct else f"{real}.part"
-    if not direct and os.path.realpath(source) in (real, part):
+    check_writable(path, "--output")
+    stream = stream_of(path)
+    if stream is not None:
+        with open(os.dup(stream) if isinstance(stream, int) else stream, "w", encoding="utf-8") as reader:
+            yield reader
+        return
+    real = os.path.realpath(path)  # a link stays a link
+    part = f"{real}{PART}"
+    if os.path.realpath(source) in (real, part):
         raise UserError(f"--output {path}: would be written over --input")
     try:
-        if not direct:
-            os.makedirs(os.path.dirname(real), exist_ok=True)
-        file = open(part, "a" if direct else "w", encoding="utf-8")  # noqa: SIM115
+        os.makedirs(os.path.dirname(real), exist_ok=True)
+        file = open(part, "w", encoding="utf-8")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written ({error.strerror})") from None
     try:
         with file:
             yield file
-        if not direct:
-            os.replace(part, real)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, real)
+        sync_folder(Path(real).parent)
     except BaseException:
-        if not direct:
-            Path(part).unlink(missing_ok=True)
+        Path(part).unlink(missing_ok=True)
         raise
-
-
-def is_written_directly(path: str) -> bool:
-    """Whether it is a pipe or a device, also where that is a link to a regular file (/dev/stdout)."""
-    direct = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")
-    return os.path.abspath(path).startswith(direct) or (os.path.exists(path) and not os.path.isfile(path))
 
 
 def _write(out: TextIO, lines: list[str]) -> None:

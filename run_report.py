@@ -32,7 +32,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from support.errors import UserError, one_line
+from support.errors import UserError, exit_status, one_line
 from support.files import parse_json, read_bytes, write_text
 
 HERE = Path(__file__).resolve().parent
@@ -497,12 +497,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status: 0, or 2 for a user's mistake (one line on stderr)."""
     parser = Parser(description="Make the page of a run, report.html, from the files in its folder.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a run's --output_dir: runs/finetune")
-    try:
+
+    def program() -> int:
         print(write_report(parser.parse_args(arguments).folder))
-    except UserError as error:
-        print(f"run_report.py: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_status("run_report.py", program)
 
 
 if __name__ == "__main__":

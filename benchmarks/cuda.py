@@ -39,6 +39,7 @@ from support.screen import cut, table
 HERE = Path(__file__).resolve().parent
 PROGRAM = HERE.parent / "multitask_classifier.py"
 KILLS = HERE.parent / "tests" / "kill_and_resume.py"
+# a vocabulary in which every letter is a token: thousands of texts in a second
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *",.'-", *("##" + c for c in LETTERS)]
 RUN = [

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.cuda import DIES
 from datasets import Batch
 from helpers import ROOT, sample_batch
 from kill_and_resume import HERE, PROGRAM, RUN, outcome, wait_for
@@ -18,20 +19,6 @@ from tiny_bert import tiny_encoder
 
 # The later of two values counts.
 SETTINGS = [*RUN, "--steps_per_epoch=5", "--save_steps=2"]
-# The program, but process 1 is killed in its sixth step, as the kernel does when memory runs out.
-DIES = """
-import os, signal, sys
-sys.path.insert(0, {project!r})
-import multitask_classifier as program
-whole, steps = program.Learner.step, []
-def step(*arguments, **named):
-    steps.append(1)
-    if len(steps) == 6 and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return whole(*arguments, **named)
-program.Learner.step = step
-sys.exit(program.main())
-"""
 
 
 def start(processes: int, *arguments, script: Path = PROGRAM) -> subprocess.Popen:

@@ -10,6 +10,7 @@ import transformers
 from tokenizers import BertWordPieceTokenizer
 
 from base_bert import BertConfig, load_tokenizer
+from benchmarks.cuda import PIECES
 from bert import BertModel
 from datasets import Batch
 from multitask_classifier import MultitaskBERT
@@ -25,9 +26,6 @@ SIZES = {
 }
 TINY = BertConfig(**SIZES)
 MINILM_VOCABULARY = 30522
-# A vocabulary in which every letter is a token, for tests that run a tokenizer thousands of times.
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *",.'-", *("##" + c for c in LETTERS)]
 
 
 def tiny_config(**settings) -> BertConfig:
