@@ -59,7 +59,7 @@ from support.devices import (
     pick_device,
     start_watch,
 )
-from support.dropout import Dropout
+from support.dropout import Dropout, keep_masks
 from support.errors import UserError, exit_status, one_line
 from support.files import write_text
 from support.hub import hub_folder
@@ -253,16 +253,18 @@ def training_loss(
     (one more forward pass; see `SMARTLoss.evidence`).
     """
     generator = mysmartloss.generator_state(batch.input_ids.device)
-    embeddings = model.bert.embed(batch.input_ids, batch.token_type_ids)  # (B,T,H), shared by all passes
-
-    # every call reuses the dropout masks of the first
-    encode = mysmartloss.DropoutReplay(lambda x: model.logits(task.name, x, batch.attention_mask))
-    logits = encode(embeddings)  # (B,C), the clean pass
-    passes = Passes(config, model, task, batch, embeddings, logits, encode, generator, bregman, measure, {})
     weights = config.weights(task.name)
+    with keep_masks(enabled=bool(weights)):
+        embeddings = model.bert.embed(batch.input_ids, batch.token_type_ids)  # (B,T,H), shared by all passes
+        # every call reuses the dropout masks of the first
+        encode = mysmartloss.DropoutReplay(lambda x: model.logits(task.name, x, batch.attention_mask))
+        logits = encode(embeddings)  # (B,C), the clean pass
+        passes = Passes(
+            config, model, task, batch, embeddings, logits, encode, generator, bregman, measure, {}
+        )
+        terms = {name: TERMS[name].function(passes) for name in weights}
     assert batch.labels is not None, "training files have labels"
     loss = task.loss(logits, batch.labels)
-    terms = {name: TERMS[name].function(passes) for name in weights}
     total = loss + sum(weight * terms[name] for name, weight in weights.items())
     return {"task": loss, **terms, **passes.measured, "total": total}
 

@@ -126,6 +126,9 @@ def take_turns(rounds: int, *contenders: Callable[[int], object], warm_up: int =
     """Wall-clock seconds (rounds, contenders) of contender(k) for k = 0, 1, ...; in each round all contenders
     are called, one after the other.
 
+    Whoever is the first in a round is 1 to 2 % slower, because the others find the memory for the new shape
+    ready. So another one is the first after every STRATA rounds.
+
     Before that, each contender is called with the last `warm_up` values of k without timing, so that its
     threads are started and its memory is allocated.
     """
@@ -134,9 +137,10 @@ def take_turns(rounds: int, *contenders: Callable[[int], object], warm_up: int =
             contender(k)
     seconds = np.zeros((rounds, len(contenders)))
     for k in range(rounds):
-        for column, contender in enumerate(contenders):
+        for place in range(len(contenders)):
+            column = (place + k // STRATA) % len(contenders)
             begin = time.perf_counter()
-            contender(k)
+            contenders[column](k)
             seconds[k, column] = time.perf_counter() - begin
     return seconds
 

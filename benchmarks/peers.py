@@ -26,11 +26,6 @@ from support.devices import COMPUTE_TYPES
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
-# Precision -> attention of `transformers.BertModel` in training. In fp32 it is the one that a user gets, and
-# eager attention takes 0 to 3 % less time. Under autocast it takes 8 % less in a plain step and 7 % less in a
-# SMART step (50 tokens a row, one core, medians of 7 rounds).
-ATTENTION = {"fp32": "sdpa", "bf16": "eager", "fp16": "eager"}
-
 
 class Peer(nn.Module):
     """`MultitaskBERT` built from `transformers.BertModel`, with the same weights.

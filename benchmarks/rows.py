@@ -173,7 +173,6 @@ def our_training(setting: Setting, count: int, config: TrainConfig) -> Callable[
 def peer_training(setting: Setting, count: int, loss: PeerLoss, precision: str) -> Callable[[int], None]:
     """Steps on random batches. Each batch is padded to its longest row."""
     _, peer = new_models()
-    peer.bert.set_attn_implementation(peers.ATTENTION[precision])
     optimizer = peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
     batches = mixed_batches(setting, count, peers.random_batches)
 
