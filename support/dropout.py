@@ -6,7 +6,10 @@ these need to be drawn only once. Of a training step on two cores (sst, para and
 trick saves:
 
     step              precision   64-bit draws   kept masks
-TABLE
+    plain             fp32                8 %            -
+    plain             bf16               10 %            -
+    SMART + Bregman   fp32                9 %          1 %
+    SMART + Bregman   bf16               13 %          6 %
 
 `python -m benchmarks.dropout` measures it. On other devices torch's dropout is taken as it is.
 """
