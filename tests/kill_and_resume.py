@@ -1,10 +1,12 @@
-"""Kill a training run with SIGKILL at random moments, resume it, and compare it with an uninterrupted run.
+"""Kill training runs with SIGKILL at random moments, resume them, and compare them with uninterrupted runs.
 
     python tests/kill_and_resume.py --kills 20 --folder runs/kills
+    python tests/kill_and_resume.py --chains 20 --folder runs/chains
 
-Every kill is a run of its own, with SMART, Bregman and R-Drop on: started as a process, killed, and resumed
-to its end. Every second kill falls while a checkpoint is being written. tests/test_resume.py does this too,
-with 3 kills.
+--kills: every kill is a run of its own, with SMART, Bregman and R-Drop on, started as a process, killed, and
+resumed to its end. Every second kill falls while a checkpoint is being written. --chains: every run is killed
+three times or more, and in between its newest checkpoint is damaged, so that it falls back to the one before;
+plain and SMART, fp32 and bf16 in turn. tests/test_resume.py does both, with 3 kills and with 2 chains.
 """
 
 import argparse
@@ -20,8 +22,10 @@ HERE = Path(__file__).resolve().parent
 PROGRAM = HERE.parent / "multitask_classifier.py"
 TERMS = ["--use_smart", "--rdrop_weight=0.1"]
 SIZE = ["--max_train_samples=40", "--max_eval_samples=12", "--batch_size=4"]
-RUN = [*TERMS, *SIZE, "--epochs=2", "--steps_per_epoch=15", "--logging_steps=4", "--save_steps=1"]
-RUN += ["--no_report"]
+LENGTH = ["--epochs=2", "--steps_per_epoch=15", "--logging_steps=4", "--save_steps=1", "--no_report"]
+RUN = [*TERMS, *SIZE, *LENGTH]
+# What the runs of the chains are, in turn.
+KINDS = [[*terms, *SIZE, *LENGTH, f"--precision={p}"] for p in ("fp32", "bf16") for terms in (TERMS, [])]
 
 
 def outcome(folder: Path) -> dict:
@@ -87,16 +91,20 @@ def kill_once(
     return f"left {' '.join(left)}"
 
 
+def uninterrupted(folder: Path, arguments: list[str]) -> tuple[dict, float]:
+    """The outcome of a run that nothing interrupts, and its seconds after its first checkpoint."""
+    process = start(*arguments, "--output_dir", str(folder))
+    wait_for(process, folder / "last")
+    begin = time.monotonic()
+    finish(process)
+    return outcome(folder), time.monotonic() - begin
+
+
 def compare(kills: int, folder: Path, encoder: str, seed: int = 0, flags: tuple[str, ...] = ()) -> int:
     """How many of the `kills` runs ended like the uninterrupted one once resumed; prints a line for each."""
     arguments = [*RUN, "--model_name_or_path", encoder, *flags]
     moment = random.Random(seed)
-    process = start(*arguments, "--output_dir", str(folder / "whole"))
-    wait_for(process, folder / "whole" / "last")
-    begin = time.monotonic()
-    finish(process)
-    seconds = time.monotonic() - begin
-    whole = outcome(folder / "whole")
+    whole, seconds = uninterrupted(folder / "whole", arguments)
     equal = 0
     for k in range(kills):
         left = kill_once(folder / f"kill{k}", arguments, 0.8 * seconds, k % 2 == 1, moment)
@@ -106,11 +114,88 @@ def compare(kills: int, folder: Path, encoder: str, seed: int = 0, flags: tuple[
     return equal
 
 
+def damage(folder: Path, moment: random.Random) -> str:
+    """Harm one file of a checkpoint: a byte flipped, the end cut off, emptied, or removed. Says which."""
+    file = moment.choice(sorted(folder.iterdir()))
+    data = file.read_bytes()
+    place = moment.randrange(len(data))
+    kinds = {
+        "flipped": data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :],
+        "cut": data[:place],
+        "emptied": b"",
+        "missing": None,
+    }
+    kind = moment.choice(sorted(kinds))
+    file.unlink()
+    if (harmed := kinds[kind]) is not None:
+        file.write_bytes(harmed)
+    return f"{file.name} {kind}"
+
+
+def manifest_time(folder: Path) -> int:
+    """When the newest checkpoint was written; 0 if there is none."""
+    try:
+        return (folder / "last" / "manifest.json").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def chain(folder: Path, arguments: list[str], seconds: float, moment: random.Random, kills: int) -> list[str]:
+    """One run, killed `kills` times, resumed each time, and then to its end. Returns what was damaged.
+
+    A kill falls within `seconds` of the process's first checkpoint. After every second kill or more, once
+    there is a checkpoint before the newest one, the newest one is damaged.
+    """
+    command = arguments
+    damaged: list[str] = []
+    for k in range(kills):
+        before = manifest_time(folder)
+        process = start(*command, "--output_dir", str(folder))
+        while manifest_time(folder) == before and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(moment.uniform(0, seconds))
+        process.kill()
+        process.communicate()
+        if process.returncode == 0:  # it had ended before: again, at earlier moments
+            shutil.rmtree(folder)
+            return chain(folder, arguments, seconds / 2, moment, kills)
+        whole = (folder / "last").is_dir() and (folder / "last.previous").is_dir()
+        if whole and (len(damaged) <= k // 2 or moment.random() < 0.5):
+            damaged.append(damage(folder / "last", moment))
+        command = ["--resume"]
+    finish(start(*command, "--output_dir", str(folder)))
+    return damaged
+
+
+def compare_chains(chains: int, folder: Path, encoder: str, seed: int = 0, kills: int = 3) -> tuple[int, int]:
+    """How many of the chains ended like the uninterrupted run of their kind, and how often they fell back to
+    the checkpoint before; prints a line for each."""
+    moment = random.Random(seed)
+    wholes: dict[int, tuple[dict, float]] = {}
+    equal = falls = 0
+    for k in range(chains):
+        kind = k % len(KINDS)
+        arguments = [*KINDS[kind], "--model_name_or_path", encoder]
+        if kind not in wholes:
+            wholes[kind] = uninterrupted(folder / f"whole{kind}", arguments)
+        whole, seconds = wholes[kind]
+        count = kills + moment.randrange(2)
+        damaged = chain(folder / f"chain{k}", arguments, 0.8 * seconds / count, moment, count)
+        same = outcome(folder / f"chain{k}") == whole
+        equal += same
+        falls += len(damaged)
+        names = f"{'SMART' if TERMS[0] in arguments else 'plain'}, {arguments[-3].partition('=')[2]}"
+        harm = ", ".join(damaged) or "nothing damaged"
+        print(f"chain {k} ({names}): {count} kills, {harm}: {'equal' if same else 'DIFFERENT'}", flush=True)
+    return equal, falls
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=0, help="runs that are killed once")
+    parser.add_argument("--chains", type=int, default=0, help="runs that are killed three times or more")
     parser.add_argument("--folder", type=Path, required=True, help="a new folder for all the runs")
     parser.add_argument("--encoder", help="--model_name_or_path of the runs (default: a tiny random BERT)")
     parser.add_argument("--deterministic", action="store_true", help="start the runs with this flag")
@@ -126,6 +211,10 @@ if __name__ == "__main__":
 
         given.encoder = tiny_encoder(given.folder / "encoder")
     flags = ("--deterministic",) if given.deterministic else ()
-    equal = compare(given.kills, given.folder, given.encoder, flags=flags)
-    print(f"{equal} of {given.kills} ended bit for bit like the uninterrupted run")
-    sys.exit(equal < given.kills)
+    equal = compare(given.kills, given.folder, given.encoder, flags=flags) if given.kills else 0
+    chained, falls = compare_chains(given.chains, given.folder, given.encoder)
+    tried = given.kills + given.chains
+    if falls:
+        print(f"{falls} times a run fell back to the checkpoint before a damaged one")
+    print(f"{equal + chained} of {tried} ended bit for bit like the uninterrupted run")
+    sys.exit(equal + chained < tried)

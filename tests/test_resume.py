@@ -14,7 +14,7 @@ import kill_and_resume
 import multitask_classifier
 import resume
 from helpers import SAMPLE, run_program
-from kill_and_resume import compare, outcome
+from kill_and_resume import compare, compare_chains, outcome
 from support import checkpoint
 from support.locks import locked
 
@@ -81,6 +81,14 @@ def test_processes_killed_at_random_moments_resume_bit_identically(encoder, tmp_
     """Guards against what only a real SIGKILL leaves: half a file,
     a log that is ahead of the checkpoint, no folder `last` between two renames."""
     assert compare(kills, tmp_path, encoder) == kills
+
+
+@pytest.mark.parametrize("chains", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_chains_of_kills_and_damage_end_bit_identically(encoder, tmp_path, no_course_data, chains):
+    """Guards against what only a second or third interruption meets: a fall to the checkpoint before, a kill
+    right after it, and another fall."""
+    equal, falls = compare_chains(chains, tmp_path, encoder)
+    assert equal == chains and falls >= chains
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
