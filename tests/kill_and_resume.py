@@ -143,11 +143,18 @@ def manifest_time(folder: Path) -> int:
 def chain(folder: Path, arguments: list[str], seconds: float, moment: random.Random, kills: int) -> list[str]:
     """One run, killed `kills` times, resumed each time, and then to its end. Returns what was damaged.
 
+    Raises RuntimeError if a resumed run did not fall back from a damaged checkpoint.
+
     A kill falls within `seconds` of the process's first checkpoint. After every second kill or more, once
     there is a checkpoint before the newest one, the newest one is damaged.
     """
     command = arguments
     damaged: list[str] = []
+
+    def check_fall() -> None:
+        if damaged and not (folder / "last.damaged").exists():
+            raise RuntimeError(f"{folder}: no fall from {damaged[-1]}")
+
     for k in range(kills):
         before = manifest_time(folder)
         process = start(*command, "--output_dir", str(folder))
@@ -159,11 +166,14 @@ def chain(folder: Path, arguments: list[str], seconds: float, moment: random.Ran
         if process.returncode == 0:  # it had ended before: again, at earlier moments
             shutil.rmtree(folder)
             return chain(folder, arguments, seconds / 2, moment, kills)
+        check_fall()
         whole = (folder / "last").is_dir() and (folder / "last.previous").is_dir()
         if whole and (len(damaged) <= k // 2 or moment.random() < 0.5):
+            shutil.rmtree(folder / "last.damaged", ignore_errors=True)  # of the fall before
             damaged.append(damage(folder / "last", moment))
         command = ["--resume"]
     finish(start(*command, "--output_dir", str(folder)))
+    check_fall()
     return damaged
 
 
@@ -199,7 +209,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, required=True, help="a new folder for all the runs")
     parser.add_argument("--encoder", help="--model_name_or_path of the runs (default: a tiny random BERT)")
     parser.add_argument("--deterministic", action="store_true", help="start the runs with this flag")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if not given.kills and not given.chains:
+        parser.error("say how many: --kills 20, --chains 20")
+    return given
 
 
 if __name__ == "__main__":

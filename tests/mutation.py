@@ -1,7 +1,7 @@
 """Plant small faults, one at a time, in the functions that make the numbers, and see whether a test notices.
 
     pip install cosmic-ray==8.7.0
-    python tests/mutation.py --folder runs/mutation    # about an hour on one core; the same command goes on
+    python tests/mutation.py --folder runs/mutation    # about two hours; the same command goes on
 
 cosmic-ray plants the faults, in a copy of the checkout: another operator, comparison or number, a condition
 negated, a loop that never runs, a decorator removed. Each fault is killed if one of the tests of its module
@@ -183,14 +183,14 @@ def try_faults(folder: Path, only: list[str]) -> dict[str, str]:
         begin = time.monotonic()
         if run_tests(copy, tests, 1800) != "survived":
             raise SystemExit(f"{file}: the tests fail without a fault; see {copy / 'output.txt'}")
-        seconds = 30 + 4 * (time.monotonic() - begin)
-        print(f"{file}: {len(faults)} faults; the tests take {seconds / 4 - 7.5:.0f} s", flush=True)
+        taken = time.monotonic() - begin
+        print(f"{file}: {len(faults)} faults; the tests take {taken:.0f} s", flush=True)
         original = (copy / file).read_text(encoding="utf-8")
         for fault in faults:
             if fault.key in outcomes:
                 continue
             (copy / file).write_text(fault.code, encoding="utf-8")
-            outcomes[fault.key] = run_tests(copy, tests, seconds)
+            outcomes[fault.key] = run_tests(copy, tests, 30 + 4 * taken)
             (copy / file).write_text(original, encoding="utf-8")
             with progress.open("a", encoding="utf-8") as out:
                 out.write(json.dumps([fault.key, outcomes[fault.key]]) + "\n")
