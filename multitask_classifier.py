@@ -212,9 +212,8 @@ def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
         settings = TrainConfig.from_dict(run["config"])
         if run["trained_tasks"] != list(settings.tasks):
             raise ValueError("its trained_tasks are not its --tasks")
-        # the weights must fit before memory is taken for what the configuration claims
-        with torch.device("meta"):
-            bert = BertModel(BertConfig.from_dict(saved.records["config"], f"{folder}/config.json"))
+        where = f"{folder}/config.json"
+        bert = BertModel.without_weights(BertConfig.from_dict(saved.records["config"], where), where)
         bert.load_published(saved.tensors["model"], f"{folder}/model.safetensors")
         heads = {name.rpartition(".")[0] for name in saved.tensors["heads"]}
         if unknown := heads - set(TASKS):

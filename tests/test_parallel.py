@@ -15,6 +15,7 @@ from benchmarks.cuda import DIES
 from datasets import Batch
 from helpers import ROOT, sample_batch
 from kill_and_resume import HERE, PROGRAM, RUN, outcome, wait_for
+from support.locks import locked
 from tiny_bert import tiny_encoder
 
 # The later of two values counts.
@@ -103,6 +104,28 @@ def test_sigterm_saves_in_all_processes_at_the_same_step(encoder, tmp_path):
         "interrupted, and saved; go on with: python multitask_classifier.py --resume"
         f" --output_dir {tmp_path / 'run'}" in complained
     )
+
+
+def test_the_processes_of_a_run_hold_its_folder_together(encoder, tmp_path):
+    """Guards against processes that lock each other out, against a second start beside a living run,
+    and against a lock that outlives its run."""
+    folder = tmp_path / "run"
+    places = ["--model_name_or_path", encoder, "--output_dir", folder]
+    process = start(2, *RUN, "--epochs=500", *places)
+    try:
+        wait_for(process, folder / "last" / "manifest.json")
+        for processes, way in ((1, ["--resume", "--output_dir", folder]), (2, [*RUN, *places])):
+            status, _, complained = run(processes, *way)
+            assert status != 0
+            assert f"--output_dir {folder}: in use by process " in complained  # each process says it
+        assert process.poll() is None, "the first run has ended"
+        process.send_signal(signal.SIGTERM)
+        _, complained = process.communicate(timeout=120)
+        assert "interrupted, and saved" in complained
+    finally:
+        process.kill()
+    with locked(folder):
+        pass
 
 
 def test_another_number_of_processes_is_refused(whole):
