@@ -4,10 +4,12 @@ and (marked slow) on many that differ from run to run."""
 import contextlib
 import io
 import sys
+from collections import Counter
 from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import UnsatisfiedAssumption
 
 from helpers import run_program
 
@@ -19,6 +21,7 @@ COUNTS = {
     "started": (40, 600),
     "checkpoints": (50, 500),
 }
+TALLY = Counter[str]()  # inputs of all properties: held, failed
 
 
 def sizes(name: str):
@@ -43,7 +46,14 @@ def fuzz(count: int, **inputs):
         @given(**inputs)
         def counted(**values):
             calls.append(1)
-            check(**values)
+            try:
+                check(**values)
+            except UnsatisfiedAssumption:  # hypothesis makes another one
+                raise
+            except Exception:
+                TALLY["failed"] += 1
+                raise
+            TALLY["held"] += 1
 
         counted()
         assert len(calls) >= count, "fewer inputs than promised"
