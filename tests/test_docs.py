@@ -1,0 +1,48 @@
+"""The pages in docs/: what they name is there, and they can be read in a terminal."""
+
+import re
+
+import pytest
+
+from helpers import ROOT
+
+COMPARISON = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """The rows of each table, without the line below the header; a row is a list of cells."""
+    blocks = re.findall(r"(?:^\|.+\n)+", text, flags=re.MULTILINE)
+    rows = [[line.strip("|\n").split("|") for line in block.splitlines()] for block in blocks]
+    return [[[cell.strip() for cell in row] for row in (block[0], *block[2:])] for block in rows]
+
+
+@pytest.mark.parametrize("page", ["comparison.md"])
+def test_tables_fit_100_columns(page):
+    """Guards against a table that a terminal wraps, so that nobody can read a column."""
+    lines = (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith("|") and len(line) > 100] == []
+
+
+def test_every_cell_has_a_source():
+    """Guards against a claim about another project that nobody looked up: each project has a commit, and for
+    each table a line that names a file or says that there is none."""
+    found = tables(COMPARISON)
+    projects = [row[0] for row in found[0][1:]]
+    for table in found:
+        assert [row[0] for row in table[1:]] == projects
+        assert all(len(row) == len(table[0]) and all(row) for row in table)
+    sections = re.split(r"^### ", COMPARISON, flags=re.MULTILINE)[1:]
+    assert [section.splitlines()[0] for section in sections] == projects
+    for section in sections:
+        numbers = re.findall(r"^- (\d): \S", section, flags=re.MULTILINE)
+        assert numbers == [str(number) for number in range(1, len(found) + 1)], section
+        assert section.startswith("SMART-BERT") or re.search(r"`[0-9a-f]{40}`", section), section
+    assert "on 2026-11-27" in COMPARISON and "the first" not in COMPARISON.lower()
+
+
+def test_our_own_files_are_there():
+    """Guards against a page that sends its reader to a file which was renamed."""
+    ours = COMPARISON.split("### SMART-BERT\n")[1].split("### SMARTBert")[0]
+    paths = re.findall(r"`([\w/]+\.py)`", ours)
+    assert len(paths) > 10
+    assert [path for path in paths if not (ROOT / path).is_file()] == []
