@@ -44,10 +44,13 @@ from tasks import TASKS
 
 log = logging.getLogger("smart_bert")
 SPLITS = ("train", "dev", "test")
-OPTIONS = ("finetune", "pretrain", "evaluate", "predict")
+OPTIONS = ("finetune", "pretrain", "evaluate", "predict", "submit")
 TRAINING = ("finetune", "pretrain")
+COURSE_TASKS = ("sst", "para", "sts")
 BETAS = {"fitted": mysmartloss.fitted_beta, "paper": mysmartloss.paper_beta}
 RAW_TEXT = ("task", "text", "text_pair", "input", "output")  # the flags for texts of the user's own
+# the course's --fine-tune-mode (since 2024) and the --option that it means
+FINE_TUNE_MODES = {"last-linear-layer": "pretrain", "full-model": "finetune"}
 NORMS = {"inf": mysmartloss.inf_norm, "2": mysmartloss.l2_norm}
 
 # ------------------------------------------------------------------------------------ configuration
@@ -94,7 +97,7 @@ UTF8 = Rule(
 
 
 def _trained_tasks(config: "TrainConfig") -> tuple[str, ...] | None:
-    return ("sst", "para", "sts") if config.option in TRAINING else None
+    return COURSE_TASKS if config.option in TRAINING else None
 
 
 def _evaluated_tasks(config: "TrainConfig") -> tuple[str, ...] | None:
@@ -102,6 +105,8 @@ def _evaluated_tasks(config: "TrainConfig") -> tuple[str, ...] | None:
         return config.tasks or (config.task,)
     if config.option == "predict" and not config.tasks:
         return tuple(name for name in TASKS if f"{name}_test" in config.files)
+    if config.option == "submit" and not config.tasks:
+        return COURSE_TASKS
     return config.tasks
 
 
@@ -117,7 +122,8 @@ class TrainConfig:
     option: str = flag(
         "finetune",
         "finetune: train encoder and heads; pretrain: train the heads on a frozen encoder; evaluate: score a"
-        " saved model on dev; predict: let a saved model predict unlabelled files",
+        " saved model on dev; predict: let a saved model predict unlabelled files; submit: check a run's"
+        " predictions and pack them into the course's zip",
         choices=OPTIONS,
         group="what to do",
     )
@@ -130,7 +136,7 @@ class TrainConfig:
     eval_tasks: tuple[str, ...] = flag(
         None,
         "tasks to score and to predict (default: the trained ones; for predict those whose --<task>_test is"
-        " given)",
+        " given; for submit sst,para,sts)",
         rule=TASK_NAMES,
         derive=_evaluated_tasks,
     )
@@ -285,9 +291,10 @@ class TrainConfig:
     )
     output_dir: str = flag(
         None,
-        "where everything is written (default: runs/<option>)",
+        "where everything is written (default: runs/<option>); for submit the folder of the run (default:"
+        " runs/finetune)",
         rule=UTF8,
-        derive=lambda config: f"runs/{config.option}",
+        derive=lambda config: f"runs/{'finetune' if config.option == 'submit' else config.option}",
         group="output",
     )
     logging_steps: int = flag(50, "steps between log lines", rule=AT_LEAST_1)
@@ -335,15 +342,16 @@ class TrainConfig:
     def _check_together(self) -> None:
         """Settings that must fit each other."""
         self._check_raw_text()
+        opens_model = self.option in ("evaluate", "predict")
+        if opens_model and self.checkpoint is None:
+            raise UserError(f"--option {self.option}: needs --checkpoint, the folder of a saved model")
+        if not opens_model and self.checkpoint is not None:
+            raise UserError("--checkpoint: only for --option evaluate and predict")
         if self.option not in TRAINING:
-            if self.checkpoint is None:
-                raise UserError(f"--option {self.option}: needs --checkpoint, the folder of a saved model")
             if self.resume or self.overwrite_output_dir:
                 name = "resume" if self.resume else "overwrite_output_dir"
                 raise UserError(f"--{name}: not for --option {self.option}")
             return
-        if self.checkpoint is not None:
-            raise UserError("--checkpoint: only for --option evaluate and predict")
         if self.steps_per_epoch and self.steps_per_epoch < len(self.tasks):
             raise UserError(
                 f"--steps_per_epoch {self.steps_per_epoch}: fewer than the {len(self.tasks)} tasks"
@@ -441,7 +449,25 @@ EXAMPLES = """examples:
       ask the model about texts of your own
   python multitask_classifier.py --option predict --checkpoint runs/finetune --task sts --input pairs.tsv
       ask it about a file, and print a JSON line for each of its lines
+  python multitask_classifier.py --option submit --output_dir runs/finetune
+      check the run's predictions and pack them into the course's zip
 """
+
+
+def _with_option(given: dict[str, Any]) -> dict[str, Any]:
+    """The flags with --option where the course's --fine-tune-mode was given.
+
+    Raises UserError if both are given and disagree.
+    """
+    if "fine_tune_mode" not in given:
+        return given
+    others = dict(given)
+    mode = others.pop("fine_tune_mode")
+    option = FINE_TUNE_MODES[mode]
+    if others.setdefault("option", option) != option:
+        words = f"means --option {option}, and --option is {others['option']}; give one of the two"
+        raise UserError(f"--fine-tune-mode {mode}: {words}")
+    return others
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, set[str]]:
@@ -456,13 +482,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[TrainConfig
         epilog=EXAMPLES,
     )
     parser.add_flags(TrainConfig)
+    parser.add_argument(
+        "--fine-tune-mode",
+        choices=tuple(FINE_TUNE_MODES),
+        default=argparse.SUPPRESS,
+        help="the course's name for --option: last-linear-layer is pretrain, full-model is finetune",
+    )
     paths = parser.add_argument_group(
         "files", "one by one, where they are not all in --data_dir under the course's names"
     )
     for task in TASKS:
         for name in (*SPLITS, "dev_out", "test_out"):
             paths.add_argument(f"--{task}_{name}", metavar="PATH", default=argparse.SUPPRESS)
-    given = vars(parser.parse_args(arguments))
+    given = _with_option(vars(parser.parse_args(arguments)))
     settings = {item.name: given.pop(item.name) for item in flags(TrainConfig) if item.name in given}
     settings |= {"files": given} if given else {}
     for name, value in settings.items():

@@ -30,6 +30,7 @@ from tqdm import tqdm
 import mysmartloss
 import raw_text
 import resume
+import submit
 from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, seeded_linear
 from bert import BertModel
 from config import TrainConfig, describe_settings, parse_arguments, warn_of_unused_flags
@@ -530,6 +531,7 @@ PROGRAMS = {
     "pretrain": fit,
     "evaluate": evaluate_checkpoint,
     "predict": predict_with_checkpoint,
+    "submit": submit.submit,
 }
 
 

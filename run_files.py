@@ -115,7 +115,7 @@ def find_files(config: TrainConfig, wanted: Sequence[Key]) -> tuple[dict[Key, Pa
 
     Files that are named by a flag come first, then the data folder. Where there are none at all, the sample
     is used, and a line says so. A test file may be missing: a line says so, and the result lacks it. It may
-    not for --option predict, or where a flag names the file or its predictions.
+    not for --option predict and submit, or where a flag names the file or its predictions.
     Raises UserError that names the first missing file.
     """
     chosen = config.data_dir or os.environ.get("SMART_BERT_DATA_DIR")
@@ -133,7 +133,7 @@ def find_files(config: TrainConfig, wanted: Sequence[Key]) -> tuple[dict[Key, Pa
     for key in missing:
         task, split = key
         named = key in given or f"{task}_test_out" in config.files
-        if split != "test" or config.option == "predict" or named:
+        if split != "test" or config.option in ("predict", "submit") or named:
             mend = f"give it with --{task}_{split}, or its folder with --data_dir (see data/README.md)"
             raise UserError(f"{files[key]}: no such file; {mend}")
     for task, split in missing:

@@ -59,26 +59,35 @@ def write_text(path: str | Path, text: str) -> None:
     A symbolic link stays, and the file that it leads to is replaced. A pipe or /dev/stdout gets the text in
     one write. Raises UserError if the file cannot be written; the old content is then unchanged.
     """
+    try:
+        data = text.encode()
+    except ValueError as error:  # a lone surrogate
+        raise UserError(f"{path}: cannot be written ({error})") from None
+    write_bytes(path, data)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """`write_text` for content that is no text."""
     part = Path(f"{path}{PART}")
     try:
         stream = stream_of(path)
         if stream is not None:
             sys.stdout.flush()
-            with open(os.dup(stream) if isinstance(stream, int) else stream, "w", encoding="utf-8") as reader:
-                reader.write(text)
+            with open(os.dup(stream) if isinstance(stream, int) else stream, "wb") as reader:
+                reader.write(data)
             return
         target = Path(os.path.realpath(path))
         part = Path(f"{target}{PART}")
         if os.path.lexists(target) and not stat.S_ISREG(os.stat(target).st_mode):
             raise UserError(f"{path}: no regular file stands there; it is left as it is")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with part.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, target)
         sync_folder(target.parent)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name, a lone surrogate in the text
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if isinstance(error, UserError):
             raise
         if part.is_file():

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from config import TrainConfig, describe_settings, parse_arguments
+from config import SPLITS, TrainConfig, describe_settings, parse_arguments
 from support.errors import UserError
 from support.flags import Weight, flags
 from tasks import TASKS
@@ -23,6 +23,10 @@ save_steps no_report resume overwrite_output_dir log_level
 """.split()  # noqa: SIM905
 
 
+# Flags that are other names of these. Each is a decision, too: --fine-tune-mode is the course's since 2024.
+OTHER_NAMES = ["--fine-tune-mode"]
+
+
 def help_text(capsys) -> str:
     with pytest.raises(SystemExit):
         parse_arguments(["--help"])
@@ -32,6 +36,13 @@ def help_text(capsys) -> str:
 def test_the_list_of_flags_is_frozen():
     """Guards against a new flag that nobody decided on: each is something more to explain and to test."""
     assert [setting.name for setting in flags(TrainConfig)] == FLAGS
+
+
+def test_no_flag_has_another_name_that_nobody_decided_on(capsys):
+    """Guards against an alias, which is one more thing to explain and to keep working."""
+    files = [f"{task}_{name}" for task in TASKS for name in (*SPLITS, "dev_out", "test_out")]
+    named = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", help_text(capsys), flags=re.MULTILINE))
+    assert named - {f"--{name}" for name in FLAGS + files} == {"--help", *OTHER_NAMES}
 
 
 def test_help_comes_in_groups_and_ends_with_examples(capsys):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 import multitask_classifier
-from config import TrainConfig, parse_arguments
+from config import FINE_TUNE_MODES, TrainConfig, parse_arguments
 from fuzzing import assert_said_in_one_line, call, fuzz, sizes
 from support.errors import UserError
 
@@ -35,7 +35,7 @@ def flags_of_help() -> list[str]:
     out = io.StringIO()
     with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
         parse_arguments(["--help"])
-    return sorted(set(re.findall(r"--\w+", out.getvalue())))
+    return sorted(set(re.findall(r"--[a-z][\w-]+", out.getvalue())))
 
 
 FLAGS = flags_of_help()
@@ -44,6 +44,8 @@ FLAGS = flags_of_help()
 def valid_values(name: str) -> list[str]:
     """Values that a flag may have, as far as its choices or its default tell."""
     setting = {setting.name: setting for setting in fields(TrainConfig)}.get(name)
+    if name == "fine-tune-mode":
+        return [*FINE_TUNE_MODES]
     if setting is None:
         return VALID[str]
     if "tasks" in name:

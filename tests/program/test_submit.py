@@ -1,0 +1,224 @@
+"""--option submit: the zip for the course, and what is refused before there is one."""
+
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from helpers import ROOT, SAMPLE, run_program
+from short_runs import FAST
+from submit import ZIP_NAME
+
+TASK_NAMES = ("sst", "para", "sts")
+# what the course's prepare_submit.py packs: every .py beside it, and the folder predictions
+PREDICTIONS = {f"predictions/{task}-{split}-output.csv" for task in TASK_NAMES for split in ("dev", "test")}
+COURSE = {path.name for path in ROOT.glob("*.py")} | PREDICTIONS
+
+
+def add_row(path: Path, id: str) -> None:
+    """A row more at the end of an unlabelled file of pairs."""
+    path.write_text(path.read_text() + f"99\t{id}\ta\tb\n")
+
+
+@pytest.fixture(scope="module")
+def finished(encoder, tmp_path_factory) -> Path:
+    """Folder of a run on a copy of the sample with a test row more, which its flags name."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(SAMPLE, folder / "data")
+    add_row(folder / "data" / "sts-test-student.csv", "extra")
+    flags = ["--epochs", 1, "--steps_per_epoch", 3, "--no_report", "--data_dir", folder / "data"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SMART_BERT_DATA_DIR", raising=False)
+        assert run_program("--model_name_or_path", encoder, *flags, "--output_dir", folder / "run") == 0
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path, no_course_data) -> Path:
+    """A copy of the run's folder that a test may harm."""
+    shutil.copytree(finished / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def submit(*arguments) -> int:
+    return run_program("--option", "submit", *arguments)
+
+
+def refused(capsys, run: Path, *words: str, arguments=()) -> None:
+    """The run is refused with one line that has these words, and nothing is left behind."""
+    before = sorted(os.listdir(run)) if run.exists() else None
+    capsys.readouterr()
+    assert submit("--output_dir", run, *arguments) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert error[-1].startswith("multitask_classifier.py: error: ") and len(error) == 1
+    assert [word for word in words if word not in error[-1]] == [], error[-1]
+    assert (sorted(os.listdir(run)) if run.exists() else None) == before
+
+
+def test_the_zip_has_the_courses_files(run, capsys):
+    """Guards against a zip that Gradescope cannot grade: a file is missing, or its content is another's.
+    What is there beyond the course's list is support/, which our code imports."""
+    assert submit("--output_dir", run) == 0
+    with zipfile.ZipFile(run / ZIP_NAME) as archive:
+        assert archive.testzip() is None
+        names = set(archive.namelist())
+        for name in names:
+            source = run if name.startswith("predictions/") else ROOT
+            assert archive.read(name) == (source / name).read_bytes()
+    assert names - COURSE == {f"support/{path.name}" for path in (ROOT / "support").glob("*.py")}
+    assert COURSE - names == set()
+    assert "50 predictions" in capsys.readouterr().out
+    assert not list(run.glob("*.part"))
+
+
+def test_an_older_zip_is_replaced(run):
+    """Guards against predictions of an older run in the zip."""
+    (run / ZIP_NAME).write_bytes(b"old")
+    assert submit("--output_dir", run) == 0
+    assert zipfile.is_zipfile(run / ZIP_NAME)
+
+
+def test_the_data_are_those_of_the_run(run, finished, capsys):
+    """Guards against a check beside the sample, though the run had the course's files: no id would fit.
+    Files that the command line names come first."""
+    other = finished.parent / "other"
+    shutil.copytree(finished / "data", other, dirs_exist_ok=True)
+    add_row(other / "sts-test-student.csv", "new")
+    assert submit("--output_dir", run) == 0
+    words = ("1 of 52 rows", "'new'", str(other / "sts-test-student.csv"))
+    refused(capsys, run, *words, arguments=("--data_dir", other))
+
+
+def test_predictions_may_lie_elsewhere_and_in_any_order(run, finished, tmp_path):
+    """Guards against a refusal of files that the course accepts. The zip has them by the course's names."""
+    path = run / "predictions" / "para-test-output.csv"
+    header, *lines = path.read_text().splitlines()
+    elsewhere = tmp_path / "mine.csv"
+    elsewhere.write_text("\n".join([header.replace(" \t ", ", "), *reversed(lines), "", ""]))
+    path.unlink()
+    arguments = ("--para_test_out", elsewhere, "--data_dir", finished / "data")
+    assert submit("--output_dir", run, *arguments) == 0
+    with zipfile.ZipFile(run / ZIP_NAME) as archive:
+        assert archive.read("predictions/para-test-output.csv") == elsewhere.read_bytes()
+
+
+def edited(run: Path, name: str, line: int, text: str | None) -> str:
+    """Write another text on a line of a prediction file, or take the line out. Returns the path."""
+    path = run / "predictions" / name
+    lines = path.read_text().splitlines(keepends=True)
+    lines[line - 1 : line] = [] if text is None else [text]
+    path.write_text("".join(lines))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "text", "words"),
+    [
+        ("sst-test-output.csv", 3, "strange , 2 \n", "the id 'strange' is not in"),
+        ("sst-test-output.csv", 3, "no comma\n", "'no comma' is not 'ID , VALUE'"),
+        ("sst-test-output.csv", 1, "", "the header must be"),
+        ("sst-test-output.csv", 1, "id\n", "the header must be"),
+        ("sst-dev-output.csv", 4, "{id} , 5 \n", "'5' is not one of 0 to 4"),
+        ("sst-dev-output.csv", 4, "{id} , \n", "'' is not one of 0 to 4"),
+        ("para-dev-output.csv", 4, "{id} , 0.7 \n", "'0.7' is not one of 0 to 1"),
+        ("sts-dev-output.csv", 51, "{id} , nan \n", "'nan' is not a number"),
+        ("sts-dev-output.csv", 51, "{id} , high \n", "'high' is not a number"),
+    ],
+)
+def test_a_wrong_line_is_named(run, capsys, name, line, text, words):
+    """Guards against a zip that the course refuses, or grades as wrong, days later."""
+    path = run / "predictions" / name
+    id = path.read_text().splitlines()[line - 1].split(" ,")[0]
+    edited(run, name, line, text.replace("{id}", id))
+    refused(capsys, run, f"{path}:{line}: ", words)
+
+
+def test_each_row_has_one_prediction(run, capsys):
+    """Guards against a row that is graded twice, or not at all."""
+    path = run / "predictions" / "sts-test-output.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    edited(run, path.name, 3, lines[4])
+    refused(capsys, run, f"{path}:5: a second prediction for the id '{lines[4].split(' ,')[0]}'")
+    edited(run, path.name, 3, None)
+    refused(capsys, run, f"{path}: 1 of 51 rows of", f"(first: id '{lines[2].split(' ,')[0]}'")
+
+
+def test_dev_predictions_are_no_test_predictions(run, capsys):
+    """Guards against one file copied over the other."""
+    shutil.copy(run / "predictions" / "sst-dev-output.csv", run / "predictions" / "sst-test-output.csv")
+    refused(capsys, run, "sst-test-output.csv:2: the id ", "ids-sst-test-student.csv")
+
+
+def test_missing_predictions_are_listed(run, capsys, tmp_path):
+    """Guards against one error after the other, a file at a time."""
+    for name in ("sst-dev-output.csv", "sts-test-output.csv"):
+        (run / "predictions" / name).unlink()
+    refused(capsys, run, "sst-dev-output.csv, ", "sts-test-output.csv: no such file")
+    refused(capsys, tmp_path / "nowhere", "nowhere", "no such file")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"id \t X \nab\xff , 1 \n"])
+def test_a_file_of_something_else(run, capsys, content):
+    """Guards against a traceback for an empty file or other bytes."""
+    (run / "predictions" / "sst-dev-output.csv").write_bytes(content)
+    refused(capsys, run, "sst-dev-output.csv:")
+
+
+def test_a_missing_test_file_is_an_error(run, finished, capsys, tmp_path):
+    """Guards against a zip whose predictions nobody compared with their rows."""
+    shutil.copytree(finished / "data", tmp_path / "data")
+    (tmp_path / "data" / "quora-test-student.csv").unlink()
+    refused(capsys, run, "quora-test-student.csv: no such file", arguments=("--data_dir", tmp_path / "data"))
+
+
+def test_a_run_on_a_part_of_dev_is_told_why(encoder, tmp_path, capsys, no_course_data):
+    """Guards against a quick trial that is handed in."""
+    run = tmp_path / "run"
+    assert run_program("--model_name_or_path", encoder, *FAST, "--no_report", "--output_dir", run) == 0
+    refused(capsys, run, "26 of 50 rows", "--max_eval_samples")
+
+
+def test_predictions_for_the_sample_are_said_to_be_no_submission(run, capsys):
+    """Guards against a first try on the bundled rows that is handed in."""
+    (run / "results.json").unlink()  # it names the data
+    edited(run, "sts-test-output.csv", 52, None)  # the row that the sample lacks
+    assert submit("--output_dir", run) == 0
+    assert "predictions for data/sample" in capsys.readouterr().out
+
+
+def test_settings_that_cannot_be_read(run, capsys):
+    """Guards against a traceback where results.json is something else."""
+    for text in ("{", "[]", json.dumps({"config": {"lr": "high"}}), "{}"):
+        (run / "results.json").write_text(text)
+        refused(capsys, run, "results.json")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [("--checkpoint x", "--checkpoint"), ("--resume", "--resume"), ("--task sst", "--task")],
+)
+def test_flags_that_mean_nothing_here(words, named, capsys, tmp_path):
+    """Guards against a flag that is silently ignored."""
+    assert submit(*words.split(), "--output_dir", tmp_path / "out") == 2
+    assert named in capsys.readouterr().err
+
+
+def test_nothing_is_half_written(run, capsys, monkeypatch):
+    """Guards against a cut-off zip after a full disk: the older one stays."""
+    (run / ZIP_NAME).write_bytes(b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("support.files.os.fsync", full)
+    refused(capsys, run, ZIP_NAME, "No space left on device")
+    assert (run / ZIP_NAME).read_bytes() == b"old"
+
+
+def test_a_folder_in_the_way(run, capsys):
+    """Guards against a traceback where the zip cannot stand."""
+    (run / ZIP_NAME).mkdir()
+    refused(capsys, run, ZIP_NAME, "a folder stands there")
