@@ -1,5 +1,6 @@
 """The pages in docs/: what they name is there, and they can be read in a terminal."""
 
+import importlib
 import re
 
 import pytest
@@ -16,7 +17,7 @@ def tables(text: str) -> list[list[list[str]]]:
     return [[[cell.strip() for cell in row] for row in (block[0], *block[2:])] for block in rows]
 
 
-@pytest.mark.parametrize("page", ["comparison.md"])
+@pytest.mark.parametrize("page", ["comparison.md", "course.md"])
 def test_tables_fit_100_columns(page):
     """Guards against a table that a terminal wraps, so that nobody can read a column."""
     lines = (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines()
@@ -46,3 +47,24 @@ def test_our_own_files_are_there():
     paths = re.findall(r"`([\w/]+\.py)`", ours)
     assert len(paths) > 10
     assert [path for path in paths if not (ROOT / path).is_file()] == []
+
+
+def test_the_courses_table_names_what_is_there():
+    """Guards against a student who is sent to a function that was renamed."""
+    rows = tables((ROOT / "docs" / "course.md").read_text(encoding="utf-8"))[0][1:]
+    same = {"the same name", "the same names"}
+    named = [row[1] if row[2] in same else row[2] for row in rows]
+    found = [name for cell in named for name in re.findall(r"`([\w/.]+)`", cell)]
+    assert len(found) > 20
+    for name in found:
+        if name.endswith(".py"):
+            assert (ROOT / name).is_file(), name
+        elif "." in name:
+            module, *parts = name.split(".")
+            value = importlib.import_module(module)
+            for part in parts:
+                value = getattr(value, part)
+        else:  # without its module: of the main program, or of mysmartloss
+            modules = [importlib.import_module(module) for module in ("multitask_classifier", "mysmartloss")]
+            owners = [*modules, modules[0].MultitaskBERT]
+            assert any(hasattr(owner, name) for owner in owners), name

@@ -21,6 +21,7 @@ from tasks import TASKS
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
+    "docs/course.md",
     "docs/gpus.md",
     "experiments/README.md",
     "benchmarks/README.md",
@@ -38,6 +39,7 @@ TOOLS = {
 }  # of other programs
 TOOLS |= {"plot", "quick", "help", "nproc_per_node", "kills", "folder", "encoder", "check", "collect"}
 FLAGS = {setting.name for setting in flags(TrainConfig)}
+FLAGS |= {"fine-tune-mode"}  # the course's name for --option
 FLAGS |= {f"{task}_{name}" for task in TASKS for name in (*SPLITS, "dev_out", "test_out")}
 
 
@@ -101,7 +103,7 @@ def needed_and_written(words: list[str]) -> tuple[set[str], set[str]]:
                 "input",
                 *(name for name in config.files if name not in outputs),
             ]
-            inputs += ["output_dir"] * config.resume
+            inputs += ["output_dir"] * (config.resume or config.option == "submit")
             needed |= {str(values[name]) for name in inputs if values.get(name)}
             written |= {str(values[name]) for name in outputs if values.get(name)}
     else:
@@ -224,7 +226,7 @@ def test_the_layouts_are_read_as_the_page_says(tmp_path):
 def test_flags_and_links_are_there(page):
     """Guards against a flag that does not exist, and a link into nothing."""
     text = text_of(page)
-    named = set(re.findall(r"(?<![\w-])--([a-z][a-z_]+)", text))
+    named = set(re.findall(r"(?<![\w-])--([a-z][a-z_-]+)", text))
     assert named - {"confidence_weight", "nli_train"} <= FLAGS | TOOLS, page
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
         assert (ROOT / Path(page).parent / link).exists(), link
