@@ -127,7 +127,7 @@ def find_files(config: TrainConfig, wanted: Sequence[Key]) -> tuple[dict[Key, Pa
         sample = {key: HERE / "data" / "sample" / TASKS[key[0]].filename(key[1]) for key in wanted}
         if all(path.is_file() for path in sample.values()):
             print(
-                "No course files found: this run uses data/sample. data/README.md says where real ones are."
+                "No course files found: this run uses data/sample. python -m data.download fetches real ones."
             )
             return sample, "sample"
     for key in missing:

@@ -37,7 +37,18 @@ TOOLS = {
     "output",
     "batch_size",
 }  # of other programs
-TOOLS |= {"plot", "quick", "help", "nproc_per_node", "kills", "folder", "encoder", "check", "collect"}
+TOOLS |= {
+    "plot",
+    "quick",
+    "help",
+    "nproc_per_node",
+    "kills",
+    "folder",
+    "encoder",
+    "check",
+    "collect",
+    "revision",
+}
 FLAGS = {setting.name for setting in flags(TrainConfig)}
 FLAGS |= {"fine-tune-mode"}  # the course's name for --option
 FLAGS |= {f"{task}_{name}" for task in TASKS for name in (*SPLITS, "dev_out", "test_out")}

@@ -1,0 +1,383 @@
+"""python -m data.download, against a hub on this machine: what is written, and what goes wrong."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+
+import hub_server
+from config import COURSE_TASKS
+from data import download
+from data.sources import SOURCES
+from datasets import Example, read_examples
+from helpers import ROOT, run_program
+from tasks import TASKS
+
+SST_NAMES = ("very negative", "negative", "neutral", "positive", "very positive")
+
+
+def json_lines(*records: dict) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+
+
+def sst(text: str, label: int, name: str | None = None) -> dict:
+    return {"text": text, "label": label, "label_text": name or SST_NAMES[label]}
+
+
+def pair(text1: str | None, text2: str, label: float, **more) -> dict:
+    return {"text1": text1, "text2": text2, "label": label, "idx": 0, "label_text": "unlabeled"} | more
+
+
+def quora(text1: str, text2: str, label: int) -> dict:
+    return pair(text1, text2, label, label_text=("not duplicate", "duplicate")[label])
+
+
+def reviews(*rows: tuple[str, str]) -> bytes:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, delimiter="\t", lineterminator="\n").writerows([("Sentiment", "Text"), *rows])
+    return buffer.getvalue().encode()
+
+
+# Rows of our own, with the fields of the real data sets. What a text may hold is in them: tabs, line breaks,
+# quotes, other scripts; a label of STS-B is a 32-bit float.
+FILES = {
+    "SetFit/sst5": {
+        "README.md": b"",
+        "train.jsonl": json_lines(
+            sst('a "fine" film', 4), sst("tab\there\nand there", 0), sst("так себе", 2)
+        ),
+        "dev.jsonl": json_lines(sst("not for me", 1)),
+        "test.jsonl": json_lines(sst('"quoted" from the start', 3), sst("the end", 2)),
+    },
+    "SetFit/stsb": {
+        "train.jsonl": json_lines(pair("A cat sleeps.", "A cat naps.", 3.7999999523, label_text="3.79")),
+        "validation.jsonl": json_lines(
+            pair("a", "b", 0.0), pair("c", "d", 5.0), pair("e", "f", 2.9170000553)
+        ),
+        "test.jsonl": json_lines(pair("g", "h", -1.0)),
+    },
+    "SetFit/qqp": {
+        "train.jsonl": json_lines(quora("Why?", "How?", 0), quora("How old?", "What age?", 1)),
+        "validation.jsonl": json_lines(quora("Who?", "Whom?", 1)),
+        "test.jsonl": json_lines(*(pair(f"Is it {i}?", "Is it?", -1) for i in range(7))),
+    },
+    "tasksource/counterfactually-augmented-imdb": {
+        "train.tsv": reviews(("Negative", 'Dull.<br /><br />Very "dull".'), ("Positive", "Fine.")),
+        "dev.tsv": reviews(("Positive", "Good, all of it.")),
+        "test.tsv": reviews(("Negative", "Never again.")),
+    },
+}
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub with FILES, whose data sets are newer than those that the program knows; the library's cache is a
+    folder of the test."""
+    served = hub_server.Hub(
+        files={name: dict(files) for name, files in FILES.items()},
+        commits={name: f"{number:x}" * 40 for number, name in enumerate(FILES, start=10)},
+    )
+    server = hub_server.start(served)
+    monkeypatch.setenv("HF_ENDPOINT", served.address)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    yield served
+    server.shutdown()
+    server.server_close()
+
+
+def fetch(folder: Path, *words: str) -> int:
+    return download.main(["--data_dir", str(folder), *words])
+
+
+def refused(capsys, folder: Path, *words: str, named: tuple[str, ...]) -> None:
+    """The download ends with status 2 and a line that has these words."""
+    capsys.readouterr()
+    assert fetch(folder, *words) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("data.download: error: ")
+    assert [word for word in named if word not in error] == [], error
+
+
+def content(folder: Path, task: str, split: str) -> list[tuple[tuple[str, ...], float | None]]:
+    """Texts and label of each row, as training reads them."""
+    rows = read_examples(folder / TASKS[task].filename(split), TASKS[task], labelled=split != "test")
+    assert all(isinstance(row, Example) for row in rows)
+    return [(row.texts, row.label) for row in rows]
+
+
+# ----------------------------------------------------------------------------------- what is written
+
+
+def test_the_files_are_read_as_the_courses(hub, tmp_path):
+    """Guards against a label that moves by one, a score with the noise of a 32-bit float, a text that a tab
+    cuts, and test labels that leak."""
+    assert fetch(tmp_path / "data") == 0
+    folder = tmp_path / "data"
+    assert content(folder, "sst", "train") == [
+        (('a "fine" film',), 4.0),
+        (("tab here and there",), 0.0),
+        (("так себе",), 2.0),
+    ]
+    assert content(folder, "sst", "dev") == [(("not for me",), 1.0)]
+    assert content(folder, "sst", "test") == [(('"quoted" from the start',), None), (("the end",), None)]
+    assert content(folder, "sts", "train") == [(("A cat sleeps.", "A cat naps."), 3.8)]
+    assert content(folder, "sts", "dev") == [(("a", "b"), 0.0), (("c", "d"), 5.0), (("e", "f"), 2.917)]
+    assert content(folder, "para", "train") == [(("Why?", "How?"), 0.0), (("How old?", "What age?"), 1.0)]
+    assert content(folder, "cfimdb", "train") == [
+        (('Dull.<br /><br />Very "dull".',), 0.0),
+        (("Fine.",), 1.0),
+    ]
+    assert content(folder, "cfimdb", "test") == [(("Never again.",), None)]
+    lines = (folder / "quora-train.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "\tid\tsentence1\tsentence2\tis_duplicate" and lines[2].endswith("\t1.0")
+    assert (folder / "sts-test-student.csv").read_text().splitlines()[0] == "\tid\tsentence1\tsentence2"
+    assert (folder / "ids-sst-dev.csv").read_text().splitlines()[1].endswith("\tnot for me\t1")
+
+
+def test_ids_are_the_courses_in_form_and_the_same_each_time(hub, tmp_path):
+    """Guards against predictions that cannot be told apart, or that fit no other download."""
+    for folder in ("one", "two"):
+        assert fetch(tmp_path / folder) == 0
+    ids = []
+    for name in os.listdir(tmp_path / "one"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+        if name.endswith(".csv"):
+            ids += [line.split("\t")[1] for line in (tmp_path / "one" / name).read_text().splitlines()[1:]]
+    assert len(ids) == len(set(ids)) > 15
+    assert all(len(id) == 25 and int(id, 16) >= 0 for id in ids)
+
+
+def test_the_commit_is_printed_and_kept(hub, tmp_path, capsys):
+    """Guards against data of which nobody can say what they are."""
+    assert fetch(tmp_path / "data", "--tasks", "sst") == 0
+    commit = hub.commits["SetFit/sst5"]
+    assert f"sst: SetFit/sst5 at commit {commit}\n" in capsys.readouterr().out
+    record = json.loads((tmp_path / "data" / "download.json").read_text())
+    assert sorted(record) == ["ids-sst-dev.csv", "ids-sst-test-student.csv", "ids-sst-train.csv"]
+    entry = record["ids-sst-train.csv"]
+    assert (entry["dataset"], entry["file"], entry["commit"]) == ("SetFit/sst5", "train.jsonl", commit)
+    assert entry["rows"] == 3
+    assert [line for line in hub.asked if "/resolve/" in line and commit not in line] == []
+
+
+def test_a_long_test_file_is_cut(hub, tmp_path, monkeypatch):
+    """Guards against hours of predictions after every run: Quora's public test file has 390,965 rows."""
+    assert SOURCES["para"].test_limit == 40431
+    monkeypatch.setitem(SOURCES, "para", SOURCES["para"]._replace(test_limit=4))
+    assert fetch(tmp_path / "data", "--tasks", "para") == 0
+    assert [texts[0] for texts, _ in content(tmp_path / "data", "para", "test")] == [
+        f"Is it {i}?" for i in range(4)
+    ]
+
+
+def test_the_program_trains_on_what_is_written(hub, encoder, tmp_path, no_course_data):
+    """Guards against files that only a test reads."""
+    assert fetch(tmp_path / "data", "--tasks", *COURSE_TASKS) == 0
+    flags = ["--data_dir", tmp_path / "data", "--epochs", 1, "--steps_per_epoch", 3, "--no_report"]
+    out = tmp_path / "out"
+    assert run_program("--model_name_or_path", encoder, *flags, "--output_dir", out) == 0
+    assert run_program("--option", "submit", "--output_dir", out) == 0
+
+
+# ------------------------------------------------------------------------------- breaks, kept files
+
+
+def test_files_that_are_there_are_kept_without_the_network(hub, tmp_path, capsys):
+    """Guards against a second download, and against one over the course's own files."""
+    folder = tmp_path / "data"
+    assert fetch(folder, "--tasks", "sts") == 0
+    hub.asked.clear()
+    (folder / "ids-sst-train.csv").write_text("the course's own")
+    assert fetch(folder, "--tasks", "sts") == 0
+    out = capsys.readouterr().out
+    assert hub.asked == []
+    assert f"sts-train.csv: kept, SetFit/stsb at commit {hub.commits['SetFit/stsb'][:12]}\n" in out
+    assert fetch(folder, "--tasks", "sst") == 0
+    out = capsys.readouterr().out
+    assert "ids-sst-train.csv: kept, not from this program" in out
+    assert "sst: the kept files are from elsewhere" in out
+    assert (folder / "ids-sst-train.csv").read_text() == "the course's own"
+    assert (folder / "ids-sst-dev.csv").exists()
+    (folder / "sts-dev.csv").write_text("edited")
+    assert fetch(folder, "--tasks", "sts") == 0
+    assert "sts-dev.csv: kept, SetFit/stsb at commit bbbbbbbbbbbb, changed since" in capsys.readouterr().out
+
+
+def test_a_break_leaves_what_is_finished_and_the_rest_follows(hub, tmp_path, capsys):
+    """Guards against starting again from nothing, and against half a file that counts as one."""
+    folder = tmp_path / "data"
+    del hub.files["SetFit/stsb"]["validation.jsonl"]
+    refused(
+        capsys, folder, "--tasks", "sst", "sts", named=("SetFit/stsb: no validation.jsonl at commit bbbb",)
+    )
+    written = sorted(os.listdir(folder))
+    assert written == [
+        "download.json",
+        "ids-sst-dev.csv",
+        "ids-sst-test-student.csv",
+        "ids-sst-train.csv",
+        "sts-train.csv",
+    ]
+    hub.files["SetFit/stsb"] = dict(FILES["SetFit/stsb"])
+    hub.asked.clear()
+    assert fetch(folder, "--tasks", "sst", "sts") == 0
+    assert sorted(os.listdir(folder)) == sorted([*written, "sts-dev.csv", "sts-test-student.csv"])
+    assert [line for line in hub.asked if "sst5" in line or "train.jsonl" in line] == []
+    assert len(json.loads((folder / "download.json").read_text())) == 6
+
+
+def test_a_connection_that_breaks(hub, tmp_path, capsys):
+    """Guards against half a file that counts as one. The library tries again for some seconds."""
+    hub.broken.add("SetFit/sst5/dev.jsonl")
+    refused(capsys, tmp_path / "data", "--tasks", "sst", named=("SetFit/sst5, dev.jsonl: cannot be fetched",))
+    assert not (tmp_path / "data" / "ids-sst-dev.csv").exists()
+    hub.broken.clear()
+    assert fetch(tmp_path / "data", "--tasks", "sst") == 0
+    assert content(tmp_path / "data", "sst", "dev") == [(("not for me",), 1.0)]
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "http://no-such-host.invalid", "nonsense"])
+def test_offline(hub, tmp_path, capsys, monkeypatch, address):
+    """Guards against a traceback, or a minute of silence, without a network."""
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    refused(capsys, tmp_path / "data", named=(f"SetFit/sst5: cannot be fetched from {address}", "goes on"))
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_command_line_reads_hf_endpoint(hub, tmp_path):
+    """Guards against `python -m data.download` that works in a test alone. HF_HUB_OFFLINE is said, too."""
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.address}
+    environment.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "-m", "data.download", "--tasks", "sts", "--data_dir", tmp_path / "data"]
+
+    def run(**more: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            command, env=environment | more, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    offline = run(HF_HUB_OFFLINE="1")
+    assert offline.returncode == 2 and "SetFit/stsb: cannot be fetched" in offline.stderr
+    assert "Traceback" not in offline.stderr
+    online = run()
+    assert online.returncode == 0, online.stderr
+    assert content(tmp_path / "data", "sts", "train") == [(("A cat sleeps.", "A cat naps."), 3.8)]
+
+
+# --------------------------------------------------------------------------------------- revisions
+
+
+def test_a_revision_by_its_commit_or_by_task(hub, tmp_path, capsys):
+    """Guards against a revision that is asked for and not taken."""
+    sst_commit = hub.commits["SetFit/sst5"]
+    assert fetch(tmp_path / "one", "--tasks", "sst", "--revision", sst_commit) == 0
+    by_task = f"sst={sst_commit},sts=main"
+    assert fetch(tmp_path / "two", "--tasks", "sst,sts", "--revision", by_task) == 0
+    assert [line.split("/")[-1] for line in hub.asked if "/revision/" in line] == [sst_commit] * 2 + ["main"]
+    named = (f"--revision {sst_commit}: SetFit/stsb has no such revision", "--revision sst=COMMIT")
+    refused(capsys, tmp_path / "three", "--tasks", "sts", "--revision", sst_commit, named=named)
+
+
+def test_row_counts_are_those_of_the_known_commit(hub, tmp_path, capsys, monkeypatch):
+    """Guards against a damaged file that is taken for the data set. Of a newer commit, a line says it."""
+    assert fetch(tmp_path / "newer", "--tasks", "sst") == 0
+    assert "SetFit/sst5/train.jsonl: 3 rows, and 8,544 at commit e51bdcd" in capsys.readouterr().out
+    hub.commits["SetFit/sst5"] = SOURCES["sst"].commit
+    named = ("SetFit/sst5/train.jsonl: 3 rows, and 8,544", "damaged")
+    refused(capsys, tmp_path / "known", "--tasks", "sst", named=named)
+    assert not (tmp_path / "known").exists()
+    monkeypatch.setitem(SOURCES, "sst", SOURCES["sst"]._replace(rows=(3, 1, 2)))
+    assert fetch(tmp_path / "known", "--tasks", "sst") == 0
+    assert "at commit e51bdcd;" not in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("task", "lines", "named"),
+    [
+        ("sst", json_lines(sst("a", 1), {"sentence": "b", "label": 1}), ":2: no field 'text'"),
+        ("sst", json_lines({"text": "b"}), ":1: no field 'label'"),
+        ("sst", json_lines(sst("a", 5, "great")), ":1: label 5 is not one of 0 to 4"),
+        ("sst", json_lines(sst("a", -1, "unlabeled")), ":1: label -1 is not one of"),
+        ("sst", json_lines(sst("a", 0, "very positive")), "label 0 is called 'very positive'"),
+        ("sst", json_lines({"text": "a", "label": "1"}), "label '1' is not one of"),
+        ("sst", json_lines({"text": "a", "label": True}), "label True is not one of"),
+        ("sst", json_lines({"text": "a", "label": 1.5}), "label 1.5 is not one of"),
+        ("sst", json_lines({"text": ["a"], "label": 1}), "text ['a'] is not a text"),
+        ("sst", b'{"text": "\\ud800", "label": 1}\n', ":1: text is not UTF-8"),
+        ("sst", b'{"text": "a"\n', ":1: not JSON"),
+        ("sst", b"[]\n", ":1: holds a JSON list"),
+        ("sst", b'{"text": "\xff", "label": 1}\n', "not UTF-8"),
+        ("sst", b"", "0 rows"),
+        ("sts", json_lines(pair("a", "b", 5.5)), ":1: label 5.5 is not a number from 0 to 5"),
+        ("sts", json_lines(pair("a", "b", -1.0)), ":1: label -1.0 is not a number"),
+        ("sts", json_lines(pair("a", "b", float("nan"))), ":1: label nan is not a number"),
+        ("sts", json_lines(pair("a", "b", True)), ":1: label True is not a number"),
+        ("para", json_lines(quora("a", "b", 1) | {"label": 0}), "label 0 is called 'duplicate'"),
+        ("cfimdb", reviews(("Mixed", "So so.")), ":2: Sentiment 'Mixed' is not Negative or Positive"),
+        ("cfimdb", b"label\ttext\n1\ta\n", ":2: no field 'Text' (it has 'label', 'text')"),
+    ],
+)
+def test_a_data_set_of_another_form_is_refused(hub, tmp_path, capsys, task, lines, named):
+    """Guards against labels and texts that are taken for what they are not. File and line are named."""
+    source = SOURCES[task]
+    hub.files[source.dataset][source.files[1]] = lines
+    refused(capsys, tmp_path / "data", "--tasks", task, named=(f"{source.dataset}/{source.files[1]}", named))
+    assert not (tmp_path / "data" / TASKS[task].filename("dev")).exists()
+
+
+def test_an_empty_text_is_a_row_that_training_skips(hub, tmp_path, caplog):
+    """Guards against a download that ends at one of the few rows of Quora without a question."""
+    rows = [quora(f"Is it {i}?", "Is it?", 0) for i in range(200)]
+    rows[50]["text1"] = None
+    rows[51]["text2"] = ""
+    hub.files["SetFit/qqp"]["train.jsonl"] = json_lines(*rows)
+    assert fetch(tmp_path / "data", "--tasks", "para") == 0
+    assert len(content(tmp_path / "data", "para", "train")) == 198
+    assert "2 of 200 rows cannot be used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--tasks qqp", "--tasks qqp: must be one or more of sst, sts, cfimdb, para"),
+        ("--tasks ,", "--tasks: must be one or more of"),
+        ("--tasks spara", "did you mean para?"),
+        ("--revision sst=", "--revision: must not be empty"),
+        ("--tasks sts --revision sst=main", "'sst' is not one of sts"),
+        ("--revisoin main", "did you mean --revision?"),
+        ("--data_dir=", "--data_dir: must not be empty"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(words, named, tmp_path, capsys, monkeypatch):
+    """Guards against a traceback, and against a download before the mistake is seen."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert download.main(words.split()) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and named in error
+
+
+def test_folders_that_cannot_be_used(hub, tmp_path, capsys):
+    """Guards against a download of minutes that cannot be written at its end."""
+    (tmp_path / "file").write_text("")
+    refused(capsys, tmp_path / "file", named=("--data_dir", "file"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "download.json").write_text("{")
+    refused(capsys, tmp_path / "data", named=("download.json: not JSON",))
+    assert hub.asked == []
+
+
+def test_a_hub_without_the_data_set(hub, tmp_path, capsys):
+    """Guards against a traceback where a data set was taken down or renamed."""
+    del hub.files["SetFit/sst5"]
+    refused(
+        capsys, tmp_path / "data", "--tasks", "sst", named=("SetFit/sst5: ", "has no such public data set")
+    )
