@@ -36,6 +36,7 @@ HERE = Path(__file__).resolve().parent
 # what a run leaves in its folder
 RUN_FILES = [f"last{ending}" for ending in ("", ".previous", ".damaged")]
 RUN_FILES += ["best", "metrics.jsonl", "results.json", "predictions", "tensorboard", "report.html"]
+RECORD = "download.json"  # of data.download: where the data files beside it are from
 Key = tuple[str, str]  # (task, split)
 Data = dict[Key, TokenizedDataset]
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from config import TrainConfig
 from datasets import Task, read_examples
-from run_files import find_files, prediction_path
+from run_files import RECORD, find_files, prediction_path
 from support.errors import UserError
 from support.files import check_writable, parse_json, read_bytes, write_bytes
 from tasks import TASKS
@@ -52,8 +52,9 @@ def submit(config: TrainConfig) -> None:
         print(f"{path}: {rows:,} predictions, one for each row of {files[task, split]}")
     write_bytes(target, zip_of(members))
     print(f"{target}: {len(members)} files")
-    if source == "sample":
-        print("These are predictions for data/sample, so Gradescope will not know their ids.")
+    if source == "sample" or any(map(_is_from_the_hub, files.values())):
+        where = "data/sample" if source == "sample" else "files of data.download"
+        print(f"These are predictions for {where}, so Gradescope will not know their ids.")
 
 
 def _with_files_of_the_run(config: TrainConfig) -> TrainConfig:
@@ -67,6 +68,12 @@ def _with_files_of_the_run(config: TrainConfig) -> TrainConfig:
         words = f"the settings of its run cannot be read ({error}); name the files by --data_dir"
         raise UserError(f"{results}: {words}") from None
     return replace(config, data_dir=run.data_dir, files=run.files)
+
+
+def _is_from_the_hub(path: Path) -> bool:
+    """Whether data.download wrote this data file."""
+    record = path.parent / RECORD
+    return record.is_file() and f'"{path.name}"' in record.read_text(encoding="utf-8", errors="replace")
 
 
 def _check_that_all_are_there(paths: list[Path]) -> None:

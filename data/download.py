@@ -23,13 +23,13 @@ from typing import Any
 
 from data.sources import SOURCES, Record, Source
 from datasets import Task
+from run_files import RECORD
 from support.errors import UserError, exit_status, one_line
 from support.files import check_writable, parse_json, read_bytes, write_text
 from support.flags import Parser, did_you_mean
 from tasks import TASKS
 
 SPLITS = ("train", "dev", "test")
-RECORD = "download.json"  # where the files of a folder are from
 
 # ---------------------------------------------------------------------------------------- the hub
 

@@ -177,13 +177,14 @@ def test_a_long_test_file_is_cut(hub, tmp_path, monkeypatch):
     ]
 
 
-def test_the_program_trains_on_what_is_written(hub, encoder, tmp_path, no_course_data):
-    """Guards against files that only a test reads."""
+def test_the_program_trains_on_what_is_written(hub, encoder, tmp_path, no_course_data, capsys):
+    """Guards against files that only a test reads, and against ids that are handed in as the course's."""
     assert fetch(tmp_path / "data", "--tasks", *COURSE_TASKS) == 0
     flags = ["--data_dir", tmp_path / "data", "--epochs", 1, "--steps_per_epoch", 3, "--no_report"]
     out = tmp_path / "out"
     assert run_program("--model_name_or_path", encoder, *flags, "--output_dir", out) == 0
     assert run_program("--option", "submit", "--output_dir", out) == 0
+    assert "for files of data.download, so Gradescope will not know their ids" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------- breaks, kept files

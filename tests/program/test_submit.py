@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -72,6 +74,22 @@ def test_the_zip_has_the_courses_files(run, capsys):
     assert COURSE - names == set()
     assert "50 predictions" in capsys.readouterr().out
     assert not list(run.glob("*.part"))
+
+
+def test_the_code_in_the_zip_runs(run, tmp_path):
+    """Guards against code that imports what was left out."""
+    assert submit("--output_dir", run) == 0
+    with zipfile.ZipFile(run / ZIP_NAME) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    command = [sys.executable, "multitask_classifier.py", "--option", "submit", "--output_dir", run]
+    result = subprocess.run(
+        command,
+        cwd=tmp_path / "unpacked",
+        env=os.environ | {"PYTHONPATH": ""},
+        capture_output=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_an_older_zip_is_replaced(run):
