@@ -205,18 +205,36 @@ class TrainConfig:
     output: str | None = flag(None, "file of the answers, a JSON object a line (default: the screen)")
     schedule: str = flag(
         "interleaved",
-        "interleaved: a batch of each task in turn; sequential: one task after the other in each epoch",
+        "interleaved: a batch of each task in turn; sequential: one task after the other in each epoch;"
+        " proportional: a task with twice the rows is drawn twice as often; annealed: from proportional in"
+        " the first epoch to nearly equal in the last; joint: a batch of every task in each step, losses"
+        " added",
         choices=tuple(SCHEDULES),
         group="training",
+    )
+    task_weights: Weight = flag(
+        1.0, "weight of each task's own loss, such as sst=1,para=0.5; a task that is left out has 1"
+    )
+    gradient_surgery: str = flag(
+        "none",
+        "pcgrad: for --schedule joint; where the gradients of two tasks conflict, take away the part of each"
+        " that works against the other",
+        choices=("none", "pcgrad"),
     )
     epochs: int = flag(3, "epochs; dev is scored after each", rule=AT_LEAST_1)
     steps_per_epoch: int | None = flag(
         None,
-        "optimizer steps of an epoch, all tasks together (default: as many for every task as the median task"
-        " needs to see each of its rows once)",
+        "optimizer steps of an epoch, all tasks together (default: on average as many for every task as the"
+        " median task needs to see each of its rows once)",
         rule=AT_LEAST_1,
     )
     batch_size: int = flag(32, "rows of a batch, in each process if torchrun starts several", rule=AT_LEAST_1)
+    max_tokens: int | None = flag(
+        None,
+        "padded tokens of a training batch, in each process: a batch of long rows gets fewer rows, and its"
+        " loss a smaller weight, so that every row counts the same (default: no limit)",
+        rule=AT_LEAST_1,
+    )
     lr: float = flag(
         None,
         "peak learning rate (default: 1e-4 for finetune, 1e-3 for pretrain)",
@@ -282,8 +300,9 @@ class TrainConfig:
     )
     keep: str = flag(
         "best",
-        "which weights are saved as the model: student (those that were trained), teacher (their moving"
-        " average; needs D_Breg), or best (whichever scores higher on dev)",
+        "which weights are saved as the model: student (those that were trained), teacher (their exponential"
+        " moving average, by --bregman_beta; works without D_Breg, too), or best (whichever scores higher on"
+        " dev, where there is D_Breg)",
         choices=("student", "teacher", "best"),
     )
     rdrop_weight: Weight = flag(
@@ -336,6 +355,9 @@ class TrainConfig:
         for task, weight in value.items() if isinstance(value, dict) else [(None, value)]:
             if task is not None and task not in TASKS:
                 raise UserError(f"--{name} {as_text(value)}: {unknown_task(task)}")
+            if name == "task_weights" and task and self.option in TRAINING and task not in self.tasks:
+                trained = f"{task} is not trained; --tasks are {','.join(self.tasks)}"
+                raise UserError(f"--{name} {as_text(value)}: {trained}")
             if not (weight >= 0 and math.isfinite(weight)):
                 raise UserError(f"--{name} {weight}: must be at least 0 and finite")
 
@@ -352,16 +374,20 @@ class TrainConfig:
                 name = "resume" if self.resume else "overwrite_output_dir"
                 raise UserError(f"--{name}: not for --option {self.option}")
             return
-        if self.steps_per_epoch and self.steps_per_epoch < len(self.tasks):
+        takes_turns = self.schedule in ("interleaved", "sequential")
+        if takes_turns and self.steps_per_epoch and self.steps_per_epoch < len(self.sources):
             raise UserError(
-                f"--steps_per_epoch {self.steps_per_epoch}: fewer than the {len(self.tasks)} tasks"
+                f"--steps_per_epoch {self.steps_per_epoch}: fewer than the {len(self.sources)} tasks"
             )
+        if self.schedule == "joint" and len(self.sources) < 2:
+            raise UserError(f"--schedule joint: needs two --tasks or more, not {self.tasks[0]} alone")
+        if self.gradient_surgery != "none" and self.schedule != "joint":
+            raise UserError(f"--gradient_surgery {self.gradient_surgery}: needs --schedule joint")
+        if not any(self.task_weight(task) or self.weights(task) for task in self.sources):
+            raise UserError(f"--task_weights {as_text(self.task_weights)}: nothing is left to train on")
         if self.lr * self.weight_decay >= 1:
             product = f"times --lr {self.lr} it must stay below 1, or weights change sign"
             raise UserError(f"--weight_decay {self.weight_decay}: {product}")
-        if self.keep == "teacher" and not any("bregman" in self.weights(task) for task in self.tasks):
-            needed = "--use_smart and a --bregman_weight for a task that is trained"
-            raise UserError(f"--keep teacher: there is no teacher without {needed}")
 
     def _check_raw_text(self) -> None:
         """The flags for the user's own texts: all of them need --task, and only `predict` has it."""
@@ -381,11 +407,25 @@ class TrainConfig:
         if self.text_pair is not None and self.text is None:
             raise UserError("--text_pair: needs --text, the first text of the pair")
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What a step can take its batch from: the tasks that are trained."""
+        return self.tasks
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the run keeps a moving average of its weights: for D_Breg, or as the model to be saved."""
+        return self.keep == "teacher" or any("bregman" in self.weights(task) for task in self.sources)
+
+    def task_weight(self, task: str) -> float:
+        """The weight of this task's own loss."""
+        return self.task_weights.get(task, 1.0) if isinstance(self.task_weights, dict) else self.task_weights
+
     def weights(self, task: str) -> dict[str, float]:
         """Weight of each term of the loss that is on for this task, by the term's name: `smart`, ..."""
         weights = {}
         for setting in flags(self):
-            if setting.type != Weight:
+            if setting.type != Weight or not setting.name.endswith("_weight"):
                 continue
             value: Weight = getattr(self, setting.name)
             weight = value.get(task, 0.0) if isinstance(value, dict) else value
@@ -421,6 +461,8 @@ class TrainConfig:
 def warn_of_unused_flags(config: TrainConfig, given: Collection[str]) -> None:
     """A line where flags of SMART are given and SMART is off."""
     unused = [f"--{name}" for name in given if name.startswith(("smart_", "bregman_"))]
+    if config.has_teacher:
+        unused = [flag for flag in unused if flag != "--bregman_beta"]
     if unused and config.option in TRAINING and not config.use_smart:
         log.warning("%s: without --use_smart this changes nothing", ", ".join(sorted(unused)))
 

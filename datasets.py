@@ -330,6 +330,7 @@ class Batch:
     seed: int = 0  # seed of `noise`
     part: slice = field(default_factory=lambda: slice(None))  # the entries of `rows` that the tensors hold
     weight: float = 1.0  # factor on this part's mean, so that the mean over the processes is that of all rows
+    fullness: float = 1.0  # factor on the loss: the rows over --batch_size, where --max_tokens allows fewer
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -393,8 +394,12 @@ def collate(dataset: TokenizedDataset, rows: np.ndarray, seed: int = 0) -> Batch
     )
 
 
-def length_buckets(lengths: np.ndarray, batch_size: int, seed: Sequence[int]) -> list[np.ndarray]:
+def length_buckets(
+    lengths: np.ndarray, batch_size: int, seed: Sequence[int], max_tokens: int | None = None
+) -> list[np.ndarray]:
     """The batches of one epoch as arrays of row numbers, in random order. Each row occurs once.
+
+    With `max_tokens`, padded batches of long rows have as many rows as that allows.
 
     Rows are shuffled and sorted by length, the sorted list is cut into batches, and the batches are shuffled.
     Rows that do not fill a batch are taken out before sorting and make a smaller batch. Otherwise the longest
@@ -402,6 +407,9 @@ def length_buckets(lengths: np.ndarray, batch_size: int, seed: Sequence[int]) ->
     """
     random = np.random.default_rng(seed)
     order = random.permutation(len(lengths))
+    if max_tokens:
+        batches = _cut(order[np.argsort(lengths[order], kind="stable")], lengths, batch_size, max_tokens)
+        return [batches[i] for i in random.permutation(len(batches))]
     num_left = len(order) % batch_size
     rest = order[:num_left]
     sortable = order[num_left:]
@@ -411,31 +419,51 @@ def length_buckets(lengths: np.ndarray, batch_size: int, seed: Sequence[int]) ->
     return [batches[i] for i in random.permutation(len(batches))]
 
 
+def _cut(order: np.ndarray, lengths: np.ndarray, batch_size: int, max_tokens: int) -> list[np.ndarray]:
+    """Batches of rows that are sorted by length, each as long as rows and padded tokens allow."""
+    batches = []
+    begin = 0
+    for end in range(1, len(order) + 1):
+        full = end == len(order) or end - begin == batch_size
+        if full or (end - begin + 1) * lengths[order[end]] > max_tokens:
+            batches.append(order[begin:end])
+            begin = end
+    return batches
+
+
 class Loader:
     """Training batches of one task, numbered 0, 1, 2, ... without end.
 
     Batch k depends only on the seed and k, so a run can resume at any batch.
+    With `max_tokens`, a batch with fewer rows has a smaller weight: every row counts the same.
     """
 
-    def __init__(self, dataset: TokenizedDataset, batch_size: int, seed: Sequence[int]):
+    def __init__(
+        self, dataset: TokenizedDataset, batch_size: int, seed: Sequence[int], max_tokens: int | None = None
+    ):
         self.dataset = dataset
         self.batch_size = batch_size
+        self.max_tokens = max_tokens
         self.seed = tuple(seed)
-        self.batches_per_epoch = -(-len(dataset) // batch_size)
         self._epoch: int | None = None  # the epoch of `_batches`
         self._batches: list[np.ndarray] = []
+        # the same number in every epoch: of the rows, or of their sorted lengths
+        self.batches_per_epoch = len(self.epoch_batches(0)) if max_tokens else -(-len(dataset) // batch_size)
 
     def epoch_batches(self, epoch: int) -> list[np.ndarray]:
         """Row numbers of each batch of epoch 0, 1, ..."""
         if self._epoch != epoch:
             self._epoch = epoch
-            self._batches = length_buckets(self.dataset.lengths, self.batch_size, (*self.seed, epoch))
+            seed = (*self.seed, epoch)
+            self._batches = length_buckets(self.dataset.lengths, self.batch_size, seed, self.max_tokens)
         return self._batches
 
     def __getitem__(self, k: int) -> Batch:
         epoch, position = divmod(k, self.batches_per_epoch)
         noise_seed = int(np.random.default_rng((*self.seed, epoch, position)).integers(2**63))
-        return collate(self.dataset, self.epoch_batches(epoch)[position], noise_seed)
+        rows = self.epoch_batches(epoch)[position]
+        batch = collate(self.dataset, rows, noise_seed)
+        return replace(batch, fullness=len(rows) / self.batch_size) if self.max_tokens else batch
 
 
 def evaluation_batches(dataset: TokenizedDataset, batch_size: int) -> list[Batch]:
@@ -444,22 +472,58 @@ def evaluation_batches(dataset: TokenizedDataset, batch_size: int) -> list[Batch
     return [collate(dataset, order[begin : begin + batch_size]) for begin in range(0, len(order), batch_size)]
 
 
-def round_robin(step: int, steps_per_epoch: int, num_tasks: int) -> int:
-    """Number of the task that step 0, 1, ... trains: one batch of each task in turn."""
-    return step % num_tasks
+# ---------------------------------------------------------------------------------------- schedules
 
 
-def one_after_another(step: int, steps_per_epoch: int, num_tasks: int) -> int:
-    """Number of the task that step 0, 1, ... trains: a block of steps for each task in every epoch.
+class Mix(NamedTuple):
+    """What a schedule may look at. rows: of each task's training data, in the order of the tasks."""
 
-    A block is as long as the share of `round_robin` in that epoch, so that shares stay equal over the epochs.
+    rows: tuple[int, ...]
+    epochs: int
+    steps_per_epoch: int
+    seed: int
+
+
+# A schedule says of epoch 0, 1, ... which tasks each of its steps trains, by their numbers.
+Schedule = Callable[[Mix, int], list[tuple[int, ...]]]
+
+
+def round_robin(mix: Mix, epoch: int) -> list[tuple[int, ...]]:
+    """One batch of each task in turn."""
+    begin = epoch * mix.steps_per_epoch
+    return [(step % len(mix.rows),) for step in range(begin, begin + mix.steps_per_epoch)]
+
+
+def one_after_another(mix: Mix, epoch: int) -> list[tuple[int, ...]]:
+    """A block of steps for each task, as many as `round_robin` gives it in that epoch."""
+    return sorted(round_robin(mix, epoch))
+
+
+def proportional(mix: Mix, epoch: int, exponent: float = 1.0) -> list[tuple[int, ...]]:
+    """Each step draws its task, with a probability in proportion to (rows of the task) ** exponent."""
+    shares = np.array(mix.rows, dtype=np.float64) ** exponent
+    random = np.random.default_rng((mix.seed, epoch, *b"schedule"))
+    drawn = random.choice(len(shares), mix.steps_per_epoch, p=shares / shares.sum())
+    return [(int(task),) for task in drawn]
+
+
+def annealed(mix: Mix, epoch: int) -> list[tuple[int, ...]]:
+    """`proportional` with an exponent that falls from 1 in the first epoch to .2 in the last.
+
+    Source: Stickland and Murray 2019 (PALs), section 4.1: α = 1 - .8 (e - 1) / (E - 1).
     """
-    epoch, place = divmod(step, steps_per_epoch)
-    begin = epoch * steps_per_epoch
-    ends = [-(-(begin + steps_per_epoch - task) // num_tasks) for task in range(num_tasks)]
-    begins = [-(-(begin - task) // num_tasks) for task in range(num_tasks)]
-    blocks = np.cumsum(np.subtract(ends, begins))
-    return int(np.searchsorted(blocks, place, side="right"))
+    return proportional(mix, epoch, 1 - 0.8 * epoch / max(1, mix.epochs - 1))
 
 
-SCHEDULES = {"interleaved": round_robin, "sequential": one_after_another}
+def joint(mix: Mix, epoch: int) -> list[tuple[int, ...]]:
+    """One batch of every task in each step; their losses are added."""
+    return [tuple(range(len(mix.rows)))] * mix.steps_per_epoch
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "interleaved": round_robin,
+    "sequential": one_after_another,
+    "proportional": proportional,
+    "annealed": annealed,
+    "joint": joint,
+}

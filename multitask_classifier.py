@@ -36,6 +36,7 @@ from bert import BertModel
 from config import TrainConfig, describe_settings, parse_arguments, warn_of_unused_flags
 from datasets import Batch, Loader, Task, TokenizedDataset
 from evaluation import answers, checked_rows, evaluate, predict
+from losses import TERMS, Passes
 from model_card import model_card
 from optimizer import warmup_decay
 from run_files import (
@@ -68,10 +69,9 @@ from support.reporting import RunLog, SilentLog
 from support.screen import scores_table
 from tasks import TASKS
 from training import (
-    TERMS,
     Learner,
-    Passes,
     check_compiled,
+    check_max_tokens,
     check_memory,
     describe,
     plan_steps,
@@ -265,7 +265,8 @@ def training_loss(
         terms = {name: TERMS[name].function(passes) for name in weights}
     assert batch.labels is not None, "training files have labels"
     loss = task.loss(logits, batch.labels)
-    total = loss + sum(weight * terms[name] for name, weight in weights.items())
+    total = config.task_weight(task.name) * loss
+    total = total + sum(weight * terms[name] for name, weight in weights.items())
     return {"task": loss, **terms, **passes.measured, "total": total}
 
 
@@ -324,12 +325,13 @@ def train(
     datasets = {name: data[name, "train"] for name in config.tasks}
     rows = config.batch_size * parallel.size()
     # a task's batches depend on the seed and its name alone, not on which other tasks there are
-    loaders = {name: Loader(datasets[name], rows, (config.seed, *name.encode())) for name in datasets}
+    cap = config.max_tokens and config.max_tokens * parallel.size()
+    loaders = {name: Loader(datasets[name], rows, (config.seed, *name.encode()), cap) for name in datasets}
     plan = plan_steps(config, loaders)
     total = len(plan.steps)
     models = {"student": model.train()}
     bregman = None
-    if any("bregman" in config.weights(name) for name in config.tasks):
+    if config.has_teacher:
         bregman = mysmartloss.BregmanProximal(model)
         models["teacher"] = cast(MultitaskBERT, bregman.teacher)
     learner = Learner(TrainingLoss(model, config, bregman), config)
@@ -346,14 +348,18 @@ def train(
         plan.steps[progress.step :], "training", total, initial=progress.step, unit="step", disable=silent
     )
     with contextlib.closing(diary), resume.StopSignal() as stop, parallel.lost_worker_advice(str(folder)):
-        for name, k in steps:
-            # one step on one batch of one task
+        for tasks in steps:
+            # one step, on one batch of one task; of every task where --schedule is joint
             stop_watch = start_watch(learner.device)
-            batch = loaders[name][k].share(parallel.rank(), parallel.size()).to(learner.device)
+            names = [name for name, _ in tasks]
+            batches = [loaders[name][k].share(parallel.rank(), parallel.size()) for name, k in tasks]
+            batches = [batch.to(learner.device) for batch in batches]
+            parts = [(datasets[name].task, batch) for name, batch in zip(names, batches, strict=True)]
             lr = config.lr * warmup_decay(progress.step, plan.warmup, total)
             beta = config.beta(progress.step, total)
-            losses = learner.step(TASKS[name], batch, lr, beta, measure=progress.interval.lacks(name))
-            progress.add(name, losses, batch, stop_watch())
+            measure = any(map(progress.interval.lacks, names))
+            losses = learner.joint_step(parts, lr, beta, measure)
+            progress.add(names, losses, batches, stop_watch())
 
             # what is due after it; all processes stop and save at the same step
             epoch = f"epoch {-(-progress.step // plan.per_epoch)}/{config.epochs}"
@@ -369,7 +375,8 @@ def train(
             # look at its numbers, which waits for a GPU
             if learner.device.type == "cpu" or logs or saves or progress.step in (1, 20):
                 progress.check(datasets, config.skip_nonfinite, learner.scaler)
-                steps.set_postfix_str(progress.bar_text(name, losses["task"], epoch), refresh=False)
+                loss = losses[0].get("task", losses[0]["total"])
+                steps.set_postfix_str(progress.bar_text(names[0], loss, epoch), refresh=False)
             say_first_steps(progress.first_losses, progress.step, progress.seconds, total, config)
             if logs:
                 records = progress.interval.report(lr)
@@ -448,6 +455,7 @@ def fit(config: TrainConfig) -> None:
         print("compiling the encoder" + (": on a CPU its steps are slower" if device.type == "cpu" else ""))
         bert.compile_layers()
         check_compiled(model.train(), config)
+    check_max_tokens(data, config)
     check_memory(model, data, config)
     if not config.resume and parallel.rank() == 0:
         prepare_folder(folder, config.overwrite_output_dir)

@@ -56,8 +56,19 @@ log = logging.getLogger("smart_bert")
 FREE_TO_CHANGE = {"epochs", "logging_steps", "log_level", "save_steps", "output_dir", "data_dir", "files"}
 FREE_TO_CHANGE |= {"use_gpu", "resume", "skip_nonfinite", "no_report"}
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of each weight
+Losses = dict[str, Tensor]  # of one batch, by their names
 
 # ------------------------------------------------------------------------------- where a run stands
+
+
+class Part(NamedTuple):
+    """The seconds of a step, divided by its number of batches. A GPU is waited for when they are read."""
+
+    seconds: SupportsFloat
+    batches: int
+
+    def __float__(self) -> float:
+        return float(self.seconds) / self.batches
 
 
 @dataclass
@@ -76,8 +87,9 @@ class Progress:
     log_bytes: int = 0  # length of metrics.jsonl
 
     def __post_init__(self) -> None:
-        # steps since the last `check`; empty when a checkpoint is written
-        self._unchecked: list[tuple[int, str, np.ndarray, dict[str, Tensor], SupportsFloat]] = []
+        # steps since the last `check`, with task, rows and losses of each part, and the seconds; empty when a
+        # checkpoint is written
+        self._unchecked: list[tuple[int, list[tuple[str, np.ndarray, Losses]], SupportsFloat]] = []
 
     def to_dict(self) -> dict:
         """As JSON can hold it; waits for a GPU."""
@@ -88,13 +100,20 @@ class Progress:
         values = {setting.name: getattr(self, setting.name) for setting in fields(self)}
         return values | {"interval": self.interval.to_dict(), "first_losses": first}
 
-    def add(self, task: str, losses: dict[str, Tensor], batch: Batch, seconds: SupportsFloat) -> None:
-        """Count a step; `check` says later whether it was one, and adds up the seconds of its work."""
-        self.interval.add(task, losses, batch.num_tokens, seconds)
-        self._unchecked.append((self.step, task, batch.rows, losses, seconds))
-        self.examples += len(batch.rows)
-        if self.step < 20:
-            self.first_losses.append((task, losses))
+    def add(
+        self, tasks: list[str], losses: list[Losses], batches: list[Batch], seconds: SupportsFloat
+    ) -> None:
+        """Count a step on a batch of each task; `check` says later whether it was one.
+
+        `check` also adds up the seconds of its work; the log gives each task its part of them.
+        """
+        parts = list(zip(tasks, [batch.rows for batch in batches], losses, strict=True))
+        self._unchecked.append((self.step, parts, seconds))
+        for (task, rows, values), batch in zip(parts, batches, strict=True):
+            self.interval.add(task, values, batch.num_tokens, Part(seconds, len(parts)))
+            self.examples += len(rows)
+            if self.step < 20:
+                self.first_losses.append((task, values))
         self.step += 1
 
     def check(
@@ -108,13 +127,17 @@ class Progress:
         unchecked = self._unchecked
         self._unchecked = []
         self.seconds += sum(float(seconds) for *_, seconds in unchecked)
-        for step, task, rows, losses, _ in unchecked:
-            if torch.isfinite(losses["grad_norm"]) and torch.isfinite(losses["total"]):
+        for step, parts, _ in unchecked:
+            # the first part with an infinite loss, or the first where the gradient alone is infinite
+            totals = [part for part in parts if not torch.isfinite(part[2]["total"])]
+            task, rows, losses = (totals or parts)[0]
+            if not totals and torch.isfinite(losses["grad_norm"]):
                 continue
-            self.interval.remove(task, losses)
-            self.first_losses = [(name, values) for name, values in self.first_losses if values is not losses]
-            self.examples -= len(rows)
-            if scaler.is_enabled() and torch.isfinite(losses["total"]) and scaler.get_scale() >= 1:
+            for name, taken, values in parts:
+                self.interval.remove(name, values)
+                self.first_losses = [first for first in self.first_losses if first[1] is not values]
+                self.examples -= len(taken)
+            if scaler.is_enabled() and not totals and scaler.get_scale() >= 1:
                 continue
             self.skipped += 1
             problem = not_finite(losses, step, datasets[task], rows)

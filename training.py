@@ -1,10 +1,9 @@
-"""The plan of a run, the terms of its loss, the learner's step, and what a run says about itself beforehand.
+"""The plan of a run, the learner's step, and what a run says about itself beforehand.
 
     plan_steps ─> for each step a task and a batch
     Learner.step: TrainingLoss(batch) ─> {task, smart, bregman, ..., total} ─ backward, clip, AdamW, teacher
 
-Knows modules and numbers, not the model's class. A new term of the loss is a record of TERMS and its weight,
-a field of TrainConfig. B batch, T tokens, H hidden, C outputs.
+Knows modules and numbers, not the model's class. B batch, T tokens, H hidden, C outputs.
 """
 
 import bisect
@@ -13,8 +12,7 @@ import logging
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -24,9 +22,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import mysmartloss
-from config import NORMS, TrainConfig
-from datasets import SCHEDULES, Batch, Loader, Task, TokenizedDataset
+from config import TrainConfig
+from datasets import SCHEDULES, Batch, Loader, Mix, Task, TokenizedDataset
 from evaluation import rows_at_a_time
+from losses import TERMS
 from optimizer import AdamW, decay_groups
 from support import devices, memory, parallel
 from support.errors import UserError, one_line
@@ -34,7 +33,6 @@ from support.reporting import RunLog, SilentLog
 from support.screen import cut, duration, numbers_line, step_line, table
 
 log = logging.getLogger("smart_bert")
-FLOOR_DELTA = 1e-5  # largest coordinate of a δ that bf16 and fp16 round away; embeddings are about 0.5
 FLOOR_MARGIN = 3.0  # R_s should be this many times its rounding floor
 MAX_STEPS = 10**7  # months of training; a longer plan would not fit into memory
 
@@ -42,126 +40,43 @@ MAX_STEPS = 10**7  # months of training; a longer plan would not fit into memory
 
 
 class Plan(NamedTuple):
-    """Which batch each step takes.
+    """Which batches each step takes.
 
-    steps: for each step of the run its task and the number of that task's batch. per_epoch, warmup: in steps.
+    steps: for each step of the run the tasks that it trains, each with the number of the task's batch.
+    per_epoch, warmup: in steps.
     """
 
-    steps: list[tuple[str, int]]
+    steps: list[tuple[tuple[str, int], ...]]
     per_epoch: int
     warmup: int
 
 
 def plan_steps(config: TrainConfig, loaders: dict[str, Loader]) -> Plan:
-    """The plan of a run: every task gets the same number of steps.
+    """The plan of a run.
 
-    An epoch has as many steps for each task as the median task needs to see each of its rows once. Raises
-    UserError for a plan of more than MAX_STEPS.
+    An epoch has as many batches for each task, on average, as the median task needs to see each of its rows
+    once. Raises UserError for a plan of more than MAX_STEPS.
     """
-    median = round(statistics.median(loader.batches_per_epoch for loader in loaders.values()))
-    per_epoch = config.steps_per_epoch or median * len(loaders)
+    median = round(statistics.median(loaders[name].batches_per_epoch for name in config.tasks))
+    names = tuple(loaders)
+    per_epoch = config.steps_per_epoch or median * (1 if config.schedule == "joint" else len(names))
     total = config.epochs * per_epoch
     if total > MAX_STEPS:
         raise UserError(
             f"--epochs {config.epochs}: with {per_epoch} steps each, more than {MAX_STEPS:,} steps"
         )
+    rows = tuple(len(loader.dataset) for loader in loaders.values())
+    mix = Mix(rows, config.epochs, per_epoch, config.seed)
     taken: Counter[str] = Counter()
     steps = []
-    for step in range(total):
-        name = config.tasks[SCHEDULES[config.schedule](step, per_epoch, len(config.tasks))]
-        steps.append((name, taken[name]))
-        taken[name] += 1
+    for epoch in range(config.epochs):
+        for numbers in SCHEDULES[config.schedule](mix, epoch):
+            tasks = [names[number] for number in numbers]
+            steps.append(tuple((task, taken[task]) for task in tasks))
+            taken.update(tasks)
     warmup = round(0.1 * total) if config.warmup_steps is None else config.warmup_steps
     return Plan(steps, per_epoch, warmup)
 
-
-# ------------------------------------------------------------------------------- terms of the loss
-
-
-@dataclass(frozen=True)
-class Passes:
-    """The clean pass of a batch through the model, and how a term of the loss makes further passes.
-
-    embeddings (B,T,H), logits (B,C): of the clean pass.
-    repeat: embeddings (B,T,H) -> logits (B,C) with the dropout masks of the clean pass.
-    generator: state of the random generator before the clean pass.
-    measure: whether to fill `measured`, numbers for the log that cost a pass.
-    """
-
-    config: TrainConfig
-    model: nn.Module
-    task: Task
-    batch: Batch
-    embeddings: Tensor
-    logits: Tensor
-    repeat: Callable[[Tensor], Tensor]
-    generator: Tensor | None
-    bregman: mysmartloss.BregmanProximal | None
-    measure: bool
-    measured: dict[str, Tensor]
-
-    def whole(self, model: nn.Module) -> Tensor:
-        """The logits (B,C) of a model for the batch, from the token ids on, with new dropout masks."""
-        logits: Tensor = model(self.task.name, *self.batch.inputs)
-        return logits
-
-
-class Term(NamedTuple):
-    """One term of the loss beside the task's own. Its weight is the setting `<name>_weight`.
-
-    cost: forward passes of a step (a backward pass is 2, or 1 where only the input's gradient is wanted).
-    advice: the flags to raise where the term has no measurable effect. function: -> the term, a scalar.
-    """
-
-    cost: Callable[[TrainConfig], int]
-    advice: str
-    function: Callable[[Passes], Tensor]
-
-
-def smart_term(passes: Passes) -> Tensor:
-    """R_s: the divergence under the worst perturbation of the embeddings (Jiang et al. 2020, equation 2)."""
-    config = passes.config
-    smart = mysmartloss.SMARTLoss(
-        passes.repeat,
-        passes.task.divergence,
-        norm_fn=NORMS[config.smart_norm],
-        num_steps=config.smart_steps,
-        step_size=config.smart_step_size,
-        epsilon=config.smart_epsilon,
-        noise_var=config.smart_noise_var,
-        noise_fn=passes.batch.noise,
-    )
-    delta = smart.perturbation(passes.embeddings, passes.logits, passes.batch.attention_mask)
-    value = smart.at(delta, passes.embeddings, passes.logits)
-    if passes.measure:
-        passes.measured.update(smart.evidence(delta, passes.embeddings, passes.logits, value))
-        if config.precision in ("bf16", "fp16"):
-            # so far below what the type resolves that R_s reads the rounding alone
-            below = delta * (FLOOR_DELTA / delta.abs().amax())
-            with torch.no_grad():
-                floor = smart.at(below, passes.embeddings, passes.logits)
-            passes.measured["smart_floor"] = floor
-    return value
-
-
-def bregman_term(passes: Passes) -> Tensor:
-    """D_Breg: the divergence from the teacher, a moving average of the model (equation 3)."""
-    assert passes.bregman is not None, "the term is on, so there is a teacher"
-    return passes.bregman(passes.logits, passes.whole, passes.task.divergence, passes.generator)
-
-
-def rdrop_term(passes: Passes) -> Tensor:
-    """R-Drop: the divergence of two passes that differ in their dropout masks (Wu et al. 2021)."""
-    return passes.task.divergence(passes.whole(passes.model), passes.logits)
-
-
-TERMS = {
-    "smart": Term(
-        lambda config: 2 * config.smart_steps + 3, "--smart_epsilon or --smart_step_size", smart_term
-    ),
-    "bregman": Term(lambda config: 1, "--bregman_weight or --bregman_beta", bregman_term),
-    "rdrop": Term(lambda config: 3, "--rdrop_weight", rdrop_term),
-}
 
 # --------------------------------------------------------------------------------------------- step
 
@@ -178,6 +93,7 @@ class Learner:
         self.model = cast(nn.Module, loss.model)
         self.bregman = cast("mysmartloss.BregmanProximal | None", loss.bregman)
         self.max_grad_norm = config.max_grad_norm
+        self.surgery = config.gradient_surgery == "pcgrad"
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.device = self.parameters[0].device
         self.optimizer = AdamW(decay_groups(self.model, config.weight_decay), lr=config.lr)
@@ -188,34 +104,90 @@ class Learner:
     def step(
         self, task: Task, batch: Batch, lr: float, beta: float, measure: bool = False
     ) -> dict[str, Tensor]:
-        """Train on one batch.
+        """Train on one batch of one task; see `joint_step`."""
+        return self.joint_step([(task, batch)], lr, beta, measure)[0]
 
-        Returns the loss by its parts, means over all processes, and `grad_norm` before clipping; detached.
-        Where total or norm is not finite, no weight is changed. The CPU sees that at once. A GPU is not
+    def joint_step(
+        self, parts: Sequence[tuple[Task, Batch]], lr: float, beta: float, measure: bool = False
+    ) -> list[dict[str, Tensor]]:
+        """Train once on a batch of each of the tasks: their losses are added.
+
+        Returns each task's loss by its parts, means over all processes, and `grad_norm` of the whole step
+        before clipping; detached.
+        Where a total or the norm is not finite, no weight is changed. The CPU sees that at once. A GPU is not
         waited for: there AdamW counts the step all the same, and the teacher moves towards weights that stand
         still.
         """
-        with out_of_memory_advice(batch):
-            losses: dict[str, Tensor] = self.loss(task, batch, measure)
-            # the mean over the processes is a sum of shares
-            self.scaler.scale(losses["total"] * (batch.weight / parallel.size())).backward()
-        parallel.sum_gradients(self.parameters)
+        found = []
+        of_tasks = []  # the gradients of each task, where they are not simply added
+        for task, batch in parts:
+            with out_of_memory_advice(batch):
+                losses: dict[str, Tensor] = self.loss(task, batch, measure)
+                # the mean over the processes is a sum of shares
+                share = batch.weight * batch.fullness / parallel.size()
+                self.scaler.scale(losses["total"] * share).backward()
+            found.append(parallel.mean(losses, batch.weight))
+            if self.surgery:
+                of_tasks.append(self._taken_gradients())
+        if self.surgery:
+            for losses, conflict in zip(found, self._operate(of_tasks, parts[0][1].seed), strict=True):
+                losses["conflict"] = conflict
+        else:
+            parallel.sum_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
-        losses = parallel.mean(losses, batch.weight)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        losses["grad_norm"] = nn.utils.get_total_norm(gradients)
-        bad = ~(torch.isfinite(losses["grad_norm"]) & torch.isfinite(losses["total"]))
+        norm = nn.utils.get_total_norm(gradients)
+        bad = ~torch.isfinite(torch.stack([norm, *(losses["total"] for losses in found)])).all()
         if self.device.type != "cpu" or not bad:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             # clips as `clip_grad_norm_` does
-            excess = ((losses["grad_norm"] + 1e-6) / self.max_grad_norm).clamp_min(1.0)
+            excess = ((norm + 1e-6) / self.max_grad_norm).clamp_min(1.0)
             self.optimizer.step(grad_scale=excess, found_inf=bad.to(excess.dtype))
             if self.bregman:
                 self.bregman.update(self.model, beta)
         self.scaler.update()
         self.optimizer.zero_grad()
-        return losses
+        return [losses | {"grad_norm": norm} for losses in found]
+
+    def _taken_gradients(self) -> Tensor:
+        """One task's gradients, summed over the processes, as one vector (P,); none are left behind."""
+        parallel.sum_gradients(self.parameters)
+        flat = [
+            (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten()
+            for parameter in self.parameters
+        ]
+        self.optimizer.zero_grad()
+        return torch.cat(flat)
+
+    def _operate(self, of_tasks: list[Tensor], seed: int) -> Tensor:
+        """Put the combined gradient of PCGrad in place. Returns each task's share of conflicts (K,)."""
+        # the same order in every process
+        random = np.random.default_rng(seed)
+        others = [[j for j in range(len(of_tasks)) if j != i] for i in range(len(of_tasks))]
+        combined, conflicts = pcgrad(torch.stack(of_tasks), [list(random.permutation(js)) for js in others])
+        sizes = [parameter.numel() for parameter in self.parameters]
+        for parameter, gradient in zip(self.parameters, combined.split(sizes), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        return conflicts
+
+
+def pcgrad(gradients: Tensor, orders: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Gradient surgery (Yu et al. 2020, arXiv 2001.06782, Algorithm 1).
+
+    gradients: (K,P), a row for each task. orders: for each task the others, in the order in which they are
+    looked at; the algorithm draws it. Returns the combined gradient (P,), and for each task the share of the
+    other tasks whose gradients conflict with its own (K,).
+    """
+    combined = gradients.clone()  # line 2: g_i^PC ← g_i
+    for i, order in enumerate(orders):  # line 3
+        for j in order:  # line 4: j ≠ i in random order
+            against = combined[i] @ gradients[j]
+            # lines 5 to 7: where g_i^PC · g_j < 0, take away the part of g_i^PC along g_j
+            size = gradients[j].square().sum().clamp_min(torch.finfo(gradients.dtype).tiny)
+            combined[i] -= against.clamp_max(0) / size * gradients[j]
+    conflicts = (gradients @ gradients.T < 0).sum(1) / max(1, len(gradients) - 1)
+    return combined.sum(0), conflicts  # line 10: Δθ = Σ g_i^PC
 
 
 def check_compiled(model: nn.Module, config: TrainConfig) -> None:
@@ -291,7 +263,7 @@ def describe(
         lengths = loader.dataset.lengths
         batches = loader.epoch_batches(0)
         padded = sum(lengths[batch].max() * len(batch) for batch in batches)
-        count = sum(task == name for task, _ in plan.steps)
+        count = sum(task == name for tasks in plan.steps for task, _ in tasks)
         tokens[name] = count * lengths.sum() / len(batches)
         padding = 1 - lengths.sum() / padded
         sizes = [f"{len(loader.dataset):,}", f"{len(batches):,}", f"{lengths.mean():.1f}", f"{padding:.1%}"]
@@ -327,8 +299,8 @@ def memory_price(
         encoder,
         batch,
         evaluation,
-        passes=max(passes_kept(config, name, frozen) for name in config.tasks),
-        teacher=any("bregman" in config.weights(name) for name in config.tasks),
+        passes=max(passes_kept(config, name, frozen) for name in config.sources),
+        teacher=config.has_teacher,
         narrow=config.precision != "fp32",
         fused=next(model.parameters()).device.type != "cpu",
     )
@@ -357,7 +329,7 @@ def check_memory(
 
     def priced(rows: int, tokens: int) -> memory.Price:
         """With other values of --batch_size and --max_length."""
-        batch = longest_batch(train, rows, tokens)
+        batch = longest_batch(train, rows, tokens, config.max_tokens)
         return memory_price(
             model,
             config,
@@ -366,7 +338,7 @@ def check_memory(
         )
 
     price = priced(config.batch_size, config.max_length)
-    rows, tokens = longest_batch(train, config.batch_size, config.max_length)
+    rows, tokens = longest_batch(train, config.batch_size, config.max_length, config.max_tokens)
     free = min(parallel.gather(memory.free_bytes(device)), key=lambda found: found or 0)
     parts = [f"{name} {memory.size_text(size)}" for name, size in price._asdict().items() if size]
     needed = f"{rows} rows of {tokens} tokens need about {memory.size_text(price.total)}"
@@ -393,10 +365,24 @@ def check_memory(
     )
 
 
-def longest_batch(lengths: Iterable[np.ndarray], rows: int, tokens: int) -> tuple[int, int]:
+def longest_batch(
+    lengths: Iterable[np.ndarray], rows: int, tokens: int, max_tokens: int | None = None
+) -> tuple[int, int]:
     """Rows and tokens of the largest batch, of at most that many; lengths: (rows,) of each data set."""
     sizes = [(min(rows, len(each)), min(tokens, int(each.max()))) for each in lengths if len(each)]
+    if max_tokens:
+        sizes = [(min(count, max(1, max_tokens // longest)), longest) for count, longest in sizes]
     return max(sizes, key=math.prod, default=(0, 0))
+
+
+def check_max_tokens(data: Mapping[tuple[str, str], TokenizedDataset], config: TrainConfig) -> None:
+    """Raises UserError if a training row is longer than a whole batch may be."""
+    for (task, split), dataset in data.items():
+        longest = int(dataset.lengths.max(initial=0))
+        if config.max_tokens and split == "train" and longest > config.max_tokens:
+            found = f"a row of {task} has {longest} tokens"
+            mend = f"take {longest} or more, or cut rows by --max_length {config.max_tokens}"
+            raise UserError(f"--max_tokens {config.max_tokens}: {found}; {mend}")
 
 
 def forward_passes(config: TrainConfig, task: str) -> int:
@@ -414,7 +400,8 @@ def say_first_steps(
     """After step 1 say that the run works, after step 20 how long it will take. seconds: of all steps."""
     if step == 1 and first_losses:
         name, losses = first_losses[0]
-        tqdm.write(f"the first step worked: {name} loss {float(losses['task']):.4f}, {duration(seconds)}")
+        loss = float(losses.get("task", losses["total"]))
+        tqdm.write(f"the first step worked: {name} loss {loss:.4f}, {duration(seconds)}")
     if step == 20:
         pace = f"about {duration(seconds / 20 * total)} of training"
         tqdm.write(f"{pace} at the pace of the first 20 steps, evaluation apart")
@@ -433,11 +420,11 @@ def say_interval(
 ) -> None:
     """Log the record of each task, and show a short line; with --log_level debug every number of it."""
     left = seconds / step * (total - step)
-    for task in filter(records.get, config.tasks):
+    for task in filter(records.get, config.sources):
         record = records[task]
         diary.write(f"train/{task}", step, record)
         added = {name: weight * record[name] for name, weight in config.weights(task).items()}
-        tqdm.write(step_line(step, total, task, record["task"], added, left))
+        tqdm.write(step_line(step, total, task, record.get("task"), added, left))
         if config.log_level == "debug":
             tqdm.write(numbers_line(step, f"train/{task}", record))
     if ends_epoch:
@@ -447,7 +434,7 @@ def say_interval(
 def say_rounding_floor(first_losses: list[tuple[str, dict[str, Tensor]]], config: TrainConfig) -> None:
     """Say once what R_s reads from rounding alone, and warn where R_s is hardly above that."""
     records = {}
-    for task in config.tasks:
+    for task in config.sources:
         steps = [losses for name, losses in first_losses if name == task]
         floors = [float(losses["smart_floor"]) for losses in steps if "smart_floor" in losses]
         if floors:
@@ -495,7 +482,8 @@ def warn_of_nothing_learned(
         return
     for name, record in records.items():
         labels = datasets[name].labels
-        assert labels is not None, "training files have labels"
+        if labels is None:
+            continue
         constant = constant_loss(datasets[name].task, labels)
         if not record["task"] < constant:
             found = f"{name}: after {step} steps its training loss is {record['task']:.4f}, not below"
@@ -512,12 +500,12 @@ def warn_of_terms_without_effect(
         for term, weight in config.weights(name).items():
             steps = [losses for task, losses in first_losses if task == name]
             added = weight * sum(float(losses[term]) for losses in steps)
-            if added < 1e-6 * abs(sum(float(losses["task"]) for losses in steps)):
+            if added < 1e-6 * abs(sum(float(losses.get("task", 1.0)) for losses in steps)):
                 dead.add((term, name))
     if dead:
         said = "; ".join(f"{term} on {name} (raise {TERMS[term].advice})" for term, name in sorted(dead))
         log.warning(
-            "no measurable effect in the first %d steps, below a millionth of the task loss: %s",
+            "no measurable effect in the first %d batches, below a millionth of the task loss: %s",
             len(first_losses),
             said,
         )

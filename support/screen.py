@@ -33,11 +33,15 @@ def duration(seconds: float) -> str:
 
 
 def step_line(
-    step: int, total: int, task: str, loss: float, added: dict[str, float], seconds_left: float
+    step: int, total: int, task: str, loss: float | None, added: dict[str, float], seconds_left: float
 ) -> str:
-    """One line an interval: step, task, its loss, what each further term adds to it, the time left."""
+    """One line an interval: step, task, its loss, what each further term adds to it, the time left.
+
+    loss: None for rows without labels.
+    """
     terms = "".join(f"  {name} +{value:.3g}" for name, value in added.items())
-    line = f"step {step:>{len(str(total))}}/{total}  {task:<7} loss {loss:.4f}{terms}"
+    said = "" if loss is None else f" loss {loss:.4f}"
+    line = f"step {step:>{len(str(total))}}/{total}  {task:<7}{said}{terms}"
     return cut(f"{line}  ({duration(seconds_left)} left)")
 
 

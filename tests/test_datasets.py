@@ -13,6 +13,7 @@ import datasets
 from datasets import (
     Example,
     Loader,
+    Mix,
     TokenizedDataset,
     collate,
     evaluation_batches,
@@ -255,14 +256,45 @@ def test_loader_covers_all_rows_in_each_epoch():
         (one_after_another, 6, 3, "001122001122"),
         (one_after_another, 7, 3, "00011220011122"),
         (one_after_another, 4, 2, "00110011"),
+        (round_robin, 4, 3, "012012012012"),  # the turn goes on from epoch to epoch
         (one_after_another, 3, 3, "012012"),
         (one_after_another, 5, 1, "0000000000"),
     ],
 )
 def test_schedules_by_hand(schedule, steps_per_epoch, num_tasks, expected):
     """Guards against a task that gets no step, or a step more than its share."""
-    picked = [schedule(step, steps_per_epoch, num_tasks) for step in range(len(expected))]
+    mix = Mix((9,) * num_tasks, 9, steps_per_epoch, seed=0)
+    picked = [task for epoch in range(len(expected) // steps_per_epoch) for (task,) in schedule(mix, epoch)]
     assert "".join(map(str, picked)) == expected
+
+
+# ---------------------------------------------------------------------------------------- max_tokens
+
+
+def test_a_cap_on_tokens_by_hand():
+    """Guards against a cap on real instead of padded tokens, and against rows that are lost or cut off.
+
+    Sorted lengths 2 2 3 5 6 with at most 3 rows and 10 tokens: {2 2 3} has 9, {5} has 5 since {5 6} would
+    have 12, {6}.
+    """
+    lengths = np.array([5, 2, 6, 2, 3])
+    batches = [sorted(lengths[rows].tolist()) for rows in length_buckets(lengths, 3, (0,), 10)]
+    assert sorted(batches) == [[2, 2, 3], [5], [6]]
+
+
+@pytest.mark.parametrize("max_tokens", [60, 100, 333, 10**6])
+def test_no_batch_has_more_tokens_and_every_row_counts_the_same(max_tokens):
+    """Guards against one long row that counts as much as 32 short ones. Expected: over an epoch each row has
+    the weight 1 / batch_size."""
+    dataset = rows_of_random_length(50)
+    loader = Loader(dataset, 8, (3,), max_tokens)
+    for epoch in range(3):
+        weights = np.zeros(50)
+        for k in range(epoch * loader.batches_per_epoch, (epoch + 1) * loader.batches_per_epoch):
+            batch = loader[k]
+            assert batch.input_ids.numel() <= max_tokens and len(batch.rows) <= 8
+            weights[batch.rows] += batch.fullness / len(batch.rows)
+        assert weights == pytest.approx(np.full(50, 1 / 8))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 21, 100])

@@ -102,7 +102,7 @@ def test_steps_on_a_gpu_are_timed_by_their_work(monkeypatch):
     losses = {"total": torch.tensor(1.0), "grad_norm": torch.tensor(1.0), "task": torch.tensor(1.0)}
     for _ in range(3):
         stop_watch = start_watch(torch.device("cuda", 0))
-        progress.add("sst", losses, tiny_batch("sst"), stop_watch())
+        progress.add(["sst"], [losses], [tiny_batch("sst")], stop_watch())
     assert Event.waits == 0 and progress.seconds == 0
     progress.check({}, 0, torch.amp.GradScaler("cpu", enabled=False))
     assert progress.seconds == 6.0

@@ -14,6 +14,7 @@ FLOORS = [
     {"multitask_classifier"},
     {"resume", "submit"},
     {"training", "run_files", "raw_text"},
+    {"losses"},
     {"config", "model_card"},
     {"tasks"},
     {"evaluation", "bert"},

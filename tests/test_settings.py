@@ -6,17 +6,17 @@ from dataclasses import replace
 import pytest
 
 from config import SPLITS, TrainConfig, describe_settings, parse_arguments
+from losses import TERMS
 from support.errors import UserError
 from support.flags import Weight, flags
 from tasks import TASKS
-from training import TERMS
 
 FLAGS = """
 option tasks eval_tasks model_name_or_path checkpoint pooling hidden_dropout_prob max_length precision use_gpu
 deterministic compile
 data_dir max_train_samples max_eval_samples
 task text text_pair input output
-schedule epochs steps_per_epoch batch_size lr warmup_steps
+schedule task_weights gradient_surgery epochs steps_per_epoch batch_size max_tokens lr warmup_steps
 weight_decay max_grad_norm skip_nonfinite seed use_smart smart_weight smart_epsilon smart_step_size
 smart_noise_var smart_steps smart_norm bregman_weight bregman_beta keep rdrop_weight output_dir logging_steps
 save_steps no_report resume overwrite_output_dir log_level
@@ -76,7 +76,7 @@ def test_help_names_the_tasks_of_the_table(capsys):
 def test_every_term_of_the_loss_has_a_weight_and_every_weight_a_term():
     """Guards against a weight that nothing reads, and a term that can't be switched on."""
     weights = [setting.name for setting in flags(TrainConfig) if setting.type == Weight]
-    assert weights == [f"{name}_weight" for name in TERMS]
+    assert weights == ["task_weights", *(f"{name}_weight" for name in TERMS)]
     config = TrainConfig(use_smart=True, rdrop_weight={"sst": 2.0})
     assert config.weights("sst") == {"smart": 1.0, "bregman": 1.0, "rdrop": 2.0}
 

@@ -128,7 +128,7 @@ def test_a_step_on_the_meta_device(task):
     for measure in (True, False):  # `.item()` raises on meta, so nothing can wait for a number
         stop_watch = start_watch(learner.device)
         losses = learner.step(TASKS[task], tiny_batch(task, "meta"), lr=1e-4, beta=0.9, measure=measure)
-        progress.add(task, losses, tiny_batch(task, "meta"), stop_watch())
+        progress.add([task], [losses], [tiny_batch(task, "meta")], stop_watch())
     assert {loss.device.type for loss in losses.values()} == {"meta"}
     assert {"smart", "bregman", "rdrop", "grad_norm"} <= losses.keys()
 
@@ -192,7 +192,7 @@ def test_fp16_lowers_its_scale_without_counting_a_bad_batch():
     learner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = [parameter.clone() for parameter in model.parameters()]
     losses = learner.step(TASKS["sst"], tiny_batch("sst"), lr=1e-3, beta=0.9)
-    progress.add("sst", losses, tiny_batch("sst"), 0.1)
+    progress.add(["sst"], [losses], [tiny_batch("sst")], 0.1)
     progress.check({}, 0, learner.scaler)
     assert not torch.isfinite(losses["grad_norm"])
     assert learner.scaler.get_scale() == 2.0**39 and progress.interval.lacks("sst")

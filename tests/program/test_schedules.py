@@ -1,9 +1,10 @@
 """Which task is trained in which step."""
 
+import numpy as np
 import pytest
 
 from config import TrainConfig
-from datasets import Loader, one_after_another, tokenize
+from datasets import SCHEDULES, Loader, Mix, annealed, joint, one_after_another, proportional, tokenize
 from helpers import sample_examples
 from tasks import TASKS
 from training import plan_steps
@@ -21,9 +22,9 @@ def test_plan_interleaves_and_numbers_each_tasks_batches(tokenizer):
     loaders = loaders_of(tokenizer, {"sst": 16, "para": 80, "sts": 24})
     plan = plan_steps(TrainConfig(epochs=2), loaders)
     assert plan.per_epoch == 9  # the median task, sts, has 3 batches
-    first, second = ([(name, k) for name in ("sst", "para", "sts")] for k in (0, 1))
-    assert plan.steps[:7] == [*first, *second, ("sst", 2)]
-    assert len(plan.steps) == 18 and plan.steps[-1] == ("sts", 5) and plan.warmup == 2
+    first, second = ([((name, k),) for name in ("sst", "para", "sts")] for k in (0, 1))
+    assert plan.steps[:7] == [*first, *second, (("sst", 2),)]
+    assert len(plan.steps) == 18 and plan.steps[-1] == (("sts", 5),) and plan.warmup == 2
 
 
 def test_plan_in_sequence(tokenizer):
@@ -31,18 +32,78 @@ def test_plan_in_sequence(tokenizer):
     loaders = loaders_of(tokenizer, {"sts": 24, "sst": 16})
     settings = {"schedule": "sequential", "steps_per_epoch": 5, "epochs": 2, "warmup_steps": 1}
     plan = plan_steps(TrainConfig(tasks=("sts", "sst"), **settings), loaders)
-    epochs = [[name for name, _ in plan.steps[:5]], [name for name, _ in plan.steps[5:]]]
-    assert epochs == [["sts"] * 3 + ["sst"] * 2, ["sts"] * 2 + ["sst"] * 3]
-    assert plan.steps[5] == ("sts", 3) and plan.warmup == 1
+    names = [name for ((name, _),) in plan.steps]
+    assert [names[:5], names[5:]] == [["sts"] * 3 + ["sst"] * 2, ["sts"] * 2 + ["sst"] * 3]
+    assert plan.steps[5] == (("sts", 3),) and plan.warmup == 1
 
 
 @pytest.mark.parametrize(("per_epoch", "tasks"), [(7, 3), (5, 2), (9, 3), (4, 4), (11, 4), (3, 3)])
 def test_shares_in_sequence_are_equal_over_the_epochs(per_epoch, tasks):
     """Guards against a first task that gets more steps than the others in every epoch (18, 12, 12 of 42)."""
     epochs = 2 * tasks
-    order = [one_after_another(step, per_epoch, tasks) for step in range(epochs * per_epoch)]
+    mix = Mix((10,) * tasks, epochs, per_epoch, seed=0)
+    order = [task for epoch in range(epochs) for (task,) in one_after_another(mix, epoch)]
     assert [order.count(task) for task in range(tasks)] == [2 * per_epoch] * tasks
     for epoch in range(epochs):
         block = order[epoch * per_epoch : (epoch + 1) * per_epoch]
         counts = [block.count(task) for task in range(tasks)]
         assert block == sorted(block) and max(counts) - min(counts) <= 1
+
+
+# ------------------------------------------------------------------------------------------- drawn
+
+
+def shares(steps: list[tuple[int, ...]]) -> np.ndarray:
+    """Share of the steps that each task has."""
+    return np.bincount([task for (task,) in steps]) / len(steps)
+
+
+def test_proportional_shares_are_those_of_the_rows():
+    """Guards against tasks drawn with equal chances, or by their batches. Expected: rows / all rows; a share
+    of 20,000 draws is within .02 of its chance, five standard deviations."""
+    mix = Mix((6000, 3000, 1000), 1, 20_000, seed=3)
+    assert shares(proportional(mix, 0)) == pytest.approx([0.6, 0.3, 0.1], abs=0.02)
+
+
+@pytest.mark.parametrize(("epoch", "exponent"), [(0, 1.0), (1, 0.6), (2, 0.2)])
+def test_annealed_shares(epoch, exponent):
+    """Guards against an exponent that grows, or that never leaves 1. Expected by hand: α = 1 - .8 e/(E-1)."""
+    mix = Mix((8000, 1000), 3, 20_000, seed=3)
+    expected = 8**exponent / (8**exponent + 1)
+    assert shares(annealed(mix, epoch))[0] == pytest.approx(expected, abs=0.02)
+
+
+def test_annealing_in_one_epoch_is_proportional():
+    """Guards against a division by zero."""
+    mix = Mix((8000, 1000), 1, 50, seed=3)
+    assert annealed(mix, 0) == proportional(mix, 0)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_an_epoch_depends_on_the_seed_and_its_number_alone(name):
+    """Guards against a resumed run that takes other batches than the interrupted one."""
+    mix = Mix((500, 300, 200), 4, 40, seed=5)
+    assert SCHEDULES[name](mix, 2) == SCHEDULES[name](mix, 2)
+    if name in ("proportional", "annealed"):
+        other = mix._replace(seed=6)
+        assert SCHEDULES[name](mix, 2) != SCHEDULES[name](other, 2)
+        assert SCHEDULES[name](mix, 1) != SCHEDULES[name](mix, 2)
+
+
+def test_joint_steps_have_a_batch_of_every_task(tokenizer):
+    """Guards against an epoch of `joint` that sees each row three times, or cuts tasks to the shortest."""
+    assert joint(Mix((5, 6, 7), 1, 2, seed=0), 0) == [(0, 1, 2), (0, 1, 2)]
+    loaders = loaders_of(tokenizer, {"sst": 16, "para": 80, "sts": 24})
+    plan = plan_steps(TrainConfig(epochs=2, schedule="joint"), loaders)
+    assert plan.per_epoch == 3  # batches of sts, the median task
+    assert plan.steps == [tuple((name, k) for name in ("sst", "para", "sts")) for k in range(6)]
+
+
+def test_no_batch_is_left_out_or_repeated(tokenizer):
+    """Guards against a task whose batches are numbered by the step."""
+    loaders = loaders_of(tokenizer, {"sst": 16, "para": 80, "sts": 24})
+    for name in SCHEDULES:
+        plan = plan_steps(TrainConfig(epochs=3, schedule=name), loaders)
+        for task in loaders:
+            numbers = [k for parts in plan.steps for other, k in parts if other == task]
+            assert numbers == list(range(len(numbers)))
