@@ -13,10 +13,9 @@ import math
 import re
 import shlex
 import sys
-import typing
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import mysmartloss
 from base_bert import EMBEDDED
@@ -51,6 +50,8 @@ BETAS = {"fitted": mysmartloss.fitted_beta, "paper": mysmartloss.paper_beta}
 RAW_TEXT = ("task", "text", "text_pair", "input", "output")  # the flags for texts of the user's own
 # the course's --fine-tune-mode (since 2024) and the --option that it means
 FINE_TUNE_MODES = {"last-linear-layer": "pretrain", "full-model": "finetune"}
+UNLABELLED = "unlabelled"  # stands for --unlabelled_file where a task's name would
+WITHOUT_LABELS = ("smart", "bregman")  # the terms of the loss for its texts
 NORMS = {"inf": mysmartloss.inf_norm, "2": mysmartloss.l2_norm}
 
 # ------------------------------------------------------------------------------------ configuration
@@ -110,6 +111,10 @@ def _evaluated_tasks(config: "TrainConfig") -> tuple[str, ...] | None:
     return config.tasks
 
 
+def _unlabelled_task(config: "TrainConfig") -> str | None:
+    return config.tasks[0] if config.unlabelled_file and config.tasks and len(config.tasks) == 1 else None
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides a run. Raises UserError that names the flag that is wrong.
@@ -165,6 +170,12 @@ class TrainConfig:
         " CPU or a CUDA device with instructions for it, else fp32)",
         choices=tuple(COMPUTE_TYPES),
     )
+    similarity: str = flag(
+        "head",
+        "how sts is scored: head, a linear layer on the vector of the whole pair; or cosine, 5 times the"
+        " cosine of the two sentences' mean vectors, each from a pass of its own",
+        choices=("head", "cosine"),
+    )
     use_gpu: bool = flag(False, "stop if there is no CUDA device (without the flag the best device is used)")
     deterministic: bool = flag(
         False,
@@ -183,6 +194,18 @@ class TrainConfig:
     )
     max_eval_samples: int | None = flag(
         None, "evaluate on N random dev rows of each task, the same rows for every seed", rule=AT_LEAST_1
+    )
+    unlabelled_file: str | None = flag(
+        None,
+        "texts without labels for SMART's two terms, which need none: a text a line, or two with a tab"
+        " between them; or a file in the course's layout",
+    )
+    unlabelled_task: str | None = flag(
+        None,
+        "the task to which --unlabelled_file belongs; its batches take their turn like a further task's"
+        " (default: the task that is trained, if there is one alone)",
+        rule=Rule(lambda name: name in TASKS, unknown_task),
+        derive=_unlabelled_task,
     )
     task: str | None = flag(
         None,
@@ -262,6 +285,14 @@ class TrainConfig:
         "add SMART's two terms to the loss: the smoothness term R_s and the Bregman term D_Breg",
         group="regularisation",
     )
+    adversary: str = flag(
+        "smart",
+        "smart: R_s compares the outputs under the worst move of the embeddings with the clean ones; freelb:"
+        " instead the task's own loss, its mean over the moves on the way there (FreeLB). There"
+        " --smart_epsilon and --smart_step_size are lengths of a whole text's move, such as .3 and .1, and"
+        " --smart_steps is 2 or 3",
+        choices=("smart", "freelb"),
+    )
     smart_weight: Weight = flag(
         1.0, "λ_s, weight of R_s: a number, or numbers by task such as sst=1,para=0.5", needs="use_smart"
     )
@@ -307,6 +338,12 @@ class TrainConfig:
     )
     rdrop_weight: Weight = flag(
         0.0, "weight of R-Drop, which compares two passes with different dropout masks (independent of SMART)"
+    )
+    contrastive_weight: Weight = flag(
+        0.0,
+        "weight of a contrastive loss on para: of all second questions of the batch, a question's own"
+        " paraphrase should be the nearest (multiple negatives ranking)",
+        only=lambda task: TASKS[task].alike_label is not None,
     )
     output_dir: str = flag(
         None,
@@ -358,6 +395,9 @@ class TrainConfig:
             if name == "task_weights" and task and self.option in TRAINING and task not in self.tasks:
                 trained = f"{task} is not trained; --tasks are {','.join(self.tasks)}"
                 raise UserError(f"--{name} {as_text(value)}: {trained}")
+            only = next(setting.metadata["only"] for setting in flags(self) if setting.name == name)
+            if only and task is not None and not only(task):
+                raise UserError(f"--{name} {as_text(value)}: {task} has no pairs that are marked as alike")
             if not (weight >= 0 and math.isfinite(weight)):
                 raise UserError(f"--{name} {weight}: must be at least 0 and finite")
 
@@ -374,6 +414,9 @@ class TrainConfig:
                 name = "resume" if self.resume else "overwrite_output_dir"
                 raise UserError(f"--{name}: not for --option {self.option}")
             return
+        self._check_unlabelled()
+        if self.adversary == "freelb" and self.use_smart and self.smart_steps < 1:
+            raise UserError(f"--adversary freelb: needs --smart_steps 1 or more, not {self.smart_steps}")
         takes_turns = self.schedule in ("interleaved", "sequential")
         if takes_turns and self.steps_per_epoch and self.steps_per_epoch < len(self.sources):
             raise UserError(
@@ -381,6 +424,11 @@ class TrainConfig:
             )
         if self.schedule == "joint" and len(self.sources) < 2:
             raise UserError(f"--schedule joint: needs two --tasks or more, not {self.tasks[0]} alone")
+        if self.similarity == "cosine" and not any(TASKS[task].cosine_scale for task in self.sources):
+            raise UserError(f"--similarity cosine: needs sts, and --tasks are {','.join(self.tasks)}")
+        if self.contrastive_weight and not any("contrastive" in self.weights(task) for task in self.tasks):
+            trained = f"needs para, and --tasks are {','.join(self.tasks)}"
+            raise UserError(f"--contrastive_weight {as_text(self.contrastive_weight)}: {trained}")
         if self.gradient_surgery != "none" and self.schedule != "joint":
             raise UserError(f"--gradient_surgery {self.gradient_surgery}: needs --schedule joint")
         if not any(self.task_weight(task) or self.weights(task) for task in self.sources):
@@ -388,6 +436,23 @@ class TrainConfig:
         if self.lr * self.weight_decay >= 1:
             product = f"times --lr {self.lr} it must stay below 1, or weights change sign"
             raise UserError(f"--weight_decay {self.weight_decay}: {product}")
+
+    def _check_unlabelled(self) -> None:
+        """The texts without labels: of which task, and whether a term of the loss takes them."""
+        if self.unlabelled_file is None:
+            if self.unlabelled_task is not None:
+                raise UserError(f"--unlabelled_task {self.unlabelled_task}: needs --unlabelled_file")
+            return
+        if self.unlabelled_task is None:
+            raise UserError(f"--unlabelled_file: needs --unlabelled_task, one of {', '.join(self.tasks)}")
+        if self.unlabelled_task not in self.tasks:
+            trained = f"{self.unlabelled_task} is not trained; --tasks are {','.join(self.tasks)}"
+            raise UserError(f"--unlabelled_task {self.unlabelled_task}: {trained}")
+        if not self.weights(UNLABELLED):
+            needed = f"--use_smart and a --smart_weight or --bregman_weight for {self.unlabelled_task}"
+            raise UserError(f"--unlabelled_file: without labels there is no loss; it needs {needed}")
+        if self.adversary == "freelb":
+            raise UserError("--adversary freelb: needs labels, so it does not go with --unlabelled_file")
 
     def _check_raw_text(self) -> None:
         """The flags for the user's own texts: all of them need --task, and only `predict` has it."""
@@ -409,8 +474,8 @@ class TrainConfig:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """What a step can take its batch from: the tasks that are trained."""
-        return self.tasks
+        """What a step can take its batch from: the tasks that are trained, and the texts without labels."""
+        return (*self.tasks, UNLABELLED) if self.unlabelled_file else self.tasks
 
     @property
     def has_teacher(self) -> bool:
@@ -422,7 +487,13 @@ class TrainConfig:
         return self.task_weights.get(task, 1.0) if isinstance(self.task_weights, dict) else self.task_weights
 
     def weights(self, task: str) -> dict[str, float]:
-        """Weight of each term of the loss that is on for this task, by the term's name: `smart`, ..."""
+        """Weight of each term of the loss that is on for this task, by the term's name: `smart`, ...
+
+        task: its name, or UNLABELLED.
+        """
+        if task == UNLABELLED:
+            weights = self.weights(cast(str, self.unlabelled_task))
+            return {name: weights[name] for name in WITHOUT_LABELS if name in weights}
         weights = {}
         for setting in flags(self):
             if setting.type != Weight or not setting.name.endswith("_weight"):
@@ -430,7 +501,8 @@ class TrainConfig:
             value: Weight = getattr(self, setting.name)
             weight = value.get(task, 0.0) if isinstance(value, dict) else value
             needs = setting.metadata["needs"]
-            if weight and (needs is None or getattr(self, needs)):
+            only = setting.metadata["only"]
+            if weight and (needs is None or getattr(self, needs)) and (only is None or only(task)):
                 weights[setting.name.removesuffix("_weight")] = weight
         return weights
 
@@ -442,7 +514,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        return typing.cast(dict[str, Any], json.loads(json.dumps(asdict(self))))
+        return cast(dict[str, Any], json.loads(json.dumps(asdict(self))))
 
     @classmethod
     def from_dict(cls, values: object) -> "TrainConfig":
@@ -460,11 +532,14 @@ class TrainConfig:
 
 def warn_of_unused_flags(config: TrainConfig, given: Collection[str]) -> None:
     """A line where flags of SMART are given and SMART is off."""
-    unused = [f"--{name}" for name in given if name.startswith(("smart_", "bregman_"))]
+    unused = [f"--{name}" for name in given if name.startswith(("smart_", "bregman_", "adversary"))]
     if config.has_teacher:
         unused = [flag for flag in unused if flag != "--bregman_beta"]
     if unused and config.option in TRAINING and not config.use_smart:
         log.warning("%s: without --use_smart this changes nothing", ", ".join(sorted(unused)))
+    of_smart = [f"--{name}" for name in given if name in ("smart_norm", "smart_noise_var")]
+    if of_smart and config.use_smart and config.adversary == "freelb":
+        log.warning("%s: with --adversary freelb this changes nothing", ", ".join(sorted(of_smart)))
 
 
 def describe_settings(config: TrainConfig, everything: bool = False) -> str:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from support.errors import UserError
 from support.screen import cut
-from support.tables import Table, read_table
+from support.tables import Table, read_table, read_utf8
 
 log = logging.getLogger("smart_bert")
 MAX_BAD_SHARE = 0.01  # of a labelled file's rows; with more bad rows the file is probably another file
@@ -53,6 +53,8 @@ class Task:
     first_output: float = 0.0  # output of a new head: 0, or the middle of a score's range
     # logits (B,C) -> probabilities (B,classes) in the order of label_names; None for regression
     probabilities: Callable[[Tensor], Tensor] | None = None
+    cosine_scale: float | None = None  # the score of two equal texts, where a cosine can stand for the head
+    alike_label: float | None = None  # the label of pairs that mean the same, where the task has such
 
     @property
     def main_metric(self) -> str:
@@ -152,6 +154,28 @@ def read_examples(path: str | Path, task: Task, labelled: bool = True) -> list[E
     if bad:
         _report_bad_rows(path, bad, len(numbered) + len(bad))
     return [example for _, example in numbered]
+
+
+def read_unlabelled(path: str | Path, task: Task) -> list[Example]:
+    """Texts without labels: a text a line, or two with a tab between them; or a file in the course's layout.
+
+    The file has the course's layout if its first line names the columns of the task's texts; labels there are
+    not read. Blank lines are skipped. Raises UserError with file and line if the file is empty or not UTF-8,
+    or if a line has more or fewer texts than the task.
+    """
+    lines = [(number, line) for number, line in enumerate(read_utf8(path).split("\n"), 1) if line.strip()]
+    if not lines:
+        raise UserError(f"{path}:1: the file is empty")
+    if set(task.text_columns) <= {name.strip() for name in re.split(r"[\t,]", lines[0][1])}:
+        return read_examples(path, task, labelled=False)
+    examples = []
+    for number, line in lines:
+        texts = tuple(text.strip() for text in line.split("\t"))
+        if len(texts) != len(task.text_columns) or not all(texts):
+            wanted = "one text" if len(task.text_columns) == 1 else "two texts with a tab between them"
+            raise UserError(f"{path}:{number}: not {wanted}, as {task.name} has")
+        examples.append(Example(str(number), texts, None))
+    return examples
 
 
 def _find_columns(where: str, header: list[str], task: Task, labelled: bool) -> tuple[int | None, list[int]]:
@@ -354,9 +378,11 @@ class Batch:
     def noise(self, embeddings: Tensor) -> Tensor:
         """Standard normal noise for embeddings (B,T,H), fp32 or wider, the same for a row in any process."""
         generator = None if embeddings.is_meta else torch.Generator(embeddings.device).manual_seed(self.seed)
-        shape = (len(self.rows), *embeddings.shape[1:])  # for the rows of all processes
+        sequences = len(embeddings) // len(self.input_ids)  # of a row: 2 where the texts of a pair are apart
+        shape = (len(self.rows), sequences, *embeddings.shape[1:])  # for the rows of all processes
         dtype = torch.promote_types(embeddings.dtype, torch.float32)
-        return torch.randn(shape, generator=generator, dtype=dtype, device=embeddings.device)[self.part]
+        noise = torch.randn(shape, generator=generator, dtype=dtype, device=embeddings.device)
+        return noise[self.part].flatten(0, 1)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device. The host does not wait for a copy to CUDA."""
@@ -392,6 +418,29 @@ def collate(dataset: TokenizedDataset, rows: np.ndarray, seed: int = 0) -> Batch
         num_tokens=int(lengths.sum()),
         seed=seed,
     )
+
+
+def apart(
+    input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Each text of the pairs `[CLS] a [SEP] b [SEP]` as a sequence of its own, with a [CLS] before it.
+
+    Ids, mask and segment ids (B,T) -> ids (2B,S) and mask (2B,S); the texts of pair i are rows 2i and 2i+1.
+    """
+    rows, width = input_ids.shape
+    real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+    second = real.new_zeros(rows) if token_type_ids is None else (token_type_ids * real).sum(1)  # b [SEP]
+    first = real.sum(1) - second  # [CLS] a [SEP]
+    lengths = torch.stack([first, second + 1], 1)  # (B,2)
+    if input_ids.device.type == "cpu":  # elsewhere the host would have to wait for the number
+        width = int(lengths.max())
+    positions = torch.arange(width, device=input_ids.device)  # (S,)
+    begins = torch.stack([torch.zeros_like(first), first - 1], 1)  # (B,2)
+    sources = begins[:, :, None] + positions  # (B,2,S)
+    sources[:, :, 0] = 0  # [CLS]
+    mask = positions < lengths[:, :, None]
+    ids = input_ids.gather(1, sources.clamp_max(input_ids.shape[1] - 1).flatten(1)).view_as(sources)
+    return (ids * mask).flatten(0, 1), mask.flatten(0, 1)
 
 
 def length_buckets(

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -33,8 +34,8 @@ import resume
 import submit
 from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, seeded_linear
 from bert import BertModel
-from config import TrainConfig, describe_settings, parse_arguments, warn_of_unused_flags
-from datasets import Batch, Loader, Task, TokenizedDataset
+from config import UNLABELLED, TrainConfig, describe_settings, parse_arguments, warn_of_unused_flags
+from datasets import Batch, Loader, Task, TokenizedDataset, apart
 from evaluation import answers, checked_rows, evaluate, predict
 from losses import TERMS, Passes
 from model_card import model_card
@@ -87,12 +88,25 @@ SAVE_SECONDS = 120.0  # between checkpoints, unless --save_steps
 # -------------------------------------------------------------------------------------------- model
 
 
+class Cosine(nn.Module):
+    """A head without weights: `scale` times the cosine of the two vectors of each pair."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(2B,H), the vectors of pair i in rows 2i and 2i+1 -> (B,1)."""
+        return self.scale * F.cosine_similarity(vectors[0::2], vectors[1::2], dim=-1)[:, None]
+
+
 class MultitaskBERT(nn.Module):
     """A BERT encoder, a sentence vector, dropout, and one linear head per task.
 
     precision: compute type of the encoder's layers, `fp32`, `bf16` or `fp16` by autocast. Weights,
     embeddings, sentence vector and heads are fp32 in any case: a score of 4 in bf16 has steps of 1/32.
     tasks: names of the tasks that get a head, by default all of TASKS. seed: of the heads' initial weights.
+    similarity: `head`, or `cosine` for 5 times the cosine of the texts' mean vectors where a task allows it.
     """
 
     def __init__(
@@ -103,6 +117,7 @@ class MultitaskBERT(nn.Module):
         precision: str = "fp32",
         tasks: Iterable[str] | None = None,
         seed: int = 0,
+        similarity: str = "head",
     ) -> None:
         super().__init__()
         self.bert = bert
@@ -115,23 +130,46 @@ class MultitaskBERT(nn.Module):
         for name in TASKS if tasks is None else tasks:
             # the first weights depend on the seed and the name alone, not on which other heads there are
             task = TASKS[name]
+            if similarity == "cosine" and task.cosine_scale:
+                self.heads[name] = Cosine(task.cosine_scale)
+                continue
             own_seed = (seed, *name.encode())
             self.heads[name] = seeded_linear(bert.config, task.num_outputs, task.first_output, own_seed)
 
     def logits(self, task: str, embeddings: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Embeddings (B,T,H), mask (B,T) or None if no token is padding -> the task's outputs (B,C)."""
+        """Embeddings (B,T,H), mask (B,T) or None if no token is padding -> the task's outputs (B,C).
+
+        Of a task that is scored by a cosine: (2B,T,H) and (2B,T), as `sequences` makes them.
+        """
+        head = self.heads[task]
+        if isinstance(head, Cosine):
+            return head(self.pooled("mean", embeddings, attention_mask))
+        return head(self.dropout(self.pooled(self.pooling, embeddings, attention_mask)))
+
+    def pooled(self, pooling: str, embeddings: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Embeddings (B,T,H), mask (B,T) or None -> sentence vectors (B,H) by a way of `--pooling`."""
         narrow = torch.autocast(embeddings.device.type, self.compute_type) if self.compute_type else None
         with narrow or contextlib.nullcontext():
             hidden = self.bert.encode(embeddings, attention_mask)  # (B,T,H)
         hidden = hidden.to(embeddings.dtype)
-        if self.pooling == "cls":
-            pooled = self.bert.pool(hidden)  # (B,H)
-        elif attention_mask is None:
-            pooled = hidden.mean(1)
-        else:
-            real = attention_mask.to(hidden.dtype)[:, :, None]  # (B,T,1)
-            pooled = (hidden * real).sum(1) / real.sum(1)
-        return self.heads[task](self.dropout(pooled))
+        if pooling == "cls":
+            return self.bert.pool(hidden)
+        if attention_mask is None:
+            return hidden.mean(1)
+        real = attention_mask.to(hidden.dtype)[:, :, None]  # (B,T,1)
+        return (hidden * real).sum(1) / real.sum(1)
+
+    def sentence_vectors(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Ids and mask (B,T) of one text each -> the mean of its token vectors (B,H)."""
+        return self.pooled("mean", self.bert.embed(input_ids, None), attention_mask)
+
+    def sequences(
+        self, task: str, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What the encoder reads: ids, mask and segment ids (B,T), or (2B,S) where texts are compared."""
+        if isinstance(self.heads[task], Cosine):
+            return *apart(input_ids, attention_mask, token_type_ids), None
+        return input_ids, attention_mask, token_type_ids
 
     def forward(
         self,
@@ -141,7 +179,8 @@ class MultitaskBERT(nn.Module):
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
         """Ids, mask and segment ids (B,T) -> the task's outputs (B,C)."""
-        return self.logits(task, self.bert.embed(input_ids, token_type_ids), attention_mask)
+        ids, mask, types = self.sequences(task, input_ids, attention_mask, token_type_ids)
+        return self.logits(task, self.bert.embed(ids, types), mask)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, precision: str | None = None) -> "MultitaskBERT":
@@ -217,11 +256,19 @@ def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
         bert = BertModel.without_weights(BertConfig.from_dict(saved.records["config"], where), where)
         bert.load_published(saved.tensors["model"], f"{folder}/model.safetensors")
         heads = {name.rpartition(".")[0] for name in saved.tensors["heads"]}
+        if settings.similarity == "cosine":  # a head without weights
+            heads |= {name for name in (*settings.tasks, *settings.eval_tasks) if TASKS[name].cosine_scale}
         if unknown := heads - set(TASKS):
             raise ValueError(f"it has a head for {', '.join(sorted(unknown))}, a task that tasks.py lacks")
         if lacking := set(settings.tasks) - heads:
             raise ValueError(f"it has no head for {', '.join(sorted(lacking))}, which it was trained on")
-        model = MultitaskBERT(bert, settings.pooling, settings.hidden_dropout_prob, tasks=sorted(heads))
+        model = MultitaskBERT(
+            bert,
+            settings.pooling,
+            settings.hidden_dropout_prob,
+            tasks=sorted(heads),
+            similarity=settings.similarity,
+        )
         model.heads.load_state_dict(saved.tensors["heads"])
         tokenizer = parse_tokenizer(json.dumps(saved.records["tokenizer"]), f"{folder}/tokenizer.json")
         check_fit(tokenizer, bert.config, settings.max_length or 0, str(folder))
@@ -249,24 +296,27 @@ def training_loss(
 ) -> dict[str, Tensor]:
     """The loss of one batch by its parts, scalars: `task` (L), each term that is on, the weighted `total`.
 
-    With SMART the total is F = L + λ_s R_s + μ D_Breg. With `measure`, what the ascent achieved is there, too
+    With SMART the total is F = L + λ_s R_s + μ D_Breg, of a batch without labels λ_s R_s + μ D_Breg. With
+    `measure`, what the ascent achieved is there, too
     (one more forward pass; see `SMARTLoss.evidence`).
     """
     generator = mysmartloss.generator_state(batch.input_ids.device)
-    weights = config.weights(task.name)
+    weights = config.weights(UNLABELLED if batch.labels is None else task.name)
     with keep_masks(enabled=bool(weights)):
-        embeddings = model.bert.embed(batch.input_ids, batch.token_type_ids)  # (B,T,H), shared by all passes
+        ids, mask, types = model.sequences(task.name, *batch.inputs)
+        embeddings = model.bert.embed(ids, types)  # (B,T,H), shared by all passes
         # every call reuses the dropout masks of the first
-        encode = mysmartloss.DropoutReplay(lambda x: model.logits(task.name, x, batch.attention_mask))
+        encode = mysmartloss.DropoutReplay(lambda x: model.logits(task.name, x, mask))
         logits = encode(embeddings)  # (B,C), the clean pass
         passes = Passes(
-            config, model, task, batch, embeddings, logits, encode, generator, bregman, measure, {}
+            config, model, task, batch, embeddings, mask, logits, encode, generator, bregman, measure, {}
         )
         terms = {name: TERMS[name].function(passes) for name in weights}
-    assert batch.labels is not None, "training files have labels"
+    total = sum(weight * terms[name] for name, weight in weights.items())
+    if batch.labels is None:
+        return {**terms, **passes.measured, "total": cast(Tensor, total)}
     loss = task.loss(logits, batch.labels)
-    total = config.task_weight(task.name) * loss
-    total = total + sum(weight * terms[name] for name, weight in weights.items())
+    total = config.task_weight(task.name) * loss + total
     return {"task": loss, **terms, **passes.measured, "total": total}
 
 
@@ -323,6 +373,8 @@ def train(
     what `results.json` says of the training. Raises resume.Interrupted after a signal.
     """
     datasets = {name: data[name, "train"] for name in config.tasks}
+    if config.unlabelled_task:
+        datasets[UNLABELLED] = data[config.unlabelled_task, UNLABELLED]
     rows = config.batch_size * parallel.size()
     # a task's batches depend on the seed and its name alone, not on which other tasks there are
     cap = config.max_tokens and config.max_tokens * parallel.size()
@@ -449,7 +501,13 @@ def fit(config: TrainConfig) -> None:
     data = load_data(config, files, tokenizer)
     heads = (*config.tasks, *config.eval_tasks)
     model = MultitaskBERT(
-        bert, config.pooling, config.hidden_dropout_prob, config.precision, heads, config.seed
+        bert,
+        config.pooling,
+        config.hidden_dropout_prob,
+        config.precision,
+        heads,
+        config.seed,
+        config.similarity,
     ).to(device)
     if config.compile:
         print("compiling the encoder" + (": on a CPU its steps are slower" if device.type == "cpu" else ""))

@@ -249,9 +249,15 @@ ASCENT_LIMIT = 2.0**10
 
 
 def ascent_gradient(
-    logits: Tensor, state: Tensor, delta: Tensor, loss_fn: Callable[[Tensor, Tensor], Tensor]
+    logits: Tensor,
+    state: Tensor,
+    delta: Tensor,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    retain_graph: bool = False,
 ) -> Tensor:
     """g of Algorithm 1, line 8, times a positive number: logits, state (B,C), delta (B,T,H) -> (B,T,H).
+
+    retain_graph: whether the logits are to go backward again, to the weights.
 
     The gradient goes to the logits in fp32, is scaled there, and then goes through the model. The host does
     not look at it. Where it still overflows it is 0, and so that part of δ stays as it is.
@@ -260,7 +266,8 @@ def ascent_gradient(
     (at_logits,) = torch.autograd.grad(loss_fn(outputs, state), outputs)  # (B,C)
     largest = at_logits.abs().amax().clamp_min(torch.finfo(at_logits.dtype).tiny)
     scale = torch.exp2(torch.floor(torch.log2(ASCENT_LIMIT / largest))).clamp_max(ASCENT_SCALE)
-    (gradient,) = torch.autograd.grad(logits, delta, (at_logits * scale).to(logits.dtype))
+    weights = (at_logits * scale).to(logits.dtype)
+    (gradient,) = torch.autograd.grad(logits, delta, weights, retain_graph=retain_graph)
     return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 

@@ -29,7 +29,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import TrainConfig
+from config import UNLABELLED, TrainConfig
 from datasets import Batch, TokenizedDataset
 from evaluation import Evaluation
 from mysmartloss import generator_state, set_generator_state
@@ -54,7 +54,7 @@ log = logging.getLogger("smart_bert")
 # The settings that may change when a run is resumed: they do not change its numbers. Files may, because their
 # content is compared; epochs may only grow.
 FREE_TO_CHANGE = {"epochs", "logging_steps", "log_level", "save_steps", "output_dir", "data_dir", "files"}
-FREE_TO_CHANGE |= {"use_gpu", "resume", "skip_nonfinite", "no_report"}
+FREE_TO_CHANGE |= {"unlabelled_file", "use_gpu", "resume", "skip_nonfinite", "no_report"}
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of each weight
 Losses = dict[str, Tensor]  # of one batch, by their names
 
@@ -349,6 +349,7 @@ def load_last(folder: Path, models: Mapping[str, nn.Module], learner: Learner, r
             # a test file is in no step of training, so one that was missing may come later
             expected = before["content"].get(name, digest if name.endswith("_test") else None)
             if expected != digest:
+                name = "unlabelled_file" if name.endswith(f"_{UNLABELLED}") else name
                 raise UserError(f"--{name}: its content is not what the run in {folder} was started with")
         if before["processes"] != run["processes"]:
             count = before["processes"]
@@ -460,6 +461,8 @@ def resumed_config(config: TrainConfig, given: Iterable[str], started: dict) -> 
             raise UserError(
                 f"--{name} {now}: the run was started with {before}; another value would change its result"
             )
+    if "epochs" in given and config.epochs != started["epochs"] and started["schedule"] == "annealed":
+        raise UserError(f"--epochs {config.epochs}: with --schedule annealed they decide over every step")
     if "epochs" in given and config.epochs < started["epochs"]:
         raise UserError(
             f"--epochs {config.epochs}: the run was started with {started['epochs']};"

@@ -22,8 +22,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import TRAINING, TrainConfig
-from datasets import TokenizedDataset, read_examples, sample_rows, tokenize
+from config import TRAINING, UNLABELLED, TrainConfig
+from datasets import TokenizedDataset, read_examples, read_unlabelled, sample_rows, tokenize
 from evaluation import Evaluation, evaluate, write_predictions
 from support import parallel
 from support.errors import UserError, one_line
@@ -55,6 +55,8 @@ def check_outputs(config: TrainConfig, inputs: Mapping[Key, Path] | None = None)
     be replaced by those of another option.
     """
     taken = {_identity(path): f"the input {path}" for path in (inputs or {}).values()}
+    if config.unlabelled_file:
+        taken[_identity(Path(config.unlabelled_file))] = "the input --unlabelled_file"
     for name, path in config.files.items():
         if not name.endswith("_out"):
             taken[_identity(Path(path))] = f"the input --{name}"
@@ -160,6 +162,10 @@ def load_data(config: TrainConfig, files: Mapping[Key, Path], tokenizer: Tokeniz
             log.warning(words, path, cut, len(examples), config.max_length)
         if split == "train":
             warn_of_useless_rows(path, data[task, split], tokenizer)
+    if config.unlabelled_file and config.unlabelled_task:
+        task = TASKS[config.unlabelled_task]
+        examples = read_unlabelled(config.unlabelled_file, task)
+        data[task.name, UNLABELLED] = tokenize(examples, task, tokenizer, config.max_length)
     return data
 
 

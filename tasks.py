@@ -90,6 +90,7 @@ RECORDS = (
         metrics=CLASS_METRICS,
         probabilities=sigmoid_probabilities,
         prediction_column="Predicted_Is_Paraphrase",
+        alike_label=1.0,
     ),
     Task(
         name="sts",
@@ -104,6 +105,7 @@ RECORDS = (
         metrics={"pearson": evaluation.pearson, "spearman": evaluation.spearman},
         prediction_column="Predicted_Similiary",  # spelled as the course spells it
         first_output=2.5,
+        cosine_scale=5.0,
     ),
     Task(
         name="cfimdb",

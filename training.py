@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import mysmartloss
-from config import TrainConfig
+from config import UNLABELLED, TrainConfig
 from datasets import SCHEDULES, Batch, Loader, Mix, Task, TokenizedDataset
 from evaluation import rows_at_a_time
 from losses import TERMS
@@ -324,7 +324,7 @@ def check_memory(
     Raises UserError that says which flag to lower, and to what, if the longest batch cannot fit.
     """
     device = next(model.parameters()).device
-    train = [data[name, "train"].lengths for name in config.tasks]
+    train = [rows.lengths for (_, split), rows in data.items() if split in ("train", UNLABELLED)]
     dev = [data[name, "dev"].lengths for name in config.eval_tasks]
 
     def priced(rows: int, tokens: int) -> memory.Price:
@@ -379,7 +379,7 @@ def check_max_tokens(data: Mapping[tuple[str, str], TokenizedDataset], config: T
     """Raises UserError if a training row is longer than a whole batch may be."""
     for (task, split), dataset in data.items():
         longest = int(dataset.lengths.max(initial=0))
-        if config.max_tokens and split == "train" and longest > config.max_tokens:
+        if config.max_tokens and split in ("train", UNLABELLED) and longest > config.max_tokens:
             found = f"a row of {task} has {longest} tokens"
             mend = f"take {longest} or more, or cut rows by --max_length {config.max_tokens}"
             raise UserError(f"--max_tokens {config.max_tokens}: {found}; {mend}")

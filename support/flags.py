@@ -45,15 +45,17 @@ def flag(
     derive: Callable[[Any], Any] | None = None,
     needs: str | None = None,
     repeated: bool = False,
+    only: Callable[[str], bool] | None = None,
 ) -> Any:
     """A field of the settings that is also a flag.
 
     group: opens a group of the help; the fields that follow belong to it, too. derive: gives the value from
     the other settings where the flag is left out. needs: the switch without which a weight counts as 0.
-    repeated: the flag may be given several times, each time with one text of a tuple.
+    repeated: the flag may be given several times, each time with one text of a tuple. only: for which names a
+    weight can be other than 0.
     """
     metadata = {"help": help, "group": group, "choices": choices, "rule": rule, "derive": derive}
-    return field(default=default, metadata=metadata | {"needs": needs, "repeated": repeated})
+    return field(default=default, metadata=metadata | {"needs": needs, "repeated": repeated, "only": only})
 
 
 def flags(settings: Any) -> list["Field[Any]"]:

@@ -32,19 +32,24 @@ class Table(NamedTuple):
     rows: Iterator[tuple[int, list[str]]]
 
 
-def read_table(path: str | Path) -> Table:
-    """The table in a file. The header alone decides whether its fields are separated by tabs or by commas.
-
-    Raises UserError with file and line if the file cannot be read, is empty or is not UTF-8.
-    """
+def read_utf8(path: str | Path) -> str:
+    """The text of a file, without a byte-order mark. Raises UserError with the line if it is not UTF-8."""
     data = read_bytes(path)
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = error.object[: error.start]  # without the BOM
         byte = error.object[error.start]
         line = 1 + before.count(b"\n") + before.count(b"\r") - before.count(b"\r\n")
         raise UserError(f"{path}:{line}: not UTF-8 (byte 0x{byte:02x})") from None
+
+
+def read_table(path: str | Path) -> Table:
+    """The table in a file. The header alone decides whether its fields are separated by tabs or by commas.
+
+    Raises UserError with file and line if the file cannot be read, is empty or is not UTF-8.
+    """
+    text = read_utf8(path)
     csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters is too small for long documents
     separator, strict = _layout(text)
     rows = _rows(path, text, separator, strict)

@@ -7,6 +7,7 @@
 resumed to its end. Every second kill falls while a checkpoint is being written. --chains: every run is killed
 three times or more, and in between its newest checkpoint is damaged, so that it falls back to the one before;
 plain and SMART, fp32 and bf16 in turn. tests/test_resume.py does both, with 3 kills and with 2 chains.
+--mixing: the killed runs have --schedule annealed and batches without labels.
 """
 
 import argparse
@@ -24,6 +25,8 @@ TERMS = ["--use_smart", "--rdrop_weight=0.1"]
 SIZE = ["--max_train_samples=40", "--max_eval_samples=12", "--batch_size=4"]
 LENGTH = ["--epochs=2", "--steps_per_epoch=15", "--logging_steps=4", "--save_steps=1", "--no_report"]
 RUN = [*TERMS, *SIZE, *LENGTH]
+UNLABELLED = HERE.parent / "data" / "sample" / "ids-sst-test-student.csv"
+MIXING = ("--schedule=annealed", f"--unlabelled_file={UNLABELLED}", "--unlabelled_task=sst")
 # What the runs of the chains are, in turn.
 KINDS = [[*terms, *SIZE, *LENGTH, f"--precision={p}"] for p in ("fp32", "bf16") for terms in (TERMS, [])]
 
@@ -209,6 +212,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, required=True, help="a new folder for all the runs")
     parser.add_argument("--encoder", help="--model_name_or_path of the runs (default: a tiny random BERT)")
     parser.add_argument("--deterministic", action="store_true", help="start the runs with this flag")
+    parser.add_argument("--mixing", action="store_true", help="an annealed schedule, and unlabelled batches")
     given = parser.parse_args()
     if not given.kills and not given.chains:
         parser.error("say how many: --kills 20, --chains 20")
@@ -224,6 +228,7 @@ if __name__ == "__main__":
 
         given.encoder = tiny_encoder(given.folder / "encoder")
     flags = ("--deterministic",) if given.deterministic else ()
+    flags += MIXING if given.mixing else ()
     equal = compare(given.kills, given.folder, given.encoder, flags=flags) if given.kills else 0
     chained, falls = compare_chains(given.chains, given.folder, given.encoder)
     tried = given.kills + given.chains

@@ -52,15 +52,22 @@ def whole(encoder, tmp_path_factory) -> Path:
     return folder
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path):
+@pytest.mark.parametrize(
+    ("mixing", "steps"),
+    [((), 8), (("--schedule=joint", "--gradient_surgery=pcgrad"), 24)],
+    ids=["interleaved", "joint"],
+)
+def test_two_processes_take_the_steps_of_one(tmp_path, mixing, steps):
     """Guards against gradients summed over the processes or averaged over unequal shares,
     against hooks called by the ascent's own gradients,
-    against noise that differs from process to process, and against a last batch of a single row."""
+    against noise that differs from process to process, and against a last batch of a single row.
+    Where steps are joint, against gradients that PCGrad projects before they are summed, or in another order.
+    """
     encoder = tiny_encoder(tmp_path / "tiny", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     size = ["--max_train_samples=41", "--max_eval_samples=21", "--epochs=1", "--steps_per_epoch=24"]
     smart = ["--use_smart", "--smart_epsilon=0.1", "--smart_step_size=0.1"]
     settings = ["--model_name_or_path", encoder, "--hidden_dropout_prob=0", "--lr=1e-3", *size, *smart]
-    settings += ["--precision=fp32"]  # in bf16 rounding differs with the number of rows
+    settings += [*mixing, "--precision=fp32"]  # in bf16 rounding differs with the number of rows
     weights = {}
     for processes in (1, 2):
         folder = tmp_path / str(processes)
@@ -72,7 +79,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     torch.testing.assert_close(weights[2], weights[1], rtol=0, atol=1e-5)
     # a head has made its own task's steps only: its moments and its count stay as they are on other tasks
     counts = sorted(int(value) for name, value in weights[2]["optimizer"].items() if name.endswith(".step"))
-    assert counts[:6] == [8] * 6 and set(counts[6:]) == {24}
+    assert counts[:6] == [steps] * 6 and set(counts[6:]) == {24}
     one, two = (outcome(tmp_path / str(processes))["scores"] for processes in (1, 2))
     assert one["dev"].keys() == two["dev"].keys()
     assert one["dev_mean"] == pytest.approx(two["dev_mean"], abs=1e-4)
