@@ -1,10 +1,12 @@
 """Whole runs with each way to mix tasks, and with texts without labels."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 
+import resume
 from config import TrainConfig
 from helpers import SAMPLE
 from kill_and_resume import outcome
@@ -14,16 +16,11 @@ from support.errors import UserError
 from tasks import TASKS
 from tiny_bert import tiny_batch, tiny_model
 
-SHORT = [
-    "--max_train_samples=24",
-    "--max_eval_samples=12",
-    "--batch_size=4",
-    "--epochs=2",
-    "--logging_steps=2",
-]
-SHORT += ["--no_report", "--max_length=64"]
+SHORT = ["--max_train_samples=24", "--max_eval_samples=12", "--batch_size=4", "--epochs=2"]
+SHORT += ["--logging_steps=2", "--no_report", "--max_length=64"]
 SST_TEST = SAMPLE / TASKS["sst"].filename("test")
-UNLABELLED = ["--unlabelled_file", SST_TEST, "--unlabelled_task", "sst", "--use_smart"]
+OF_SST = ["--use_smart", "--unlabelled_task=sst"]
+UNLABELLED = [*OF_SST, "--unlabelled_file", SST_TEST]
 WAYS = {
     "proportional": ["--schedule=proportional", "--steps_per_epoch=6"],
     "annealed": ["--schedule=annealed", "--steps_per_epoch=6", *UNLABELLED],
@@ -46,8 +43,6 @@ def test_a_stopped_run_ends_like_one_that_was_not(way, main, tmp_path):
     steps = [*SHORT, *WAYS[way], "--save_steps=1"]
     assert main(*steps, "--output_dir", whole) == 0
     with pytest.MonkeyPatch.context() as patch:
-        import resume
-
         save = resume.save_last
 
         def save_and_stop(folder, models, learner, run, progress):
@@ -92,8 +87,6 @@ def test_the_loss_without_labels_by_hand():
     teacher = BregmanProximal(tiny_model(seed=1).eval())
     batch = tiny_batch("sst")
     labelled = training_loss(model, TASKS["sst"], batch, config, teacher)
-    import dataclasses
-
     bare = TrainingLoss(model, config, teacher)(TASKS["sst"], dataclasses.replace(batch, labels=None))
     assert set(bare) == {"smart", "bregman", "total"}
     assert bare["smart"] == labelled["smart"] and bare["bregman"] == labelled["bregman"]
@@ -150,11 +143,8 @@ def test_settings_that_do_not_fit_are_refused(settings, said):
     ("flags", "said"),
     [
         (["--max_tokens=8"], "--max_tokens 8: a row of "),
-        (["--use_smart", "--unlabelled_task=sst", "--unlabelled_file=missing.txt"], "missing.txt"),
-        (
-            ["--use_smart", "--unlabelled_task=sst", "--unlabelled_file=empty.txt"],
-            "empty.txt:1: the file is empty",
-        ),
+        ([*OF_SST, "--unlabelled_file=missing.txt"], "missing.txt"),
+        ([*OF_SST, "--unlabelled_file=empty.txt"], "empty.txt:1: the file is empty"),
     ],
     ids=str,
 )
