@@ -532,10 +532,12 @@ class TrainConfig:
 
 def warn_of_unused_flags(config: TrainConfig, given: Collection[str]) -> None:
     """A line where flags of SMART are given and SMART is off."""
+    if config.option not in TRAINING:
+        return
     unused = [f"--{name}" for name in given if name.startswith(("smart_", "bregman_", "adversary"))]
     if config.has_teacher:
         unused = [flag for flag in unused if flag != "--bregman_beta"]
-    if unused and config.option in TRAINING and not config.use_smart:
+    if unused and not config.use_smart:
         log.warning("%s: without --use_smart this changes nothing", ", ".join(sorted(unused)))
     of_smart = [f"--{name}" for name in given if name in ("smart_norm", "smart_noise_var")]
     if of_smart and config.use_smart and config.adversary == "freelb":

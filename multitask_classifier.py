@@ -427,7 +427,7 @@ def train(
             # look at its numbers, which waits for a GPU
             if learner.device.type == "cpu" or logs or saves or progress.step in (1, 20):
                 progress.check(datasets, config.skip_nonfinite, learner.scaler)
-                loss = losses[0].get("task", losses[0]["total"])
+                loss = losses[0]["task" if "task" in losses[0] else "total"]
                 steps.set_postfix_str(progress.bar_text(names[0], loss, epoch), refresh=False)
             say_first_steps(progress.first_losses, progress.step, progress.seconds, total, config)
             if logs:

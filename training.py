@@ -400,7 +400,7 @@ def say_first_steps(
     """After step 1 say that the run works, after step 20 how long it will take. seconds: of all steps."""
     if step == 1 and first_losses:
         name, losses = first_losses[0]
-        loss = float(losses.get("task", losses["total"]))
+        loss = float(losses["task" if "task" in losses else "total"])
         tqdm.write(f"the first step worked: {name} loss {loss:.4f}, {duration(seconds)}")
     if step == 20:
         pace = f"about {duration(seconds / 20 * total)} of training"

@@ -24,7 +24,7 @@ RECIPES = {re.match(r"(?:A |Something )(\w+)", title)[1]: diff for title, diff i
 FILES = {
     "task": {"tasks.py"},
     "divergence": {"mysmartloss.py", "tasks.py"},
-    "term": {"training.py", "config.py"},
+    "term": {"losses.py", "config.py"},
     "schedule": {"datasets.py"},
     "more": {"resume.py"},
 }
