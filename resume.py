@@ -36,6 +36,7 @@ from mysmartloss import generator_state, set_generator_state
 from run_files import Data
 from support import parallel
 from support.checkpoint import (
+    DISCARDED,
     PREVIOUS,
     Checkpoint,
     has_checkpoint,
@@ -382,7 +383,8 @@ def mend_last(folder: Path) -> None:
     """
     last = folder / "last"
     previous = folder / f"last{PREVIOUS}"
-    shutil.rmtree(folder / "last.new", ignore_errors=True)  # a checkpoint that was never finished
+    for ending in (".new", DISCARDED):  # one that was never finished, one that was being deleted
+        shutil.rmtree(folder / f"last{ending}", ignore_errors=True)
     try:
         verify_checkpoint(last)
         return

@@ -34,7 +34,7 @@ from tasks import TASKS
 log = logging.getLogger("smart_bert")
 HERE = Path(__file__).resolve().parent
 # what a run leaves in its folder
-RUN_FILES = [f"last{ending}" for ending in ("", ".previous", ".damaged")]
+RUN_FILES = [f"last{ending}" for ending in ("", ".previous", ".damaged", ".discarded")]
 RUN_FILES += ["best", "metrics.jsonl", "results.json", "predictions", "tensorboard", "report.html"]
 RECORD = "download.json"  # of data.download: where the data files beside it are from
 Key = tuple[str, str]  # (task, split)

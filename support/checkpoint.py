@@ -26,6 +26,7 @@ from support.files import parse_json, read_bytes, sync_folder
 MANIFEST = "manifest.json"
 ENDINGS = ("json", "safetensors")
 PREVIOUS = ".previous"  # ending of the folder that holds the checkpoint before the last one, where it is kept
+DISCARDED = ".discarded"  # of a folder that is being deleted
 
 
 @dataclass(frozen=True)
@@ -45,27 +46,31 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint, keep_previous: b
 
     A crash at any moment leaves the old or the new folder complete. Its name is `folder` or, between two
     renames, `<folder>.old`. With `keep_previous` the old folder stays as `<folder>.previous`, and is that
-    name's between the renames, too. Raises UserError if it cannot be written; the older folder is then
-    unchanged.
+    name's between the renames, too; a `<folder>.previous` that is there is complete. Raises UserError if it
+    cannot be written; the older folder is then unchanged.
     """
     folder = Path(folder).absolute()
     if folder.is_file():
         raise UserError(f"{folder}: a file stands where the checkpoint's folder should be")
     new = folder.with_name(folder.name + ".new")
     old = folder.with_name(folder.name + (PREVIOUS if keep_previous else ".old"))
+    discarded = folder.with_name(folder.name + DISCARDED)
     try:
         if old.exists() and not folder.exists():
             os.replace(old, folder)  # an earlier crash came between the two renames
         shutil.rmtree(new, ignore_errors=True)
         _write_folder(new, checkpoint)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(discarded, ignore_errors=True)
+        if old.exists():
+            os.replace(old, discarded)  # at once: a crash while it is deleted must not leave half of it
         if folder.exists():
             os.replace(folder, old)
         try:
             os.replace(new, folder)
         except OSError:
-            if old.exists():
-                os.replace(old, folder)
+            for before, after in ((old, folder), (discarded, old)):
+                if before.exists():
+                    os.replace(before, after)
             raise
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(new, ignore_errors=True)
@@ -75,6 +80,7 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint, keep_previous: b
     # The new folder is in place. This protects the rename against a power cut and may fail.
     with contextlib.suppress(OSError):
         sync_folder(folder.parent)
+    shutil.rmtree(discarded, ignore_errors=True)
     if not keep_previous:
         shutil.rmtree(old, ignore_errors=True)
 

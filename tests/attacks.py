@@ -13,6 +13,7 @@ table's last row is from its file.
 import argparse
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -170,6 +171,8 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="write the table of the last outcomes")
     parser.add_argument("--go_on", type=Path, metavar="OUT", help="start or resume the run that chaos kills")
     options = parser.parse_args()
+    # what a shell starts in the background ignores Ctrl-C, and so would the runs that are to be stopped by it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if options.go_on:
         return go_on(options.go_on, options.folder)
     outcomes = json.loads(OUTPUT.read_text(encoding="utf-8")) if OUTPUT.exists() else {}

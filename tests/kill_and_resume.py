@@ -154,9 +154,9 @@ def chain(folder: Path, arguments: list[str], seconds: float, moment: random.Ran
     command = arguments
     damaged: list[str] = []
 
-    def check_fall() -> None:
+    def check_fall(said: str) -> None:
         if damaged and not (folder / "last.damaged").exists():
-            raise RuntimeError(f"{folder}: no fall from {damaged[-1]}")
+            raise RuntimeError(f"{folder}: no fall from {damaged[-1]}: {said}")
 
     for k in range(kills):
         before = manifest_time(folder)
@@ -165,18 +165,18 @@ def chain(folder: Path, arguments: list[str], seconds: float, moment: random.Ran
             time.sleep(0.001)
         time.sleep(moment.uniform(0, seconds))
         process.kill()
-        process.communicate()
+        _, said = process.communicate()
         if process.returncode == 0:  # it had ended before: again, at earlier moments
             shutil.rmtree(folder)
             return chain(folder, arguments, seconds / 2, moment, kills)
-        check_fall()
+        check_fall(said)
         whole = (folder / "last").is_dir() and (folder / "last.previous").is_dir()
         if whole and (len(damaged) <= k // 2 or moment.random() < 0.5):
             shutil.rmtree(folder / "last.damaged", ignore_errors=True)  # of the fall before
             damaged.append(damage(folder / "last", moment))
         command = ["--resume"]
     finish(start(*command, "--output_dir", str(folder)))
-    check_fall()
+    check_fall("")
     return damaged
 
 

@@ -158,6 +158,31 @@ def test_two_crashes_in_a_row(tmp_path, monkeypatch, point):
         assert same(survivor, OLD) or same(survivor, NEW), n
 
 
+def test_a_crash_while_the_oldest_is_deleted_leaves_two_whole_checkpoints(tmp_path, monkeypatch):
+    """Guards against a half-deleted `last.previous`, to which a run would fall back from a damaged `last`.
+    A chain of kills found it: the older one lost four of its files, and then a byte of the newer one flipped.
+    """
+    folder = tmp_path / "last"
+    for content in (OLD, OLD):
+        save_checkpoint(folder, content, keep_previous=True)
+    delete = shutil.rmtree
+
+    def crash(path, **settings):
+        if Path(path).exists():
+            next(Path(path).iterdir()).unlink()
+            raise KeyboardInterrupt
+        delete(path, **settings)
+
+    monkeypatch.setattr(shutil, "rmtree", crash)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(folder, NEW, keep_previous=True)
+    monkeypatch.undo()
+    assert same(load_checkpoint(folder), NEW)
+    assert same(load_checkpoint(tmp_path / "last.previous"), OLD)
+    save_checkpoint(folder, NEW, keep_previous=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last", "last.previous"]
+
+
 @pytest.mark.parametrize("point", ["write", "fsync", "rename"])
 def test_a_full_disk_is_a_user_error_and_keeps_the_old_checkpoint(tmp_path, monkeypatch, point):
     """Guards against a traceback at the end of a run, and against a good checkpoint lost to a failed one."""
