@@ -1,6 +1,7 @@
 """Fixtures for all tests. A fixture that one folder alone uses stands in that folder's conftest.py."""
 
 import os
+import signal
 from pathlib import Path
 
 import huggingface_hub
@@ -9,6 +10,9 @@ import pytest
 import base_bert
 from helpers import run_program
 from tiny_bert import tiny_encoder
+
+# A shell's background jobs ignore Ctrl-C. Runs that tests start would inherit that, and not stop.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
