@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 import multitask_classifier
 from config import TrainConfig
@@ -46,7 +47,8 @@ class Run:
 
     arm: what is varied, by name. flags: of the main program. steps: optimizer steps, all tasks together.
     train_rows: how many rows of each task are drawn by the seed; None for all. eval_tasks: what is scored on
-    dev; empty for `tasks`.
+    dev; empty for `tasks`. unlabelled: the task whose other training rows are given without their labels.
+    epochs: over how many the steps are spread; one, unless the schedule changes from epoch to epoch.
     """
 
     arm: str
@@ -56,6 +58,8 @@ class Run:
     steps: int
     train_rows: int | None = None
     eval_tasks: tuple[str, ...] = ()
+    unlabelled: str = ""
+    epochs: int = 1
 
     @property
     def name(self) -> str:
@@ -104,14 +108,19 @@ class Question:
 # ------------------------------------------------------------------------------------------ running
 
 
-def draw_rows(task: str, count: int, seed: int, data_dir: Path, folder: Path) -> Path:
-    """A training file of `count` rows that the seed draws from the task's own, in the course's layout."""
+def draw_rows(task: str, count: int, seed: int, data_dir: Path, folder: Path, others: bool = False) -> Path:
+    """A training file of `count` rows that the seed draws from the task's own, in the course's layout.
+
+    others: of the rows that were not drawn. --unlabelled_file does not read their labels.
+    """
     record = TASKS[task]
     examples = read_examples(data_dir / record.filename("train"), record)
     chosen = np.sort(
         np.random.default_rng(seed).choice(len(examples), min(count, len(examples)), replace=False)
     )
-    path = folder / f"{task}-{count}-{seed}.csv"
+    if others:
+        chosen = np.setdiff1d(np.arange(len(examples)), chosen)
+    path = folder / f"{task}-{count}-{seed}{'-others' if others else ''}.csv"
     folder.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t")
@@ -125,8 +134,8 @@ def command(run: Run, data_dir: Path, folder: Path) -> list[str]:
     program = [sys.executable, str(HERE.parent / "multitask_classifier.py"), "--output_dir", str(folder)]
     if (folder / "last").exists():
         return [*program, "--resume"]
-    # One epoch of all steps, so that dev is scored once.
-    words = f"--epochs 1 --steps_per_epoch {run.steps} --keep student --seed {run.seed}"
+    words = f"--epochs {run.epochs} --steps_per_epoch {run.steps // run.epochs}"
+    words += f" --keep student --seed {run.seed}"
     words += f" --no_report --tasks {','.join(run.tasks)} --eval_tasks {','.join(run.scored)}"
     files: list[str] = []
     for task in run.scored:  # the sample's short test files, because nobody reads their predictions
@@ -134,6 +143,10 @@ def command(run: Run, data_dir: Path, folder: Path) -> list[str]:
     for task in run.tasks if run.train_rows else ():
         drawn = draw_rows(task, run.train_rows or 0, run.seed, data_dir, folder.parent / "rows")
         files += [f"--{task}_train", str(drawn)]
+    if run.unlabelled:
+        rows = (run.train_rows or 0, run.seed, data_dir, folder.parent / "rows")
+        files += ["--unlabelled_file", str(draw_rows(run.unlabelled, *rows, others=True))]
+        files += ["--unlabelled_task", run.unlabelled]
     return [*program, *words.split(), "--data_dir", str(data_dir), *files, *run.flags]
 
 
@@ -177,6 +190,9 @@ def dev_outcome(run: Run, data_dir: Path, folder: Path) -> tuple[dict[str, Any],
     """
     model, tokenizer, record = multitask_classifier.load_model(folder / "best")
     config = TrainConfig.from_dict(record["config"])
+    # the last step's weights: `best` may be of an earlier epoch
+    role = "teacher" if config.keep == "teacher" else "student"
+    model.load_state_dict(load_file(folder / "last" / f"{role}.safetensors"))
     model.compute_type = COMPUTE_TYPES[config.precision]
     model.to(pick_device(False))
     dev: dict[str, Any] = {}
@@ -200,7 +216,7 @@ def loss_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     curves = defaultdict(list)
     for line in map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()):
         kind, _, task = line["kind"].partition("/")
-        if kind == "train":
+        if kind == "train" and "task" in line:  # texts without labels have no task loss
             curves[task].append((line["step"], round(line["task"], 5)))
     return dict(curves)
 

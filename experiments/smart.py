@@ -18,7 +18,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,7 +117,9 @@ def accuracies(lines: Iterable[Line], arm: str) -> dict[int, float]:
     return {line["seed"]: line["dev"][TASK]["accuracy"] for line in lines if line["arm"] == arm}
 
 
-def choose_winners(study: Study, seeds: Iterable[int] = TUNING_SEEDS) -> None:
+def choose_winners(
+    study: Study, seeds: Iterable[int] = TUNING_SEEDS, sides: Mapping[str, list[Run]] = SETTINGS
+) -> None:
     """Write the setting of each side with the highest mean over the tuning seeds.
 
     Raises UserError if a setting lacks runs.
@@ -125,7 +127,7 @@ def choose_winners(study: Study, seeds: Iterable[int] = TUNING_SEEDS) -> None:
     lines = study.tuning.lines()
     seeds = set(seeds)
     winners: dict[str, Any] = {}
-    for side, settings in SETTINGS.items():
+    for side, settings in sides.items():
         means = {}
         for run in settings:
             scores = accuracies(lines, run.arm)
@@ -136,7 +138,7 @@ def choose_winners(study: Study, seeds: Iterable[int] = TUNING_SEEDS) -> None:
         winners[side] = max(means, key=lambda arm: means[arm])
         winners[f"{side} means"] = means
     write_text(study.winners, json.dumps(winners, indent=1) + "\n")
-    print({side: winners[side] for side in SETTINGS})
+    print({side: winners[side] for side in sides})
 
 
 def check_committed(path: Path) -> None:
@@ -156,8 +158,11 @@ def right_rows(question: Question, arm: str, seeds: list[int]) -> np.ndarray:
     return np.array([predicted == labels for predicted, labels in kept], dtype=np.float64)
 
 
-def gains(question: Question) -> list[dict[str, Any]]:
-    """Each arm beside plain over the seeds that both have: accuracy, gain and intervals, seconds, verdict."""
+def gains(question: Question, judged: str = "SMART") -> list[dict[str, Any]]:
+    """Each arm beside plain over the seeds that both have: accuracy, gain and intervals, seconds, verdict.
+
+    judged: the arm of the primary comparison; all others are exploratory.
+    """
     lines = question.lines()
     base = accuracies(lines, "plain")
     rows = []
@@ -173,16 +178,16 @@ def gains(question: Question) -> list[dict[str, Any]]:
         if arm != "plain" and len(seeds) > 1:
             row["gain"], row["low"], row["high"] = paired(*sides)
             row["rows"] = bootstrap(*(right_rows(question, name, seeds) for name in ("plain", arm)))
-            row["verdict"] = verdict(*sides) if arm == "SMART" else "exploratory"
+            row["verdict"] = verdict(*sides) if arm == judged else "exploratory"
         rows.append(row)
     return rows
 
 
-def table(question: Question) -> str:
+def table(question: Question, judged: str = "SMART") -> str:
     """Each arm beside plain, with its verdict."""
     heads = "arm | seeds | accuracy | gain (95 % over seeds) | over seeds and dev rows | seconds | verdict"
     rows = [f"| {heads} |", "|" + "---|" * (heads.count("|") + 1)]
-    for row in gains(question):
+    for row in gains(question, judged):
         cells = [row["arm"], str(row["seeds"]), f"{row['accuracy']:.4f}", "", "", f"{row['seconds']:.0f}", ""]
         if "gain" in row:
             cells[3] = f"{row['gain']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
@@ -192,11 +197,11 @@ def table(question: Question) -> str:
     return "\n".join([*rows, "", provenance(question.lines())])
 
 
-def tuning_table(question: Question) -> str:
+def tuning_table(question: Question, sides: Mapping[str, list[Run]] = SETTINGS) -> str:
     """Mean dev accuracy of every setting that was tried, the best of a side first."""
     lines = question.lines()
     rows = ["| side | setting | seeds | accuracy |", "|---|---|---|---|"]
-    for side, settings in SETTINGS.items():
+    for side, settings in sides.items():
         found = [(run.arm, list(accuracies(lines, run.arm).values())) for run in settings]
         found = sorted(
             ((arm, scores) for arm, scores in found if scores), key=lambda f: -statistics.fmean(f[1])
