@@ -38,6 +38,25 @@ def test_squared_error_by_hand():
     assert squared_error(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]])).item() == 5.0
 
 
+@pytest.mark.parametrize("name", [*SOFTMAX, "squared_error"])
+def test_the_last_axis_is_that_of_the_outputs(name):
+    """Guards against an axis counted from the front: right for (B,C), wrong for outputs of every token."""
+    input, target = random_logits(name)
+    input, target = (torch.cat([x, 3 * x], -1) for x in (input, target))  # 6 rows of C = 10 or 2
+    expected = ALL[name](input, target).item()
+    for shape in ((2, 3, -1), (6, 1, -1), (1, 6, -1)):
+        found = ALL[name](input.reshape(shape), target.reshape(shape)).item()
+        assert found == pytest.approx(expected, rel=1e-12), shape
+
+
+@pytest.mark.parametrize("name", BERNOULLI)
+def test_bernoulli_forms_accept_rows_without_an_axis_of_outputs(name):
+    """Guards against (B,), the output after a `squeeze`, refused or read as B classes."""
+    input, target = random_logits(name)
+    flat = BERNOULLI[name](input[:, 0], target[:, 0]).item()
+    assert flat == BERNOULLI[name](input, target).item()
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_gradients_by_finite_differences(name):
     """Guards against a detach inside a divergence: gradients flow to both arguments."""
@@ -80,7 +99,7 @@ def test_bernoulli_forms_are_stable(name, dtype):
 
 
 @pytest.mark.parametrize("name", SOFTMAX)
-@pytest.mark.parametrize("shape", [(4, 1), (4,)])
+@pytest.mark.parametrize("shape", [(4, 1), (4,), (4, 5, 1)])
 def test_one_logit_is_refused(name, shape):
     """Guards against the softmax KL of one logit, which is always 0:
     the regulariser would do nothing on paraphrase and similarity."""
@@ -89,10 +108,11 @@ def test_one_logit_is_refused(name, shape):
 
 
 @pytest.mark.parametrize("name", BERNOULLI)
-def test_several_logits_are_refused_by_bernoulli_forms(name):
+@pytest.mark.parametrize("shape", [(4, 5), (4, 1, 5)])
+def test_several_logits_are_refused_by_bernoulli_forms(name, shape):
     """Guards against five classes read as five independent coins."""
     with pytest.raises(ValueError, match=f"use {name.removeprefix('bernoulli_')}"):
-        BERNOULLI[name](torch.randn(4, 5), torch.randn(4, 5))
+        BERNOULLI[name](torch.randn(shape), torch.randn(shape))
 
 
 @pytest.mark.parametrize("name", ALL)

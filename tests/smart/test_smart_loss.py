@@ -123,6 +123,38 @@ def test_a_gradient_that_overflows_leaves_no_nan(logits_type):
     assert torch.isfinite(delta).all() and delta.abs().max() <= 0.1
 
 
+@pytest.mark.parametrize(
+    ("output", "scaled"),
+    [
+        (5e-8, 1e-7 * 2**16),  # the largest factor
+        (4.0, 8.0 * 2**7),  # 1024 / 8
+        (50.0, 100.0 * 2**3),  # 1024 / 100 is 10.24, and 8 the power of 2 below it
+        (512.0, 1024.0),
+        (5120.0, 10240.0 / 2**4),
+    ],
+)
+def test_the_scale_of_the_ascent_by_hand(output, scaled):
+    """Guards against a gradient that is rounded to 0 in fp16, and one that a large head carries beyond it.
+
+    For f(x) = x and ℓ_s = f² the gradient at the output is twice the output. Its factor is a power of 2, at
+    most 2^16, and keeps it at 1,024 or less.
+    """
+    delta = torch.full((1, 1, 1), output, requires_grad=True)
+    gradient = mysmartloss.ascent_gradient(delta[:, :, 0], torch.zeros(1, 1), delta, squared_error)
+    assert gradient.item() == pytest.approx(scaled, rel=1e-6)
+
+
+def test_an_overflow_leaves_its_part_of_delta_as_it_is():
+    """Guards against an infinite gradient that becomes a step in a direction that nobody computed."""
+    delta = torch.ones(1, 1, 4, requires_grad=True)
+    overflowed = torch.tensor([[[math.nan, math.inf, -math.inf, 2.0]]])
+    inside = delta * 1
+    inside.register_hook(lambda gradient: overflowed)
+    logits = inside.sum((1, 2))[:, None]
+    gradient = mysmartloss.ascent_gradient(logits, torch.zeros(1, 1), delta, squared_error)
+    assert gradient.tolist() == [[[0.0, 0.0, 0.0, 2.0]]]
+
+
 @pytest.mark.parametrize("norm_fn", [inf_norm, l2_norm])
 @pytest.mark.parametrize(
     ("loss_fn", "outputs"), [(sym_kl_loss, 3), (bernoulli_sym_kl_loss, 1), (squared_error, 1)]
@@ -247,6 +279,38 @@ def test_a_rows_perturbation_does_not_depend_on_the_batch(monkeypatch):
     both = smart.perturbation(embed, eval_fn(embed))
     alone = torch.cat([smart.perturbation(row[None], eval_fn(row[None])) for row in embed])
     torch.testing.assert_close(both, alone)
+
+
+def test_evidence_by_hand():
+    """Guards against a ratio divided by another number of tokens than the real ones."""
+    embed = torch.tensor([[[3.0, 4.0]]], requires_grad=True)
+    weight = torch.tensor([1.0, 2.0], requires_grad=True)
+    smart = SMARTLoss(lambda x: x @ weight, squared_error)
+    state = embed @ weight
+    delta = torch.tensor([[[0.0, 0.5]]])
+    one_token = smart.evidence(delta, embed, state, smart.at(delta, embed, state))
+    assert one_token["delta_ratio"].item() == pytest.approx(0.5 / 5)
+    assert one_token["ascent_divergence"].item() == pytest.approx(1.0)  # (2 x 0.5)²
+    assert not any(value.requires_grad for value in one_token.values()), "a graph kept until the log is read"
+    nothing = smart.evidence(0 * delta, embed, state, smart.at(0 * delta, embed, state))
+    assert {name: value.item() for name, value in nothing.items()} == dict.fromkeys(one_token, 0.0)
+
+
+def test_without_noise_and_steps_nothing_is_perturbed():
+    """Guards against σ = 0 and η = 0, the two limits of an ablation, refused as wrong settings."""
+    _, eval_fn, embed = toy()
+    smart = SMARTLoss(eval_fn, sym_kl_loss, step_size=0, noise_var=0)
+    assert not smart.perturbation(embed, eval_fn(embed)).any() and smart(embed, eval_fn(embed)) == 0
+
+
+def test_the_defaults_are_those_of_the_program():
+    """Guards against a class that, used on its own, trains with another regulariser than the program's."""
+    smart = SMARTLoss(lambda x: x, sym_kl_loss)
+    config = TrainConfig()
+    for name in ("num_steps", "step_size", "epsilon", "noise_var"):
+        assert getattr(smart, name) == getattr(config, f"smart_{name.removeprefix('num_')}"), name
+    assert (smart.num_steps, smart.step_size, smart.epsilon, smart.noise_var) == (1, 0.01, 0.01, 1e-5)
+    assert smart.norm_fn is inf_norm and smart.loss_last_fn is sym_kl_loss
 
 
 @pytest.mark.parametrize(
