@@ -209,6 +209,14 @@ def test_closure():
     assert optimizer.step(closure).item() == 9.0
     assert theta.item() == pytest.approx(2.9, abs=1e-4)
     assert optimizer.step() is None
+    assert optimizer.step(closure=closure) is not None
+
+
+def test_the_defaults_are_the_courses():
+    """Guards against a default rate that nobody passes and everybody trains with."""
+    settings = AdamW(parameters()).defaults
+    expected = {"lr": 0.001, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.0, "correct_bias": True}
+    assert {name: settings[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(
