@@ -111,6 +111,46 @@ def test_predict_of_hand_made_logits(task, logits, expected, dtype):
     assert predictions.shape == (len(logits),) and predictions.numpy().tolist() == expected
 
 
+def test_an_even_chance_is_no_paraphrase():
+    """Guards against a label that the program's own probabilities, 0.5 and 0.5, do not show."""
+    record = TASKS["para"]
+    assert record.predict(torch.tensor([[0.0], [-0.0], [1e-30]])).tolist() == [0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("task", "logits", "expected"),
+    [
+        (
+            "sst",
+            [[0, math.log(4), 0, 0, 0], [0, 0, 0, 0, 0]],
+            [[1 / 8, 1 / 2, 1 / 8, 1 / 8, 1 / 8], [0.2] * 5],
+        ),
+        ("cfimdb", [[0, LOG3], [5, 5]], [[1 / 4, 3 / 4], [1 / 2, 1 / 2]]),
+        ("para", [[LOG3], [-LOG3], [0]], [[1 / 4, 3 / 4], [3 / 4, 1 / 4], [1 / 2, 1 / 2]]),
+    ],
+)
+def test_probabilities_by_hand(task, logits, expected):
+    """Guards against probabilities of the other label, and against shares of the batch: a confident answer
+    that is wrong."""
+    found = TASKS[task].probabilities(torch.tensor(logits, dtype=torch.float32))
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("task", BUILT_IN)
+def test_the_last_axis_is_that_of_the_outputs(task):
+    """Guards against an axis counted from the front: right for (B,C), wrong for outputs of every token."""
+    record = TASKS[task]
+    outputs = record.num_outputs
+    logits = torch.randn(6, outputs, generator=torch.Generator().manual_seed(0))
+    tokens = logits.reshape(2, 3, outputs)
+    assert torch.equal(record.predict(tokens).reshape(6), record.predict(logits))
+    if record.probabilities is not None:
+        torch.testing.assert_close(record.probabilities(tokens).flatten(0, 1), record.probabilities(logits))
+    if outputs == 1:  # cross entropy has its classes on axis 1
+        labels = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 0.0])
+        torch.testing.assert_close(record.loss(tokens, labels.reshape(2, 3)), record.loss(logits, labels))
+
+
 @pytest.mark.parametrize("task", BUILT_IN)
 def test_each_task_has_a_name_a_header_and_its_course_files(task):
     """Guards against a renamed file or header, which only the course's grader would notice."""
