@@ -1,5 +1,6 @@
 """Rows into batches: tokenising, collating, buckets. Reference: Hugging Face's tokenizer."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from transformers import AutoTokenizer
 
 import datasets
 from datasets import (
+    Batch,
     Example,
     Loader,
     Mix,
@@ -149,6 +151,38 @@ def test_collate_leaves_out_what_is_trivial():
     assert full.labels is None
 
 
+def test_a_batch_cannot_be_changed():
+    """Guards against a term of the loss that changes the batch under the terms after it."""
+    batch = collate(dataset_of([[5, 6], [7]]), np.array([0, 1]))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        batch.weight = 2.0
+
+
+@pytest.mark.parametrize("made_by", [collate, Batch])
+def test_the_noise_of_a_batch_is_its_seeds(made_by):
+    """Guards against noise that another seed than the batch's own, 0 if it has none, decides."""
+    dataset = dataset_of([[5, 6], [7, 8]])
+    plain = collate(dataset, np.array([1, 0]))
+    if made_by is Batch:
+        plain = Batch(plain.rows, plain.input_ids, None, None, None, 4)
+    embeddings = torch.zeros(2, 2, 3)
+    for seed in (0, 7):
+        batch = plain if seed == 0 else collate(dataset, np.array([1, 0]), seed)
+        expected = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(batch.noise(embeddings), expected)
+
+
+def test_a_batch_moves_to_another_device(monkeypatch):
+    """Guards against tensors left on the host, and memory pinned where there is no GPU to pin it for."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    batch = collate(dataset_of([[5, 6, 7], [8]], [2, 1], [0.0, 1.0]), np.array([0, 1]))
+    moved = batch.to(torch.device("meta"))
+    tensors = (moved.input_ids, moved.token_type_ids, moved.attention_mask, moved.labels)
+    assert all(tensor.is_meta for tensor in tensors) and not pinned
+    assert batch.to(torch.device("cpu")) is batch
+
+
 def test_pairs_are_one_sequence(tokenizer):
     """Guards against two padded sequences put side by side, the costliest known mistake on pair tasks."""
     pairs = [("cats sleep", "dogs bark loudly"), ("a cat", "")]
@@ -234,7 +268,9 @@ def test_loader_batch_is_a_function_of_its_number():
     for k in np.random.default_rng(0).permutation(18).tolist() * 2:
         assert np.array_equal(loader[k].rows, in_order[k].rows)
         assert torch.equal(loader[k].input_ids, in_order[k].input_ids)
+        assert loader[k].seed == in_order[k].seed
     assert any(not np.array_equal(Loader(dataset, 4, (7, 2))[k].rows, in_order[k].rows) for k in range(18))
+    assert len({batch.seed for batch in in_order}) == 18, "batches that share their noise"
 
 
 def test_loader_covers_all_rows_in_each_epoch():

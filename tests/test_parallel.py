@@ -159,6 +159,7 @@ def test_shares_of_a_batch_make_up_the_batch(batch, size):
     assert joined == pytest.approx(values.mean().item())
     real = [share for share in shares if share.weight]
     assert sorted(row for share in real for row in share.rows[share.part]) == [0, 1, 2, 3, 4]
+    assert all(share.rows[share.part].tolist() == [0] for share in shares if not share.weight)
     for share in shares:
         assert torch.equal(share.input_ids, batch.input_ids[share.part])
         assert torch.equal(share.labels, batch.labels[share.part])
