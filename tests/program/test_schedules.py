@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+import training
 from config import TrainConfig
 from datasets import SCHEDULES, Loader, Mix, annealed, joint, one_after_another, proportional, tokenize
 from helpers import sample_examples
+from support.errors import UserError
 from tasks import TASKS
 from training import plan_steps
 
@@ -35,6 +37,19 @@ def test_plan_in_sequence(tokenizer):
     names = [name for ((name, _),) in plan.steps]
     assert [names[:5], names[5:]] == [["sts"] * 3 + ["sst"] * 2, ["sts"] * 2 + ["sst"] * 3]
     assert plan.steps[5] == (("sts", 3),) and plan.warmup == 1
+
+
+def test_the_longest_plan(tokenizer, monkeypatch):
+    """Guards against a limit that is one step off, or that refuses the runs it should allow."""
+    monkeypatch.setattr(training, "MAX_STEPS", 12)
+    loaders = loaders_of(tokenizer, {"sst": 48})
+    settings = {"tasks": ("sst",), "steps_per_epoch": 4}
+    plan = plan_steps(TrainConfig(**settings, epochs=3), loaders)
+    assert plan.steps == [("sst", k) for k in range(12)] and plan.warmup == 1
+    with pytest.raises(UserError, match="more than 12 steps"):
+        plan_steps(TrainConfig(**settings, epochs=4), loaders)
+    with pytest.raises(UserError, match="with 6 steps each"):
+        plan_steps(TrainConfig(tasks=("sst",), epochs=3), loaders)
 
 
 @pytest.mark.parametrize(("per_epoch", "tasks"), [(7, 3), (5, 2), (9, 3), (4, 4), (11, 4), (3, 3)])
