@@ -31,6 +31,12 @@ OUTPUT = HERE / "mutation.json"
 LEAST_KILLED = 0.9
 SMART_TESTS = ["tests/smart", "mysmartloss.py"]
 STEP_TESTS = ["tests/test_training_loss.py", "tests/test_loss_curves.py", "tests/test_against_reference.py"]
+BATCH_TESTS = [  # without the slow ones of tokenising and of several processes
+    "tests/test_datasets.py",
+    "--deselect=tests/test_datasets.py::test_tokens_are_those_of_transformers",
+    "tests/test_parallel.py::test_shares_of_a_batch_make_up_the_batch",
+    "tests/test_parallel.py::test_noise_of_a_row_is_the_same_in_every_share",
+]
 ALL = ("",)
 
 # file -> (functions and classes by the beginning of their qualified name, tests from the fastest on)
@@ -44,15 +50,15 @@ MODULES: dict[str, tuple[tuple[str, ...], list[str]]] = {
     "tasks.py": (ALL, ["tests/metrics", "tests/test_tasks.py", *STEP_TESTS]),
     "datasets.py": (
         ("length_buckets", "Loader", "collate", "Batch", "round_robin", "one_after_another"),
-        ["tests/test_datasets.py", "tests/test_parallel.py", "tests/program/test_schedules.py", *STEP_TESTS],
+        [*BATCH_TESTS, "tests/program/test_schedules.py", *STEP_TESTS],
     ),
     "training.py": (
         ("plan_steps", "Passes", "smart_term", "bregman_term", "rdrop_term", "TERMS", "Learner"),
-        [*STEP_TESTS, "tests/program/test_schedules.py", "tests/test_resume.py"],
+        ["tests/test_learner.py", "tests/program/test_schedules.py", *STEP_TESTS],
     ),
     "multitask_classifier.py": (
         ("training_loss", "TrainingLoss", "MultitaskBERT.logits", "MultitaskBERT.forward"),
-        [*STEP_TESTS, "tests/test_dropout.py", "tests/test_precision.py"],
+        ["tests/test_learner.py", *STEP_TESTS, "tests/test_dropout.py", "tests/test_precision.py"],
     ),
 }
 # One or two replacements for each operator: the other nine of `+` are killed by the same tests.
