@@ -184,17 +184,18 @@ def try_faults(folder: Path, only: list[str]) -> dict[str, str]:
     outcomes: dict[str, str] = dict(json.loads(line) for line in lines)
     copy = copy_checkout(folder)
     for file in only:
-        faults = list({fault.key: fault for fault in faults_of(file)}.values())
+        faults = {fault.key: fault for fault in faults_of(file)}
+        left = [fault for key, fault in faults.items() if key not in outcomes]
+        if not left:
+            continue
         tests = MODULES[file][1]
         begin = time.monotonic()
         if run_tests(copy, tests, 1800) != "survived":
             raise SystemExit(f"{file}: the tests fail without a fault; see {copy / 'output.txt'}")
         taken = time.monotonic() - begin
-        print(f"{file}: {len(faults)} faults; the tests take {taken:.0f} s", flush=True)
+        print(f"{file}: {len(left)} of {len(faults)} faults left; the tests take {taken:.0f} s", flush=True)
         original = (copy / file).read_text(encoding="utf-8")
-        for fault in faults:
-            if fault.key in outcomes:
-                continue
+        for fault in left:
             (copy / file).write_text(fault.code, encoding="utf-8")
             outcomes[fault.key] = run_tests(copy, tests, 30 + 4 * taken)
             (copy / file).write_text(original, encoding="utf-8")
