@@ -143,7 +143,7 @@ def test_the_last_axis_is_that_of_the_outputs(task):
     outputs = record.num_outputs
     logits = torch.randn(6, outputs, generator=torch.Generator().manual_seed(0))
     tokens = logits.reshape(2, 3, outputs)
-    assert torch.equal(record.predict(tokens).reshape(6), record.predict(logits))
+    assert torch.equal(record.predict(tokens), record.predict(logits).reshape(2, 3))
     if record.probabilities is not None:
         torch.testing.assert_close(record.probabilities(tokens).flatten(0, 1), record.probabilities(logits))
     if outputs == 1:  # cross entropy has its classes on axis 1
