@@ -241,9 +241,11 @@ def main() -> int:
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     sys.path.remove(str(HERE))  # the copy's helpers, not these
     options.folder.mkdir(parents=True, exist_ok=True)
-    import scipy.stats  # noqa: F401  # what the forks would load
+    import pytest  # noqa: F401  # what the forks would load
+    import scipy.stats  # noqa: F401
+    import sklearn.metrics  # noqa: F401
     import torch  # noqa: F401
-    import transformers  # noqa: F401
+    from transformers import AutoTokenizer, BertModel  # noqa: F401  # a package that loads its parts late
 
     outcomes = try_faults(options.folder.resolve(), options.files)
     old = json.loads(OUTPUT.read_text(encoding="utf-8")) if OUTPUT.exists() else {"survivors": {}}
