@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -207,6 +208,8 @@ class Progress:
             raise ValueError("not a place in a run")
         if not all(isinstance(number, (int, float)) for number in numbers):
             raise ValueError("its scores or times are not numbers")
+        if not all(0 <= seconds < math.inf for seconds in (progress.seconds, progress.save_seconds)):
+            raise ValueError("its times are no times")  # also NaN
         return progress
 
 

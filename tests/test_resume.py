@@ -344,6 +344,15 @@ NOT_THIS_STATE = {
 }
 
 
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, "1", None])
+def test_times_that_are_none_are_refused(seconds):
+    """Guards against a traceback from the line that says how long is left; a fuzz test found NaN."""
+    saved = resume.Progress().to_dict()
+    assert resume.Progress.from_dict(saved)
+    with pytest.raises((ValueError, TypeError)):
+        resume.Progress.from_dict(saved | {"seconds": seconds})
+
+
 @pytest.mark.parametrize("change", NOT_THIS_STATE.values(), ids=NOT_THIS_STATE)
 def test_a_state_that_does_not_fit_is_not_taken(change, caplog):
     """Guards against one moment broadcast over a whole weight,
