@@ -49,16 +49,29 @@ MODULES: dict[str, tuple[tuple[str, ...], list[str]]] = {
     ),
     "tasks.py": (ALL, ["tests/metrics", "tests/test_tasks.py", *STEP_TESTS]),
     "datasets.py": (
-        ("length_buckets", "Loader", "collate", "Batch", "round_robin", "one_after_another"),
-        [*BATCH_TESTS, "tests/program/test_schedules.py", *STEP_TESTS[:2]],
+        (
+            *("length_buckets", "_cut", "Loader", "collate", "Batch", "apart"),
+            *("round_robin", "one_after_another", "proportional", "annealed", "joint"),
+        ),
+        [*BATCH_TESTS, "tests/test_pairs_apart.py", "tests/program/test_schedules.py", *STEP_TESTS[:2]],
     ),
     "training.py": (
-        ("plan_steps", "Passes", "smart_term", "bregman_term", "rdrop_term", "TERMS", "Learner"),
-        ["tests/test_learner.py", "tests/program/test_schedules.py", *STEP_TESTS],
+        ("plan_steps", "Learner", "pcgrad"),
+        ["tests/test_learner.py", "tests/test_mixing.py", "tests/program/test_schedules.py", *STEP_TESTS],
+    ),
+    "losses.py": (
+        ALL,
+        ["tests/test_learner.py", "tests/smart/test_freelb.py", "tests/test_pairs_apart.py", *STEP_TESTS],
     ),
     "multitask_classifier.py": (
-        ("training_loss", "TrainingLoss", "MultitaskBERT.logits", "MultitaskBERT.forward"),
-        ["tests/test_learner.py", *STEP_TESTS, "tests/test_dropout.py", "tests/test_precision.py"],
+        (
+            *("training_loss", "TrainingLoss", "Cosine", "MultitaskBERT.logits", "MultitaskBERT.forward"),
+            *("MultitaskBERT.pooled", "MultitaskBERT.sequences", "MultitaskBERT.sentence_vectors"),
+        ),
+        [
+            *("tests/test_learner.py", "tests/test_pairs_apart.py", *STEP_TESTS),
+            *("tests/test_dropout.py", "tests/test_precision.py"),
+        ],
     ),
 }
 # One or two replacements for each operator: the other nine of `+` are killed by the same tests.
