@@ -173,9 +173,12 @@ def contrastive_term(passes: Passes) -> Tensor:
 
 
 def adversarial_cost(config: TrainConfig) -> int:
-    """Each ascent step has a forward pass and a backward pass to the embeddings; the loss has whole ones."""
+    """A step of the ascent has a forward pass and a backward pass to the embeddings alone.
+
+    SMART's loss has one whole pass, FreeLB's has as many as there are moves, with an ascent between two.
+    """
     if config.adversary == "freelb":
-        return 4 * config.smart_steps
+        return 4 * config.smart_steps - 1
     return 2 * config.smart_steps + 3
 
 

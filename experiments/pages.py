@@ -14,7 +14,7 @@ from experiments.runner import HERE
 ROOT = HERE.parent
 STUDY = smart.study_in(HERE)
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"results": readme.table},
+    "README.md": {"results": readme.table, "answer": lambda: smart.answer(STUDY.comparison)},
     "experiments/README.md": {
         "table1": lambda: table1.table(table1.QUESTION),
         "tuning": lambda: smart.tuning_table(STUDY.tuning),

@@ -197,6 +197,20 @@ def table(question: Question, judged: str = "SMART") -> str:
     return "\n".join([*rows, "", provenance(question.lines())])
 
 
+def answer(question: Question) -> str:
+    """What the primary comparison says, in two sentences."""
+    rows = {row["arm"]: row for row in gains(question)}
+    if not set(PRIMARY) <= rows.keys() or "gain" not in rows["SMART"]:
+        return "Does SMART help? Nothing has been run yet."
+    row = rows["SMART"]
+    gain, low, high = (f"{100 * row[name]:+.2f}" for name in ("gain", "low", "high"))
+    ratio = row["seconds"] / rows["plain"]["seconds"]
+    interval = f"95 % over {row['seeds']} seeds: {low} to {high}"
+    said = f"it changed dev accuracy by {gain} points ({interval}) beside plain training tuned alike"
+    found = f"in {ratio:.1f} times its time: {row['verdict'].split(' (')[0]}"
+    return f"**Does SMART help?** On SST with 1,000 rows {said},\n{found} ([how](experiments/README.md))."
+
+
 def tuning_table(question: Question, sides: Mapping[str, list[Run]] = SETTINGS) -> str:
     """Mean dev accuracy of every setting that was tried, the best of a side first."""
     lines = question.lines()

@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import nn
 
+import losses
 import mysmartloss
-import training
 from config import TrainConfig
+from losses import TERMS
 from multitask_classifier import TrainingLoss, training_loss
 from mysmartloss import BregmanProximal
 from support import parallel
 from tasks import TASKS
 from tiny_bert import tiny_batch, tiny_model
-from training import TERMS, Learner, forward_passes
+from training import Learner, forward_passes
 
 SST = TASKS["sst"]
 BATCH = tiny_batch("sst")
@@ -134,7 +135,7 @@ def test_the_rounding_floor_is_taken_at_a_delta_that_rounding_hides(monkeypatch,
 
 def test_the_passes_of_a_step_cannot_be_changed():
     """Guards against a term of the loss that changes what the terms after it see."""
-    passes = training.Passes(*[None] * len(dataclasses.fields(training.Passes)))
+    passes = losses.Passes(*[None] * len(dataclasses.fields(losses.Passes)))
     with pytest.raises(dataclasses.FrozenInstanceError):
         passes.embeddings = torch.zeros(1)
 
@@ -148,13 +149,16 @@ def test_the_passes_of_a_step_cannot_be_changed():
         ({"use_smart": True, "bregman_weight": 0.0, "smart_steps": 3}, 12),
         ({"use_smart": True, "smart_steps": 1}, 9),
         ({"rdrop_weight": 1.0}, 6),
+        ({"use_smart": True, "bregman_weight": 0.0, "adversary": "freelb", "smart_steps": 2}, 10),
+        ({"contrastive_weight": 1.0}, 6),
     ],
 )
 def test_the_price_of_a_step_by_hand(settings, passes):
     """Guards against a run whose announced cost is not what it does.
 
     A backward pass is two forward passes, one where only the input's gradient is wanted. A plain step is
-    1 + 2, R_s 1 + 2 and a step of its ascent 1 + 1, the teacher 1, R-Drop's second pass 1 + 2.
+    1 + 2, R_s 1 + 2 and a step of its ascent 1 + 1, the teacher 1, R-Drop's second pass 1 + 2. FreeLB has two
+    passes, each 1 + 2, and between them a backward pass to the embeddings, 1. The contrastive pass is 1 + 2.
     """
-    assert forward_passes(TrainConfig(**settings), "sst") == passes
-    assert set(TERMS) == {"smart", "bregman", "rdrop"}
+    assert forward_passes(TrainConfig(**settings), "para") == passes
+    assert set(TERMS) == {"smart", "bregman", "rdrop", "contrastive"}

@@ -45,7 +45,7 @@ def test_the_longest_plan(tokenizer, monkeypatch):
     loaders = loaders_of(tokenizer, {"sst": 48})
     settings = {"tasks": ("sst",), "steps_per_epoch": 4}
     plan = plan_steps(TrainConfig(**settings, epochs=3), loaders)
-    assert plan.steps == [("sst", k) for k in range(12)] and plan.warmup == 1
+    assert plan.steps == [(("sst", k),) for k in range(12)] and plan.warmup == 1
     with pytest.raises(UserError, match="more than 12 steps"):
         plan_steps(TrainConfig(**settings, epochs=4), loaders)
     with pytest.raises(UserError, match="with 6 steps each"):
