@@ -55,13 +55,13 @@ DIES = """
 import os, signal, sys
 sys.path.insert(0, {project!r})
 import multitask_classifier as program
-whole, steps = program.Learner.step, []
+whole, steps = program.Learner.joint_step, []
 def step(*arguments, **named):
     steps.append(1)
     if len(steps) == 6 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(*arguments, **named)
-program.Learner.step = step
+program.Learner.joint_step = step
 sys.exit(program.main())
 """
 

@@ -175,6 +175,7 @@ def test_a_signal_outside_the_loop_is_one_line(tmp_path, number):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup ignores it
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)

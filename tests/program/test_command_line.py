@@ -36,8 +36,6 @@ from helpers import SAMPLE, run_program
         ("--bregman_weight -1", "--bregman_weight"),
         ("--bregman_beta 1", "--bregman_beta"),
         ("--bregman_beta slow", "--bregman_beta"),
-        ("--keep teacher", "--keep"),
-        ("--use_smart --keep teacher --bregman_weight cfimdb=1", "--keep"),
         ("--resume", "--resume"),
         ("--seed -1", "--seed"),
         ("--max_length 600", "--max_length"),
@@ -91,8 +89,8 @@ HINTS = {
     "--zzz": "unknown flag --zzz; --help lists all flags",
     "use_smart": "'use_smart' belongs to no flag; did you mean --use_smart?",
     "--resume twice": "'twice' belongs to no flag; --help lists all flags",
-    "--schedule interleavd": "--schedule interleavd: must be one of interleaved, sequential; did you mean"
-    " interleaved?",
+    "--schedule interleavd": "--schedule interleavd: must be one of interleaved, sequential, proportional,"
+    " annealed, joint; did you mean interleaved?",
     "--precision BF16": "--precision BF16: must be one of fp32, bf16, fp16; did you mean bf16?",
     "--pooling zzz": "--pooling zzz: must be one of mean, cls",
     "--tasks quora": f"--tasks quora: there is no task 'quora'; did you mean para? {TASK_LIST}",
