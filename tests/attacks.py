@@ -60,6 +60,7 @@ def fuzzed(what: str, file: str) -> Attack:
 
 ATTACKS = {
     "kills": killed("runs killed at a random moment, half of them within a save", "--kills 20"),
+    "mixing": killed("the same with an annealed schedule and texts without labels", "--kills 20 --mixing"),
     "chains": killed(
         "runs killed 3 or 4 times, checkpoints damaged in between; plain, SMART; fp32, bf16", "--chains 20"
     ),

@@ -128,6 +128,21 @@ def test_a_step_of_one_task_is_as_before():
         assert torch.equal(mine, theirs)
 
 
+def test_a_batch_that_is_half_full_counts_half():
+    """Guards against --max_tokens whose long rows count more than the short ones."""
+    norms = []
+    for fullness in (1.0, 0.5):
+        learner = learner_of()
+        batch = dataclasses.replace(tiny_batch("sst"), fullness=fullness)
+        losses = learner.step(TASKS["sst"], batch, 1e-3, 0.0)
+        norms.append(losses["grad_norm"].item())
+        alone = training_loss(tiny_model().eval(), TASKS["sst"], tiny_batch("sst"), TrainConfig(**PLAIN))
+        assert losses["task"].item() == pytest.approx(
+            alone["task"].item()
+        )  # the log has the mean of the rows
+    assert norms[1] == pytest.approx(norms[0] / 2)
+
+
 def test_one_infinite_loss_stops_the_whole_step():
     """Guards against an update from the other tasks, while the log says that the batch was left out."""
     learner = learner_of()

@@ -203,7 +203,11 @@ def test_a_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch, capsys
 
 @pytest.mark.parametrize(
     ("task", "metric", "floor", "extra"),
-    [("sst", "accuracy", 0.3, ["--use_smart"]), ("para", "accuracy", 0.65, []), ("sts", "pearson", 0.5, [])],
+    [
+        pytest.param("sst", "accuracy", 0.3, ["--use_smart"], marks=pytest.mark.slow),
+        pytest.param("para", "accuracy", 0.65, [], marks=pytest.mark.slow),
+        ("sts", "pearson", 0.5, []),
+    ],
 )
 def test_real_data_is_learned(course_data, tmp_path, task, metric, floor, extra):
     """Guards against a pipeline that runs to its end and learns nothing:
