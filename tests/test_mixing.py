@@ -38,6 +38,12 @@ def test_tasks_that_agree_are_added():
     assert combined.tolist() == [2.0, 3.0] and conflicts.tolist() == [0.0, 0.0, 0.0]
 
 
+def test_conflicts_are_shares_of_the_others():
+    """Guards against counts where shares are said. The first conflicts with one of the two others."""
+    _, conflicts = pcgrad(torch.tensor([[1.0, 0.0], [-1.0, 1.0], [1.0, 2.0]]), [[1, 2], [2, 0], [0, 1]])
+    assert conflicts.tolist() == [0.5, 0.5, 0.0]
+
+
 def test_a_task_without_a_gradient_changes_nothing():
     """Guards against a division by zero."""
     combined, _ = pcgrad(torch.tensor([[0.0, 0.0], [-1.0, 1.0]]), [[1], [0]])
