@@ -297,8 +297,7 @@ def training_loss(
     """The loss of one batch by its parts, scalars: `task` (L), each term that is on, the weighted `total`.
 
     With SMART the total is F = L + λ_s R_s + μ D_Breg, of a batch without labels λ_s R_s + μ D_Breg. With
-    `measure`, what the ascent achieved is there, too
-    (one more forward pass; see `SMARTLoss.evidence`).
+    `measure`, what the ascent achieved is there, too (one more forward pass; see `SMARTLoss.evidence`).
     """
     generator = mysmartloss.generator_state(batch.input_ids.device)
     weights = config.weights(UNLABELLED if batch.labels is None else task.name)

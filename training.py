@@ -1,7 +1,7 @@
 """The plan of a run, the learner's step, and what a run says about itself beforehand.
 
     plan_steps ─> for each step a task and a batch
-    Learner.step: TrainingLoss(batch) ─> {task, smart, bregman, ..., total} ─ backward, clip, AdamW, teacher
+    Learner.joint_step: TrainingLoss(batch) ─> {task, smart, ..., total} ─ backward, clip, AdamW, teacher
 
 Knows modules and numbers, not the model's class. B batch, T tokens, H hidden, C outputs.
 """
@@ -499,7 +499,7 @@ def warn_of_terms_without_effect(
     for name in dict(first_losses):
         for term, weight in config.weights(name).items():
             steps = [losses for task, losses in first_losses if task == name]
-            added = weight * sum(float(losses[term]) for losses in steps)
+            added = abs(weight * sum(float(losses[term]) for losses in steps))
             if added < 1e-6 * abs(sum(float(losses.get("task", 1.0)) for losses in steps)):
                 dead.add((term, name))
     if dead:
