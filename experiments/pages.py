@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments import precision, readme, smart, sweep, table1, toy
+from experiments import mixing, precision, readme, smart, sweep, table1, toy, unlabelled
 from experiments.runner import HERE
 
 ROOT = HERE.parent
@@ -20,6 +20,8 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "tuning": lambda: smart.tuning_table(STUDY.tuning),
         "comparison": lambda: smart.table(STUDY.comparison),
         "precision": lambda: precision.table(precision.QUESTION),
+        "mixing": lambda: mixing.table(mixing.QUESTION),
+        "unlabelled": lambda: smart.table(unlabelled.STUDY.comparison, unlabelled.JUDGED),
         "toy": lambda: toy.table(toy.kept_lines()),
         "sweep": lambda: sweep.table(sweep.kept_scores()),
     },

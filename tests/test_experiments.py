@@ -1,5 +1,6 @@
 """The runner of the experiments: rows drawn by the seed, grids that are broken off, paired statistics."""
 
+import dataclasses
 import json
 import math
 
@@ -7,14 +8,16 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from datasets import read_examples
+from config import TrainConfig, parse_arguments
+from datasets import read_examples, read_unlabelled
 from evaluation import accuracy
-from experiments import precision, runner, smart, table1, toy
+from experiments import mixing, precision, runner, smart, table1, toy, unlabelled
 from experiments.inference import bootstrap, over_rows, paired, permutation_p, seeds_needed, verdict
 from experiments.runner import Question, Run, draw_rows, run_grid
 from helpers import SAMPLE
 from support.errors import UserError
 from tasks import TASKS
+from training import forward_passes
 
 
 @pytest.mark.parametrize("task", ["sst", "para", "sts"])
@@ -28,12 +31,25 @@ def test_a_seed_draws_the_rows(tmp_path, task):
     assert len(drawn) == len(set(drawn)) == 30 and set(drawn) <= everything and set(drawn) != set(other)
 
 
+@pytest.mark.parametrize("task", ["sst", "para"])
+def test_the_rows_without_labels_are_the_others(tmp_path, task):
+    """Guards against labelled rows among the unlabelled ones, and against rows that are in neither file."""
+    drawn = read_examples(draw_rows(task, 30, 1, SAMPLE, tmp_path), TASKS[task])
+    others = read_unlabelled(draw_rows(task, 30, 1, SAMPLE, tmp_path, others=True), TASKS[task])
+    everything = read_examples(SAMPLE / TASKS[task].filename("train"), TASKS[task])
+    assert {example.label for example in others} == {None}
+    assert not {example.id for example in drawn} & {example.id for example in others}
+    assert {example.texts for example in [*drawn, *others]} == {example.texts for example in everything}
+
+
 def grid_of(encoder: str) -> list[Run]:
+    """Plain, SMART with texts without labels, and two epochs, of which the last step's weights are scored."""
     flags = ("--model_name_or_path", encoder, "--batch_size", "4", "--precision", "fp32")
-    return [Run(arm, ("sst",), 7, (*flags, *more), steps=4, train_rows=20) for arm, more in ARMS.items()]
+    runs = [Run(arm, ("sst",), 7, (*flags, *more), steps=4, train_rows=20) for arm, more in ARMS.items()]
+    return [runs[0], dataclasses.replace(runs[1], unlabelled="sst"), dataclasses.replace(runs[2], epochs=2)]
 
 
-ARMS = {"plain": (), "SMART": ("--use_smart",)}
+ARMS = {"plain": (), "SMART": ("--use_smart",), "annealed": ("--schedule", "annealed")}
 CLOCK = ("seconds", "commit")
 
 
@@ -61,7 +77,7 @@ def test_a_grid_that_is_broken_off_gives_the_same_lines(tmp_path, encoder, monke
     assert [line["arm"] for line in broken.lines()] == ["plain"]
     monkeypatch.setattr(runner, "dev_outcome", real)
     run_grid(broken, grid, SAMPLE, tmp_path / "work2")
-    assert without_clock(broken) == without_clock(whole) and len(broken.lines()) == 2
+    assert without_clock(broken) == without_clock(whole) and len(broken.lines()) == 3
     for run in grid:
         with np.load(broken.predictions(run)) as ours, np.load(whole.predictions(run)) as theirs:
             assert np.array_equal(ours["sst"], theirs["sst"]) and len(ours["sst"]) == 50
@@ -267,3 +283,53 @@ def test_the_toy_gives_its_committed_lines():
     for name, weight in toy.WEIGHTS.items():
         assert toy.measure(toy.train(weight)) == pytest.approx(kept[name], abs=0.02)
     assert kept["with R_s"]["changed"] < kept["plain"]["changed"]
+
+
+# ------------------------------------------------------------------------------ mixing, texts without labels
+
+
+def test_texts_without_labels_have_a_rival_of_equal_cost(tmp_path):
+    """Guards against a comparison with a plain training that had fewer passes, or fewer tries."""
+    assert [len(side) for side in unlabelled.SETTINGS.values()] == [9, 9]
+    plain, ours = (side[-1] for side in unlabelled.SETTINGS.values())
+    with_terms = TrainConfig(tasks=("sst",), use_smart=True, unlabelled_file="x")
+    costs = [forward_passes(with_terms, source) for source in with_terms.sources]
+    assert plain.steps * forward_passes(TrainConfig(), "sst") == ours.steps * sum(costs) / len(costs)
+    assert ours.unlabelled == "sst" and not plain.unlabelled and ours.train_rows == plain.train_rows == 250
+    with pytest.raises(UserError, match="no winners yet"):
+        unlabelled.comparison_grid(tmp_path / "winners.json")
+    winners = {side: runs[0].arm for side, runs in unlabelled.SETTINGS.items()}
+    (tmp_path / "winners.json").write_text(json.dumps(winners))
+    grid = unlabelled.comparison_grid(tmp_path / "winners.json")
+    assert [run.arm for run in grid[:4]] == ["plain", unlabelled.JUDGED] * 2 and len(grid) == 60
+    assert not {run.seed for run in grid} & {run.seed for run in unlabelled.tuning_grid()}
+
+
+def test_every_way_of_mixing_sees_as_many_batches():
+    """Guards against an arm that trains longer than the default. A joint step has a batch of each task."""
+    for run in mixing.GRID:
+        assert run.steps * (3 if run.arm.startswith("joint") else 1) == 1500 and run.epochs == 2
+        TrainConfig(tasks=run.tasks, **flags_of(run))  # no flag is refused
+    assert len({run.name for run in mixing.GRID}) == len(mixing.GRID)
+
+
+def flags_of(run: Run) -> dict:
+    config, given = parse_arguments([*run.flags, "--tasks", ",".join(run.tasks)])
+    return {name: getattr(config, name) for name in given - {"tasks"}}
+
+
+def test_the_table_of_mixing_by_hand(tmp_path):
+    """Guards against differences from other seeds, or in the wrong unit."""
+    question = Question("mixing", tmp_path)
+
+    def line(arm, seed, sst):
+        dev = {"sst": {"accuracy": sst}, "para": {"accuracy": 0.8}, "sts": {"pearson": 0.9}}
+        shared = {"precision": "bf16", "processor": "x", "commit": "c", "seconds": 60}
+        return json.dumps({"arm": arm, "seed": seed, "dev": dev} | shared)
+
+    default = next(iter(mixing.ARMS))
+    lines = [line(default, 0, 0.40), line(default, 1, 0.44), line("joint", 1, 0.45)]
+    question.file.write_text("\n".join(lines) + "\n")
+    rows = mixing.table(question).splitlines()
+    assert rows[2] == f"| {default} | 0.420 | 0.800 | 0.900 | 2 | 1 |"
+    assert "| joint | 0.450 (+1.0) | 0.800 (+0.0) | 0.900 (+0.0) | 1 | 1 |" in rows
