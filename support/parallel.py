@@ -25,7 +25,10 @@ Value = TypeVar("Value")
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Inside the block, the processes of `torchrun` are connected. Only process 0 prints and logs."""
+    """Inside the block, the processes of `torchrun` are connected. Only process 0 prints and logs.
+
+    They leave it together: one that ended while process 0 was writing could end the whole run.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
@@ -35,6 +38,7 @@ def process_group() -> Iterator[None]:
         logging.disable(logging.WARNING if rank() else logging.NOTSET)
         try:
             yield
+            wait_for_all()
         finally:
             dist.destroy_process_group()
 
