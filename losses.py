@@ -57,11 +57,13 @@ class Term(NamedTuple):
 
     cost: forward passes of a step (a backward pass is 2, or 1 where only the input's gradient is wanted).
     advice: the flags to raise where the term has no measurable effect. function: -> the term, a scalar.
+    kept: how many of its passes wait for the backward pass, where its cost has such.
     """
 
     cost: Callable[[TrainConfig], int]
     advice: str
     function: Callable[[Passes], Tensor]
+    kept: Callable[[TrainConfig], int] = lambda config: 1
 
 
 def smart_term(passes: Passes) -> Tensor:
@@ -183,7 +185,12 @@ def adversarial_cost(config: TrainConfig) -> int:
 
 
 TERMS = {
-    "smart": Term(adversarial_cost, "--smart_epsilon or --smart_step_size", adversarial_term),
+    "smart": Term(
+        adversarial_cost,
+        "--smart_epsilon or --smart_step_size",
+        adversarial_term,
+        kept=lambda config: config.smart_steps if config.adversary == "freelb" else 1,
+    ),
     "bregman": Term(lambda config: 1, "--bregman_weight or --bregman_beta", bregman_term),
     "rdrop": Term(lambda config: 3, "--rdrop_weight", rdrop_term),
     "contrastive": Term(lambda config: 3, "--contrastive_weight", contrastive_term),

@@ -165,29 +165,31 @@ class Learner:
         # the same order in every process
         random = np.random.default_rng(seed)
         others = [[j for j in range(len(of_tasks)) if j != i] for i in range(len(of_tasks))]
-        combined, conflicts = pcgrad(torch.stack(of_tasks), [list(random.permutation(js)) for js in others])
+        combined, conflicts = pcgrad(of_tasks, [list(random.permutation(js)) for js in others])
         sizes = [parameter.numel() for parameter in self.parameters]
         for parameter, gradient in zip(self.parameters, combined.split(sizes), strict=True):
             parameter.grad = gradient.view_as(parameter)
         return conflicts
 
 
-def pcgrad(gradients: Tensor, orders: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def pcgrad(gradients: Sequence[Tensor] | Tensor, orders: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Gradient surgery (Yu et al. 2020, arXiv 2001.06782, Algorithm 1).
 
-    gradients: (K,P), a row for each task. orders: for each task the others, in the order in which they are
-    looked at; the algorithm draws it. Returns the combined gradient (P,), and for each task the share of the
-    other tasks whose gradients conflict with its own (K,).
+    gradients: of each of K tasks (P,). orders: for each task the others, in the order in which they are
+    looked at; the algorithm draws it. Returns the combined gradient (P,), and for each task the share of the other
+    tasks whose gradients conflict with its own (K,).
     """
-    combined = gradients.clone()  # line 2: g_i^PC ← g_i
-    for i, order in enumerate(orders):  # line 3
+    combined = torch.zeros_like(gradients[0])
+    conflicts = []
+    for gradient, order in zip(gradients, orders, strict=True):  # line 3
+        projected = gradient.clone()  # line 2: g_i^PC ← g_i
         for j in order:  # line 4: j ≠ i in random order
-            against = combined[i] @ gradients[j]
             # lines 5 to 7: where g_i^PC · g_j < 0, take away the part of g_i^PC along g_j
-            size = gradients[j].square().sum().clamp_min(torch.finfo(gradients.dtype).tiny)
-            combined[i] -= against.clamp_max(0) / size * gradients[j]
-    conflicts = (gradients @ gradients.T < 0).sum(1) / max(1, len(gradients) - 1)
-    return combined.sum(0), conflicts  # line 10: Δθ = Σ g_i^PC
+            size = gradients[j].square().sum().clamp_min(torch.finfo(gradient.dtype).tiny)
+            projected -= (projected @ gradients[j]).clamp_max(0) / size * gradients[j]
+        combined += projected  # line 10: Δθ = Σ g_i^PC
+        conflicts.append(torch.stack([gradient @ gradients[j] < 0 for j in order]).float().mean())
+    return combined, torch.stack(conflicts)
 
 
 def check_compiled(model: nn.Module, config: TrainConfig) -> None:
@@ -301,6 +303,8 @@ def memory_price(
         evaluation,
         passes=max(passes_kept(config, name, frozen) for name in config.sources),
         teacher=config.has_teacher,
+        # PCGrad holds every task's, the sum, and one that is being projected
+        gradients=len(config.sources) + 2 if config.gradient_surgery == "pcgrad" else 1,
         narrow=config.precision != "fp32",
         fused=next(model.parameters()).device.type != "cpu",
     )
@@ -312,8 +316,9 @@ def passes_kept(config: TrainConfig, task: str, frozen: bool) -> int:
     They are those of the clean pass and of each term that goes backward through its own pass, which costs 3
     or more. Of a frozen encoder only the ascent keeps any.
     """
-    others = [name for name in config.weights(task) if TERMS[name].cost(config) >= 3]
-    return min(1, len(others)) if frozen else 1 + len(others)
+    terms = [TERMS[name] for name in config.weights(task)]
+    others = [term.kept(config) for term in terms if term.cost(config) >= 3]
+    return max(others, default=0) if frozen else 1 + sum(others)
 
 
 def check_memory(

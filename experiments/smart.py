@@ -50,10 +50,10 @@ PRECISION = ("--precision", "bf16")
 PRIMARY = ("plain", "SMART")
 
 
-def plain(passes: int, lr: float) -> Run:
-    """A plain training, by how often it sees each row and its learning rate."""
+def plain(passes: int, lr: float, rows: int = ROWS) -> Run:
+    """A plain training on so many rows, by how often it sees each and its learning rate."""
     flags = ("--lr", f"{lr:g}", *PRECISION)
-    return Run(f"plain {passes} passes lr {lr:g}", (TASK,), 0, flags, passes * PASS, ROWS)
+    return Run(f"plain {passes} passes lr {lr:g}", (TASK,), 0, flags, passes * -(-rows // 32), rows)
 
 
 def smart(weight: float, epsilon: float) -> Run:
@@ -86,18 +86,23 @@ def study_in(folder: Path) -> Study:
 # --------------------------------------------------------------------------------------------- runs
 
 
-def tuning_grid() -> list[Run]:
+def tuning_grid(sides: Mapping[str, list[Run]] = SETTINGS, seeds: Iterable[int] = TUNING_SEEDS) -> list[Run]:
     """Every setting of both sides, seed by seed."""
-    settings = [run for side in SETTINGS.values() for run in side]
-    return [replace(run, seed=seed) for seed in TUNING_SEEDS for run in settings]
+    settings = [run for side in sides.values() for run in side]
+    return [replace(run, seed=seed) for seed in seeds for run in settings]
+
+
+def chosen_winners(winners: Path, sides: Mapping[str, list[Run]] = SETTINGS) -> dict[str, Run]:
+    """The winning run of each side. Raises UserError if there is no such file."""
+    if not winners.exists():
+        raise UserError(f"{winners}: no winners yet; the same command with `winners` chooses them")
+    chosen = json.loads(winners.read_text(encoding="utf-8"))
+    return {side: next(run for run in runs if run.arm == chosen[side]) for side, runs in sides.items()}
 
 
 def comparison_grid(winners: Path) -> list[Run]:
     """The winners, and after them what is exploratory at their settings. Raises UserError without winners."""
-    if not winners.exists():
-        raise UserError(f"{winners}: no winners yet; `python -m experiments.smart winners` chooses them")
-    chosen = json.loads(winners.read_text(encoding="utf-8"))
-    best = {side: next(run for run in SETTINGS[side] if run.arm == chosen[side]) for side in SETTINGS}
+    best = chosen_winners(winners)
     flags = best["SMART"].flags
     arms = {
         "plain": best["plain"],

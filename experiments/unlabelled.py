@@ -10,16 +10,24 @@ alone, a batch of them after each labelled batch. The rival is the best plain tr
 many passes can buy. The rule of the verdict is that of experiments/smart.py, fixed before seed 200 is run.
 """
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from experiments.runner import HERE, Question, Run, chosen_runs, guarded, parser_of, run_grid
-from experiments.smart import Study, check_committed, choose_winners, table, tuning_table
-from support.errors import UserError
+from experiments.smart import (
+    PRECISION,
+    TASK,
+    Study,
+    check_committed,
+    choose_winners,
+    chosen_winners,
+    plain,
+    table,
+    tuning_grid,
+    tuning_table,
+)
 
-TASK = "sst"
 ROWS = 250
 PASS = 8  # steps of 32 rows for one pass over 250 rows
 LABELLED_STEPS = 12 * PASS
@@ -28,13 +36,6 @@ EQUAL_COST_PASSES = 2 * 12 * 9 // 3
 TUNING_SEEDS = range(100, 103)
 SEEDS = range(200, 220)
 JUDGED = "SMART, texts without labels"
-PRECISION = ("--precision", "bf16")
-
-
-def plain(passes: int, lr: float) -> Run:
-    """Plain training on the labelled rows, by how often it sees each and its learning rate."""
-    flags = ("--lr", f"{lr:g}", *PRECISION)
-    return Run(f"plain {passes} passes lr {lr:g}", (TASK,), 0, flags, passes * PASS, ROWS)
 
 
 def unlabelled(weight: float, epsilon: float) -> Run:
@@ -46,7 +47,7 @@ def unlabelled(weight: float, epsilon: float) -> Run:
 
 
 SETTINGS = {
-    "plain": [plain(passes, lr) for passes in (12, 24, EQUAL_COST_PASSES) for lr in (5e-5, 1e-4, 2e-4)],
+    "plain": [plain(passes, lr, ROWS) for passes in (12, 24, EQUAL_COST_PASSES) for lr in (5e-5, 1e-4, 2e-4)],
     JUDGED: [unlabelled(weight, epsilon) for weight in (1, 3, 10) for epsilon in (0.02, 0.1, 0.5)],
 }
 STUDY = Study(
@@ -54,21 +55,12 @@ STUDY = Study(
 )
 
 
-def tuning_grid() -> list[Run]:
-    """Every setting of both sides, seed by seed."""
-    settings = [run for side in SETTINGS.values() for run in side]
-    return [replace(run, seed=seed) for seed in TUNING_SEEDS for run in settings]
-
-
 def comparison_grid(winners: Path) -> list[Run]:
     """The winners of both sides; exploratory: SMART's winner on the labelled rows alone.
 
     Raises UserError without winners.
     """
-    if not winners.exists():
-        raise UserError(f"{winners}: no winners yet; `python -m experiments.unlabelled winners` chooses them")
-    chosen = json.loads(winners.read_text(encoding="utf-8"))
-    best = {side: next(run for run in SETTINGS[side] if run.arm == chosen[side]) for side in SETTINGS}
+    best = chosen_winners(winners, SETTINGS)
     arms = {
         "plain": best["plain"],
         JUDGED: best[JUDGED],
@@ -90,7 +82,12 @@ def main() -> int:
 
     def run() -> None:
         if options.what == "tuning":
-            run_grid(STUDY.tuning, chosen_runs(options, tuning_grid()), options.data_dir, options.work_dir)
+            run_grid(
+                STUDY.tuning,
+                chosen_runs(options, tuning_grid(SETTINGS, TUNING_SEEDS)),
+                options.data_dir,
+                options.work_dir,
+            )
         elif options.what == "winners":
             choose_winners(STUDY, TUNING_SEEDS, SETTINGS)
         elif options.what == "comparison":

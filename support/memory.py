@@ -85,10 +85,12 @@ def price(
     teacher: bool,
     narrow: bool,
     fused: bool,
+    gradients: int = 1,
 ) -> Price:
     """The price of training on batches of (rows, tokens), and of evaluating the largest batch of dev.
 
-    passes: how many forward passes wait for the backward pass at the same time.
+    passes: how many forward passes wait for the backward pass at the same time. gradients: how many copies of
+    the model's gradient are held.
     """
     kept = passes * encoder.layers * kept_by_layer(encoder, *batch, narrow, fused)
     embeddings = 4 * 4 * encoder.hidden * batch[0] * batch[1]  # sum, mask, output, δ
@@ -98,7 +100,7 @@ def price(
     scoring = HOLES * (by_layer + workspace(encoder, *evaluation, narrow, fused=True))
     return Price(
         weights=4 * encoder.parameters,
-        gradients=4 * encoder.trained,
+        gradients=4 * encoder.trained * gradients,
         moments=8 * encoder.trained,
         teacher=4 * encoder.parameters * teacher,
         activations=round(max(training, scoring)),

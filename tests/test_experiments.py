@@ -302,7 +302,9 @@ def test_texts_without_labels_have_a_rival_of_equal_cost(tmp_path):
     (tmp_path / "winners.json").write_text(json.dumps(winners))
     grid = unlabelled.comparison_grid(tmp_path / "winners.json")
     assert [run.arm for run in grid[:4]] == ["plain", unlabelled.JUDGED] * 2 and len(grid) == 60
-    assert not {run.seed for run in grid} & {run.seed for run in unlabelled.tuning_grid()}
+    assert not {run.seed for run in grid} & {
+        run.seed for run in smart.tuning_grid(unlabelled.SETTINGS, unlabelled.TUNING_SEEDS)
+    }
 
 
 def test_every_way_of_mixing_sees_as_many_batches():

@@ -19,7 +19,7 @@ from mysmartloss import BregmanProximal
 from support import parallel
 from tasks import TASKS
 from tiny_bert import tiny_batch, tiny_model
-from training import Learner, forward_passes
+from training import Learner, forward_passes, memory_price, passes_kept
 
 SST = TASKS["sst"]
 BATCH = tiny_batch("sst")
@@ -162,3 +162,19 @@ def test_the_price_of_a_step_by_hand(settings, passes):
     """
     assert forward_passes(TrainConfig(**settings), "para") == passes
     assert set(TERMS) == {"smart", "bregman", "rdrop", "contrastive"}
+
+
+def test_freelb_keeps_the_activations_of_every_move():
+    """Guards against a run that is priced for one pass and killed for memory: K passes go backward at once."""
+    freelb = {"use_smart": True, "adversary": "freelb", "smart_steps": 3, "bregman_weight": 0.0}
+    assert passes_kept(TrainConfig(**freelb), "sst", frozen=False) == 4  # with the clean pass
+    assert passes_kept(TrainConfig(use_smart=True, smart_steps=3), "sst", frozen=False) == 2
+
+
+def test_pcgrad_is_priced_with_every_tasks_gradient():
+    """Guards against a step with many gradients of the model that is priced for one. By hand: 3 + 2."""
+    model = tiny_model()
+    joint = TrainConfig(precision="fp32", schedule="joint")
+    surgery = dataclasses.replace(joint, gradient_surgery="pcgrad")
+    prices = [memory_price(model, config, (4, 7), (4, 7)).gradients for config in (joint, surgery)]
+    assert prices[1] == 5 * prices[0]
