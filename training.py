@@ -176,8 +176,8 @@ def pcgrad(gradients: Sequence[Tensor] | Tensor, orders: Sequence[Sequence[int]]
     """Gradient surgery (Yu et al. 2020, arXiv 2001.06782, Algorithm 1).
 
     gradients: of each of K tasks (P,). orders: for each task the others, in the order in which they are
-    looked at; the algorithm draws it. Returns the combined gradient (P,), and for each task the share of the other
-    tasks whose gradients conflict with its own (K,).
+    looked at; the algorithm draws it. Returns the combined gradient (P,), and for each task the share of the
+    other tasks whose gradients conflict with its own (K,).
     """
     combined = torch.zeros_like(gradients[0])
     conflicts = []

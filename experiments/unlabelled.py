@@ -82,12 +82,8 @@ def main() -> int:
 
     def run() -> None:
         if options.what == "tuning":
-            run_grid(
-                STUDY.tuning,
-                chosen_runs(options, tuning_grid(SETTINGS, TUNING_SEEDS)),
-                options.data_dir,
-                options.work_dir,
-            )
+            grid = chosen_runs(options, tuning_grid(SETTINGS, TUNING_SEEDS))
+            run_grid(STUDY.tuning, grid, options.data_dir, options.work_dir)
         elif options.what == "winners":
             choose_winners(STUDY, TUNING_SEEDS, SETTINGS)
         elif options.what == "comparison":

@@ -165,7 +165,7 @@ def test_the_price_of_a_step_by_hand(settings, passes):
 
 
 def test_freelb_keeps_the_activations_of_every_move():
-    """Guards against a run that is priced for one pass and killed for memory: K passes go backward at once."""
+    """Guards against a run that is priced for one pass and killed for memory: K go backward at once."""
     freelb = {"use_smart": True, "adversary": "freelb", "smart_steps": 3, "bregman_weight": 0.0}
     assert passes_kept(TrainConfig(**freelb), "sst", frozen=False) == 4  # with the clean pass
     assert passes_kept(TrainConfig(use_smart=True, smart_steps=3), "sst", frozen=False) == 2
