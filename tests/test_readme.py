@@ -21,6 +21,7 @@ from tasks import TASKS
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
+    "docs/colab.md",
     "docs/course.md",
     "docs/gpus.md",
     "experiments/README.md",

@@ -1,23 +1,185 @@
-"""The notebook's commands and its plot."""
+"""The notebook, run cell by cell in a kernel of its own."""
 
 import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
 
 from config import parse_arguments
-from helpers import ROOT
+from helpers import ROOT, SAMPLE
+from tiny_bert import tiny_encoder
+
+GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@example.org")
+# what the notebook uses of Colab's own package: Drive is a folder, an upload is the sample
+COLAB = """
+from pathlib import Path
+from types import SimpleNamespace
+
+def mount(folder):
+    Path(folder, "MyDrive").mkdir(parents=True, exist_ok=True)
+
+def upload():
+    return {{path.name: path.read_bytes() for path in Path({sample!r}).glob("*.csv")}}
+
+drive = SimpleNamespace(mount=mount)
+files = SimpleNamespace(upload=upload, download=lambda path: print("downloaded", Path(path).name))
+"""
 
 
-def test_the_notebooks_commands_are_right(sample_run, monkeypatch, capsys):
-    """Guards against a notebook with flags that the program no longer has,
-    or a plot that cannot read the log."""
-    cells = json.loads((ROOT / "colab.ipynb").read_text(encoding="utf-8"))["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    commands = [line for text in code for line in text.splitlines() if "multitask_classifier.py" in line]
-    assert len(commands) == 4
-    for command in commands:
-        parse_arguments(command.split()[2:])
-    (tests,) = [word for text in code for word in text.split() if word.startswith("tests/")]
-    assert (ROOT / tests).exists()
-    (plot,) = [text for text in code if "matplotlib" in text]
-    monkeypatch.setenv("MPLBACKEND", "Agg")
-    exec(plot.replace('"runs/plain"', repr(str(sample_run))), {})
-    assert '"accuracy"' in capsys.readouterr().out.replace("'", '"')
+def notebook(cells: int | None = None, content: Path | None = None, **form: object):
+    """The notebook, or its first code cells, with these values in its forms.
+
+    content: the folder that is Colab's /content.
+    """
+    book = nbformat.read(ROOT / "colab.ipynb", as_version=4)
+    book.cells = [cell for cell in book.cells if cell.cell_type == "code"][:cells]
+    for cell in book.cells:
+        cell.source = cell.source.replace('"/content', f'"{content}')
+        for name in list(form):
+            line = re.compile(rf"^{name} = .+?(?=  # @param)", re.MULTILINE)
+            if line.search(cell.source):
+                value = form.pop(name)
+                cell.source = line.sub(lambda _, name=name, value=value: f"{name} = {value!r}", cell.source)
+    assert not form, f"no such fields: {', '.join(form)}"
+    return book
+
+
+def client(book, folder: Path, **settings) -> NotebookClient:
+    return NotebookClient(book, timeout=300, resources={"metadata": {"path": str(folder)}}, **settings)
+
+
+def text(cell) -> str:
+    """What a cell printed, and the text of what it displayed or raised."""
+    outputs = [
+        output.get("text") or output.get("evalue") or output.get("data", {}).get("text/plain", "")
+        for output in cell.outputs
+    ]
+    return "\n".join(outputs)
+
+
+def kinds(cell) -> list[str]:
+    """The types of what a cell displayed."""
+    return [kind for output in cell.outputs for kind in output.get("data", {})]
+
+
+@pytest.fixture
+def repository(tmp_path) -> Path:
+    """A git repository with the project as it is here."""
+    folder = tmp_path / "origin"
+    left_out = (".*", "runs", "predictions", "pictures", "__pycache__", "*.jsonl")
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*left_out))
+    for words in (("init", "-q"), ("add", "-A"), ("commit", "-qm", "all")):
+        subprocess.run([*GIT, *words], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture
+def on_colab(tmp_path, monkeypatch) -> Path:
+    """The kernel finds Colab's package. Returns the folder that stands for /content."""
+    package = tmp_path / "packages" / "google" / "colab"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(COLAB.format(sample=str(SAMPLE)))
+    monkeypatch.setenv("PYTHONPATH", str(package.parent.parent))
+    content = tmp_path / "content"
+    content.mkdir()
+    return content
+
+
+def test_all_cells_run_on_the_sample(repository, tmp_path, no_course_data):
+    """Guards against a notebook that fails in the middle: a flag that is gone, a log it cannot draw, a report
+    that is not shown, an answer without its probabilities."""
+    here = tmp_path / "here"
+    here.mkdir()
+    book = notebook(repository=str(repository), epochs=1, max_train_samples=32)
+    client(book, here).execute()
+    get, data, train, report, ask, compare, submit, tests = book.cells
+    assert f"project: {here}/smart-bert" in text(get)
+    assert "smart-bert/data/sample: ids-sst-dev.csv" in text(data)
+    assert "--use_smart" in text(train) and "dev after epoch 1/1" in text(train)
+    assert "image/png" in kinds(train)
+    assert "<iframe srcdoc=" in str(report.outputs) and "SMART" in str(report.outputs)
+    assert re.match(r"sst: (very )?(negative|neutral|positive)\n", text(ask)) and "image/png" in kinds(ask)
+    assert re.search(r"smart +sst 0\.\d{3}   para 0\.\d{3}   sts -?0\.\d{3}", text(compare))
+    assert "cs224n_default_final_project_submission.zip" in text(submit)
+    assert re.search(r"\d{2,} passed", text(tests)) and "failed" not in text(tests)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_drive_after_a_disconnect(repository, on_colab, tmp_path, no_course_data):
+    """Guards against a run that starts at step 0 in the next session, or whose data were lost with the first;
+    against ■ that kills the run before it has saved; and against a copy that is not updated."""
+    encoder = tiny_encoder(tmp_path / "encoder")
+    form = {"repository": str(repository), "keep_on_drive": True, "epochs": 20, "max_train_samples": 16}
+    form |= {
+        "batch_size": 8,
+        "more_flags": f"--model_name_or_path {encoder} --save_steps 1 --max_eval_samples 5",
+    }
+    run_dir = on_colab / "drive/MyDrive/smart-bert/runs/smart"
+
+    first = notebook(3, on_colab, data="upload", **form)
+    session = client(first, tmp_path, allow_errors=True)
+
+    def press_stop() -> None:
+        while not (run_dir / "last" / "run.json").exists():
+            time.sleep(0.01)
+        os.kill(session.km.provisioner.pid, signal.SIGINT)
+
+    stopper = threading.Thread(target=press_stop, daemon=True)
+    stopper.start()
+    session.execute()
+    assert "interrupted, and saved" in text(first.cells[2])
+    assert "The run has not ended" in text(first.cells[2])
+    stopped_at = json.loads((run_dir / "last" / "progress.json").read_text())["step"]
+
+    shutil.rmtree(on_colab / "smart-bert")  # the next session starts on a bare machine
+    second = notebook(3, on_colab, data="Drive", **form)
+    client(second, tmp_path).execute()
+    assert "--resume" in text(second.cells[2])
+    assert f"step {stopped_at}" in (run_dir.parent / "smart.log").read_text()
+    results = json.loads((run_dir / "results.json").read_text())
+    assert results["steps"] == 20 * 6 and 0 < stopped_at < 20 * 6
+
+    (repository / "news.txt").write_text("new")
+    for words in (("add", "-A"), ("commit", "-qm", "news")):
+        subprocess.run([*GIT, *words], cwd=repository, check=True)
+    client(notebook(1, on_colab, repository=str(repository)), tmp_path).execute()
+    assert (on_colab / "smart-bert" / "news.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"data": "Drive"}, "Drive is there on Colab only"),
+        ({"data": "upload"}, "Uploading is there on Colab only"),
+    ],
+)
+def test_what_colab_alone_has_is_said_elsewhere(form, message, tmp_path):
+    """Guards against a traceback for a user of plain Jupyter."""
+    get, data = notebook(2, **form).cells
+    stop = re.search(r"^def stop.+?(?=\n\n\n)", get.source, re.MULTILINE | re.DOTALL)
+    scope = {"colab": None, "project": tmp_path, "Path": Path}
+    exec(stop[0], scope)
+    with pytest.raises(SystemExit, match=message):
+        exec(data.source, scope)
+
+
+def test_a_form_without_smart_gives_a_plain_run(tmp_path, monkeypatch):
+    """Guards against a tick that changes nothing, and against flags that the program no longer has."""
+    train = notebook(3, use_smart=False, start_again=True, max_train_samples=7, more_flags="--seed 3").cells[
+        2
+    ]
+    source = train.source.split("\nwords = command()")[0]
+    scope = {"home": tmp_path, "data_dir": tmp_path, "sys": __import__("sys")}
+    exec(source, scope)
+    config, given = parse_arguments(scope["command"]()[2:])
+    assert not config.use_smart and config.overwrite_output_dir and config.seed == 3
+    assert config.max_train_samples == 7 and "smart_weight" not in given
