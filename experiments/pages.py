@@ -8,13 +8,16 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments import mixing, precision, readme, smart, sweep, table1, toy, unlabelled
+from experiments import mixing, precision, smart, sweep, table1, toy, unlabelled
 from experiments.runner import HERE
 
 ROOT = HERE.parent
 STUDY = smart.study_in(HERE)
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"results": readme.table, "answer": lambda: smart.answer(STUDY.comparison)},
+    "README.md": {
+        "answer": lambda: smart.answer(STUDY.comparison),
+        "table1": lambda: table1.short_table(table1.QUESTION),
+    },
     "experiments/README.md": {
         "table1": lambda: table1.table(table1.QUESTION),
         "tuning": lambda: smart.tuning_table(STUDY.tuning),

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from config import parse_arguments
 from experiments import pictures
 from experiments.inference import bootstrap, paired, verdict
 from experiments.runner import (
@@ -40,6 +41,7 @@ from experiments.runner import (
 )
 from support.errors import UserError
 from support.files import write_text
+from training import forward_passes
 
 TASK = "sst"
 ROWS = 1000
@@ -163,13 +165,24 @@ def right_rows(question: Question, arm: str, seeds: list[int]) -> np.ndarray:
     return np.array([predicted == labels for predicted, labels in kept], dtype=np.float64)
 
 
-def gains(question: Question, judged: str = "SMART") -> list[dict[str, Any]]:
-    """Each arm beside plain over the seeds that both have: accuracy, gain and intervals, seconds, verdict.
+def passes(line: Line) -> float:
+    """What a run cost, in forward passes of a batch. Unlike seconds, days and machines don't change it."""
+    words = [*line["flags"], "--tasks", ",".join(line["tasks"])]
+    if line.get("unlabelled"):
+        words += ["--unlabelled_file", "texts"]
+    config, _ = parse_arguments(words)
+    return line["steps"] * statistics.fmean(forward_passes(config, source) for source in config.sources)
 
-    judged: the arm of the primary comparison; all others are exploratory.
+
+def gains(question: Question, judged: str = "SMART") -> list[dict[str, Any]]:
+    """Each arm beside plain over the seeds that both have: accuracy, gain and intervals, cost, verdict.
+
+    judged: the arm of the primary comparison; all others are exploratory. Only its seconds can be compared
+    with plain's: the two ran in turns.
     """
     lines = question.lines()
     base = accuracies(lines, "plain")
+    first_line = {line["arm"]: line for line in reversed(lines)}
     rows = []
     for arm in dict.fromkeys(line["arm"] for line in lines):
         scores = accuracies(lines, arm)
@@ -179,7 +192,8 @@ def gains(question: Question, judged: str = "SMART") -> list[dict[str, Any]]:
         sides = [[which[seed] for seed in seeds] for which in (base, scores)]
         seconds = [line["seconds"] for line in lines if line["arm"] == arm and line["seed"] in seeds]
         row = {"arm": arm, "seeds": len(seeds), "accuracy": statistics.fmean(sides[1])}
-        row["seconds"] = statistics.fmean(seconds)
+        row |= {"seconds": statistics.fmean(seconds), "in turns": arm in ("plain", judged)}
+        row["cost"] = passes(first_line[arm]) / passes(first_line["plain"])
         if arm != "plain" and len(seeds) > 1:
             row["gain"], row["low"], row["high"] = paired(*sides)
             row["rows"] = bootstrap(*(right_rows(question, name, seeds) for name in ("plain", arm)))
@@ -190,30 +204,57 @@ def gains(question: Question, judged: str = "SMART") -> list[dict[str, Any]]:
 
 def table(question: Question, judged: str = "SMART") -> str:
     """Each arm beside plain, with its verdict."""
-    heads = "arm | seeds | accuracy | gain (95 % over seeds) | over seeds and dev rows | seconds | verdict"
+    heads = (
+        "arm | seeds | accuracy | gain (95 % over seeds) | over seeds and dev rows | cost | seconds | verdict"
+    )
     rows = [f"| {heads} |", "|" + "---|" * (heads.count("|") + 1)]
     for row in gains(question, judged):
-        cells = [row["arm"], str(row["seeds"]), f"{row['accuracy']:.4f}", "", "", f"{row['seconds']:.0f}", ""]
+        seconds = f"{row['seconds']:.0f}" if row["in turns"] else ""
+        cost = f"{row['cost']:.2g}"
+        cells = [row["arm"], str(row["seeds"]), f"{row['accuracy']:.4f}", "", "", cost, seconds, ""]
         if "gain" in row:
             cells[3] = f"{row['gain']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
             cells[4] = "{:+.4f} to {:+.4f}".format(*row["rows"])
-            cells[6] = row["verdict"]
+            cells[7] = row["verdict"]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join([*rows, "", provenance(question.lines())])
 
 
 def answer(question: Question) -> str:
-    """What the primary comparison says, in two sentences."""
+    """Three sentences: what the comparison says, what the exploratory arms say, how it was measured."""
     rows = {row["arm"]: row for row in gains(question)}
     if not set(PRIMARY) <= rows.keys() or "gain" not in rows["SMART"]:
         return "Does SMART help? Nothing has been run yet."
     row = rows["SMART"]
-    gain, low, high = (f"{100 * row[name]:+.2f}" for name in ("gain", "low", "high"))
     ratio = row["seconds"] / rows["plain"]["seconds"]
-    interval = f"95 % over {row['seeds']} seeds: {low} to {high}"
-    said = f"it changed dev accuracy by {gain} points ({interval}) beside plain training tuned alike"
-    found = f"in {ratio:.1f} times its time: {row['verdict'].split(' (')[0]}"
-    return f"**Does SMART help?** On SST with 1,000 rows {said},\n{found} ([how](experiments/README.md))."
+    found = points(row, f"95 % over {row['seeds']} seeds")
+    others = [other for other in rows.values() if other.get("verdict") == "exploratory"]
+    lines = question.lines()
+    processors = ", ".join(sorted({line["processor"] for line in lines}))
+    precision = ", ".join(sorted({line["precision"] for line in lines}))
+    return (
+        f"On SST with 1,000 rows it changed dev accuracy by {found} beside plain training tuned alike,\n"
+        f"in {ratio:.1f} times its time: **{row['verdict'].split(' (')[0]}**.\n"
+        + (best_of(others) if others else "")
+        + f"MiniLM, {precision}, {processors}, last step's weights, no threshold fitted"
+        " ([all of it](experiments/README.md))."
+    )
+
+
+def best_of(rows: list[dict[str, Any]]) -> str:
+    """The sentence about the exploratory arms."""
+    best = max(rows, key=lambda row: row["gain"])
+    sure = sum(row["low"] > 0 or row["high"] < 0 for row in rows)
+    few = min(row["seeds"] for row in rows)
+    found = f"{best['arm']} did best, {points(best, '95 %')}"
+    arms = f"{len(rows)} exploratory arms ({few} seeds or more)"
+    return f"Of {arms} {found}; {sure} of their intervals leave out 0.\n"
+
+
+def points(row: dict[str, Any], interval: str) -> str:
+    """A gain in points of accuracy, with its interval."""
+    gain, low, high = (f"{100 * row[name]:+.2f}" for name in ("gain", "low", "high"))
+    return f"{gain} points ({interval}: {low} to {high})"
 
 
 def tuning_table(question: Question, sides: Mapping[str, list[Run]] = SETTINGS) -> str:
@@ -233,25 +274,22 @@ def tuning_table(question: Question, sides: Mapping[str, list[Run]] = SETTINGS) 
 
 def plot(question: Question) -> list[Path]:
     """Gain over plain against cost, each with its 95 % interval over seeds."""
-    rows = gains(question)
-    base = next((row["seconds"] for row in rows if row["arm"] == "plain"), None)
-    if base is None:
-        raise UserError(f"{question.file}: no plain run yet, so there is nothing to draw")
+    rows = [row for row in gains(question) if "gain" in row]
+    if not rows:
+        raise UserError(f"{question.file}: no arm beside plain yet, so there is nothing to draw")
 
     def draw(figure: Any, colours: list[str]) -> None:
         axes = figure.subplots()
         axes.axhline(0, color="gray", linewidth=1)
-        axes.plot([1], [0], "o", color="gray", label="plain, tuned")
-        for row, colour in zip([row for row in rows if "gain" in row], colours, strict=False):
+        axes.plot([1], [0], "D", color="gray", label="plain, tuned")
+        for row, colour, marker in zip(rows, colours, "osv^<>p", strict=False):
             gain, low, high = (100 * row[name] for name in ("gain", "low", "high"))
             bars = [[gain - low], [high - gain]]
-            axes.errorbar(
-                row["seconds"] / base, gain, bars, fmt="o", capsize=4, color=colour, label=row["arm"]
-            )
-        axes.set_xlabel("training time, in units of the tuned plain training")
+            label = f"{row['arm']} ({row['seeds']})"
+            axes.errorbar(row["cost"], gain, bars, fmt=marker, capsize=4, color=colour, label=label)
+        axes.set_xlabel("cost in forward passes; plain, tuned = 1")
         axes.set_ylabel("gain in dev accuracy, points")
-        seeds = max(row["seeds"] for row in rows)
-        axes.set_title(f"SST-5 with 1,000 rows: mean of {seeds} seeds, 95 % intervals over seeds")
+        axes.set_title("SST-5 with 1,000 rows: means with 95 % intervals over seeds (their number)")
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
     return pictures.save("gain-against-cost", draw, question.folder / "pictures")

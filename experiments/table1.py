@@ -85,23 +85,45 @@ def lines_of(question: Question) -> dict[str, list[Line]]:
     return {row.name: [line for line in lines if line["arm"] == row.name] for row in ROWS}
 
 
+def means(lines: list[Line]) -> list[float]:
+    """The mean over seeds of each task's main metric on dev; none without lines."""
+    names = [(task, TASKS[task].main_metric) for task in TASK_NAMES]
+    return [statistics.fmean(line["dev"][task][metric] for line in lines) for task, metric in names if lines]
+
+
+def markdown(heads: list[str], rows: list[list[str]]) -> str:
+    """A table for a Markdown page."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows))
+
+
 def table(question: Question) -> str:
     """Dev scores beside the paper's. A row that has not been run has `…`."""
     heads = ["run", "SST", "Quora", "STS", "paper: SST", "Quora", "STS", "seeds", "minutes"]
-    rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    found = lines_of(question)
+    rows = []
     for row in ROWS:
-        lines = found[row.name]
-        ours = ["…"] * (len(TASK_NAMES) + 1)
-        if lines:
-            ours = []
-            for task in TASK_NAMES:
-                mean = statistics.fmean(line["dev"][task][TASKS[task].main_metric] for line in lines)
-                ours.append(f"**{mean:.3f}**" if task in row.tasks else f"{mean:.3f}")
-            ours.append(f"{statistics.fmean(line['seconds'] for line in lines) / 60:.0f}")
-        paper = [f"{value:.3f}" for value in row.paper] if row.paper else ["", "", ""]
-        rows.append(f"| {' | '.join([row.name, *ours[:-1], *paper, str(len(lines)), ours[-1]])} |")
-    return "\n".join([*rows, "", provenance(question.lines())])
+        lines = lines_of(question)[row.name]
+        ours = [f"{mean:.3f}" for mean in means(lines)] or ["…"] * len(TASK_NAMES)
+        trained = [task in row.tasks and bool(lines) for task in TASK_NAMES]
+        ours = [f"**{score}**" if bold else score for score, bold in zip(ours, trained, strict=True)]
+        paper = [f"{value:.3f}" for value in row.paper or ()] or [""] * len(TASK_NAMES)
+        minutes = f"{statistics.fmean(line['seconds'] for line in lines) / 60:.0f}" if lines else "…"
+        rows.append([row.name, *ours, *paper, str(len(lines)), minutes])
+    return f"{markdown(heads, rows)}\n\n{provenance(question.lines())}"
+
+
+def short_table(question: Question) -> str:
+    """The table for the main README: the trained tasks alone, and behind each score the paper's."""
+    found = lines_of(question)
+    rows = []
+    for row in ROWS:
+        ours = means(found[row.name])
+        cells = []
+        for place, task in enumerate(TASK_NAMES):
+            score = f"{ours[place]:.3f}" if ours else "…"
+            paper = f" ({row.paper[place]:.3f})" if row.paper else ""
+            cells.append(f"{score}{paper}" if task in row.tasks else "–")
+        rows.append([row.name, *cells])
+    return markdown(["run", "SST", "Quora", "STS"], rows)
 
 
 CURVES = {"sst": ROWS[0], "para": ROWS[2], "sts": ROWS[3]}  # each task alone

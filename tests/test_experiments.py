@@ -172,6 +172,12 @@ def test_table1_from_lines_alone(tmp_path):
         "| sentiment only, no SMART | **0.450** | 0.600 | 0.100 | 0.318 | 0.625 | 0.015 | 2 | 2 |"
     )
     assert rows[3] == "| sentiment only, SMART | … | … | … | 0.344 | 0.625 | 0.015 | 0 | … |"
+    rows = table1.short_table(question).splitlines()
+    assert rows[2:4] == [
+        "| sentiment only, no SMART | 0.450 (0.318) | – | – |",
+        "| sentiment only, SMART | … (0.344) | – | – |",
+    ]
+    assert rows[8] == "| all three interleaved, SMART | … | … | … |"
     with pytest.raises(UserError, match="no run yet"):
         table1.plot(question)
 
@@ -269,10 +275,17 @@ def test_the_comparison_from_what_is_kept(tmp_path):
             predicted = np.where(np.arange(10) < right, labels, 9)
             path = question.predictions(Run(arm, ("sst",), seed, (), 0))
             np.savez_compressed(path, **{"sst": predicted, "sst labels": labels})
-            lines.append(line_of(arm, seed, right / 10) | {"seconds": 10.0 * right})
+            settings = {"plain": {"flags": [], "steps": 20}, "SMART": {"flags": ["--use_smart"], "steps": 10}}
+            lines.append(line_of(arm, seed, right / 10) | {"seconds": 10.0 * right} | settings[arm])
     write_lines(question, lines)
     row = smart.table(question).splitlines()[3]
-    assert row.startswith("| SMART | 3 | 0.5000 | +0.1000 (+0.1000 to +0.1000) | +0.0000 to +0.3000 | 50 |")
+    # ten steps of nine forward passes beside twenty of three
+    scores = "| SMART | 3 | 0.5000 | +0.1000 (+0.1000 to +0.1000) | +0.0000 to +0.3000 | 1.5 | 50 |"
+    assert row.startswith(scores)
+    said = smart.answer(question)
+    assert (
+        "by +10.00 points (95 % over 3 seeds: +10.00 to +10.00)" in said and "in 1.2 times its time" in said
+    )
     paths = smart.plot(question)
     assert [imread(path).shape[1] for path in paths] == [800, 800]
 

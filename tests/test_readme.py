@@ -24,6 +24,7 @@ PAGES = [
     "docs/colab.md",
     "docs/course.md",
     "docs/gpus.md",
+    "docs/runs.md",
     "experiments/README.md",
     "benchmarks/README.md",
     "data/README.md",
