@@ -19,20 +19,29 @@ from helpers import ROOT, SAMPLE
 from tiny_bert import tiny_encoder
 
 GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@example.org")
-# what the notebook uses of Colab's own package: Drive is a folder, an upload is the sample
-COLAB = """
+# What the notebook uses of Colab's own package. As in googlecolab/colabtools an upload writes files into the
+# working directory. Here Drive is a folder, and what is uploaded is the sample.
+COLAB = {
+    "drive": """
 from pathlib import Path
-from types import SimpleNamespace
 
 def mount(folder):
     Path(folder, "MyDrive").mkdir(parents=True, exist_ok=True)
+""",
+    "files": """
+import os
+import shutil
+from pathlib import Path
 
 def upload():
-    return {{path.name: path.read_bytes() for path in Path({sample!r}).glob("*.csv")}}
+    for path in Path(SAMPLE).glob("*.csv"):
+        new = path.name if not os.path.lexists(path.name) else f"{path.stem} (1).csv"
+        shutil.copy(path, new)
 
-drive = SimpleNamespace(mount=mount)
-files = SimpleNamespace(upload=upload, download=lambda path: print("downloaded", Path(path).name))
-"""
+def download(path):
+    print("downloaded", Path(path).name)
+""",
+}
 
 
 def notebook(cells: int | None = None, content: Path | None = None, **form: object):
@@ -87,7 +96,9 @@ def on_colab(tmp_path, monkeypatch) -> Path:
     """The kernel finds Colab's package. Returns the folder that stands for /content."""
     package = tmp_path / "packages" / "google" / "colab"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text(COLAB.format(sample=str(SAMPLE)))
+    (package / "__init__.py").touch()
+    for name, source in COLAB.items():
+        (package / f"{name}.py").write_text(f"SAMPLE = {str(SAMPLE)!r}\n{source}")
     monkeypatch.setenv("PYTHONPATH", str(package.parent.parent))
     content = tmp_path / "content"
     content.mkdir()
@@ -166,7 +177,7 @@ def test_what_colab_alone_has_is_said_elsewhere(form, message, tmp_path):
     """Guards against a traceback for a user of plain Jupyter."""
     get, data = notebook(2, **form).cells
     stop = re.search(r"^def stop.+?(?=\n\n\n)", get.source, re.MULTILINE | re.DOTALL)
-    scope = {"colab": None, "project": tmp_path, "Path": Path}
+    scope = {"colab": False, "project": tmp_path, "Path": Path}
     exec(stop[0], scope)
     with pytest.raises(SystemExit, match=message):
         exec(data.source, scope)
