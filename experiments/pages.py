@@ -8,23 +8,22 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments import mixing, precision, smart, sweep, table1, toy, unlabelled
+from experiments import mixing, precision, smart, study, sweep, table1, toy, unlabelled
 from experiments.runner import HERE
 
 ROOT = HERE.parent
-STUDY = smart.study_in(HERE)
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
-        "answer": lambda: smart.answer(STUDY.comparison),
+        "answer": lambda: smart.answer(smart.STUDY),
         "table1": lambda: table1.short_table(table1.QUESTION),
     },
     "experiments/README.md": {
         "table1": lambda: table1.table(table1.QUESTION),
-        "tuning": lambda: smart.tuning_table(STUDY.tuning),
-        "comparison": lambda: smart.table(STUDY.comparison),
+        "tuning": lambda: study.tuning_table(smart.STUDY),
+        "comparison": lambda: study.table(smart.STUDY),
         "precision": lambda: precision.table(precision.QUESTION),
         "mixing": lambda: mixing.table(mixing.QUESTION),
-        "unlabelled": lambda: smart.table(unlabelled.STUDY.comparison, unlabelled.JUDGED),
+        "unlabelled": lambda: study.table(unlabelled.STUDY),
         "toy": lambda: toy.table(toy.kept_lines()),
         "sweep": lambda: sweep.table(sweep.kept_scores()),
     },

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from config import TrainConfig, parse_arguments
 from datasets import read_examples, read_unlabelled
 from evaluation import accuracy
-from experiments import mixing, precision, runner, smart, table1, toy, unlabelled
+from experiments import mixing, precision, runner, smart, study, table1, toy, unlabelled
 from experiments.inference import bootstrap, over_rows, paired, permutation_p, seeds_needed, verdict
 from experiments.runner import Question, Run, draw_rows, run_grid
 from helpers import SAMPLE
@@ -236,29 +236,45 @@ def test_seeds_needed_by_hand():
 
 def test_the_primary_comparison_is_tuned_alike(tmp_path):
     """Guards against a side that is tuned on more settings, or on the seeds that decide."""
-    assert [len(side) for side in smart.SETTINGS.values()] == [9, 9]
-    grid = smart.tuning_grid()
-    assert len({run.name for run in grid}) == 90 and not {run.seed for run in grid} & set(smart.SEEDS)
-    study = smart.study_in(tmp_path)
+    ours = dataclasses.replace(smart.STUDY, folder=tmp_path)
+    assert [len(side) for side in ours.sides.values()] == [9, 9]
+    grid = ours.tuning_grid()
+    assert len({run.name for run in grid}) == 90 and not {run.seed for run in grid} & set(study.SEEDS)
     with pytest.raises(UserError, match="no winners yet"):
-        smart.comparison_grid(study.winners)
+        ours.comparison_grid()
     best = {"plain 6 passes lr 0.0001", "SMART weight 3 epsilon 0.02"}
     lines = [line_of(run.arm, run.seed, 0.5 if run.arm in best else 0.4) for run in grid]
-    write_lines(study.tuning, lines[:-1])
+    write_lines(ours.tuning, lines[:-1])
     with pytest.raises(UserError, match="4 of 5 seeds"):
-        smart.choose_winners(study)
-    write_lines(study.tuning, lines)
-    smart.choose_winners(study)
+        study.choose_winners(ours)
+    write_lines(ours.tuning, lines)
+    study.choose_winners(ours)
     with pytest.raises(UserError, match="commit the winners"):
-        smart.check_committed(study.winners)
-    comparison = smart.comparison_grid(study.winners)
+        study.check_committed(ours.winners)
+    comparison = ours.comparison_grid()
     assert len({run.name for run in comparison}) == len(comparison) == 7 * 20
     primary = comparison[:40]
     assert {run.arm for run in primary} == {"plain", "SMART"}
-    assert [run.seed for run in primary[::2]] == list(smart.SEEDS)
+    assert [run.seed for run in primary[::2]] == list(study.SEEDS)
     by_arm = {run.arm: run for run in comparison}
     assert by_arm["plain"].steps == 6 * 32 and by_arm["plain, SMART's passes"].steps == 3 * 32
     assert "0.02" in by_arm["SMART"].flags and by_arm["R3F"].flags[-2:] == ("--smart_steps", "0")
+
+
+def test_a_quick_look_leaves_the_committed_lines_alone(tmp_path, monkeypatch):
+    """Guards against lines of a few steps among those that decide."""
+    asked = []
+
+    def run_grid(question, runs, *_):
+        asked.append((question.file.parent, len(runs), {run.steps for run in runs}))
+        write_lines(question, [line_of(run.arm, run.seed, 0.5) for run in runs])
+
+    monkeypatch.setattr(study, "run_grid", run_grid)
+    words = ["unlabelled", "--quick", "--data_dir", str(SAMPLE), "--work_dir", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", words)
+    monkeypatch.setattr(study, "table", lambda _: "")
+    assert study.main_of(unlabelled.STUDY, None) == 0
+    assert asked == [(tmp_path / "quick", 18, {2}), *[(tmp_path / "quick", 3, {2})] * 2]
 
 
 def test_the_comparison_from_what_is_kept(tmp_path):
@@ -266,7 +282,8 @@ def test_the_comparison_from_what_is_kept(tmp_path):
 
     SMART is right on one more row of ten in each of three seeds: a gain of .1 with no scatter over seeds.
     """
-    question = smart.study_in(tmp_path).comparison
+    ours = dataclasses.replace(smart.STUDY, folder=tmp_path)
+    question = ours.comparison
     labels = np.arange(10) % 5
     question.predictions(Run("plain", ("sst",), 0, (), 0)).parent.mkdir(parents=True)
     lines = []
@@ -278,15 +295,15 @@ def test_the_comparison_from_what_is_kept(tmp_path):
             settings = {"plain": {"flags": [], "steps": 20}, "SMART": {"flags": ["--use_smart"], "steps": 10}}
             lines.append(line_of(arm, seed, right / 10) | {"seconds": 10.0 * right} | settings[arm])
     write_lines(question, lines)
-    row = smart.table(question).splitlines()[3]
+    row = study.table(ours).splitlines()[3]
     # ten steps of nine forward passes beside twenty of three
     scores = "| SMART | 3 | 0.5000 | +0.1000 (+0.1000 to +0.1000) | +0.0000 to +0.3000 | 1.5 | 50 |"
     assert row.startswith(scores)
-    said = smart.answer(question)
+    said = smart.answer(ours)
     assert (
         "by +10.00 points (95 % over 3 seeds: +10.00 to +10.00)" in said and "in 1.2 times its time" in said
     )
-    paths = smart.plot(question)
+    paths = study.plot(ours)
     assert [imread(path).shape[1] for path in paths] == [800, 800]
 
 
@@ -303,19 +320,22 @@ def test_the_toy_gives_its_committed_lines():
 
 def test_texts_without_labels_have_a_rival_of_equal_cost(tmp_path):
     """Guards against a comparison with a plain training that had fewer passes, or fewer tries."""
-    assert [len(side) for side in unlabelled.SETTINGS.values()] == [9, 9]
-    plain, ours = (side[-1] for side in unlabelled.SETTINGS.values())
+    ours = dataclasses.replace(unlabelled.STUDY, folder=tmp_path)
+    assert [len(side) for side in ours.sides.values()] == [9, 9]
+    plain, judged = (side[-1] for side in ours.sides.values())
     with_terms = TrainConfig(tasks=("sst",), use_smart=True, unlabelled_file="x")
     costs = [forward_passes(with_terms, source) for source in with_terms.sources]
-    assert plain.steps * forward_passes(TrainConfig(), "sst") == ours.steps * sum(costs) / len(costs)
-    assert ours.unlabelled == "sst" and not plain.unlabelled and ours.train_rows == plain.train_rows == 250
+    assert plain.steps * forward_passes(TrainConfig(), "sst") == judged.steps * sum(costs) / len(costs)
+    lines = [dataclasses.asdict(run) for run in (plain, judged)]
+    assert study.passes(lines[0]) == study.passes(lines[1]) == 3 * plain.steps
+    assert judged.unlabelled == "sst" and not plain.unlabelled
+    assert judged.train_rows == plain.train_rows == 250
     with pytest.raises(UserError, match="no winners yet"):
-        unlabelled.comparison_grid(tmp_path / "winners.json")
-    winners = {side: runs[0].arm for side, runs in unlabelled.SETTINGS.items()}
-    (tmp_path / "winners.json").write_text(json.dumps(winners))
-    grid = unlabelled.comparison_grid(tmp_path / "winners.json")
-    assert [run.arm for run in grid[:4]] == ["plain", unlabelled.JUDGED] * 2 and len(grid) == 60
-    tuning = smart.tuning_grid(unlabelled.SETTINGS, unlabelled.TUNING_SEEDS)
+        ours.comparison_grid()
+    ours.winners.write_text(json.dumps({side: runs[0].arm for side, runs in ours.sides.items()}))
+    grid = ours.comparison_grid()
+    assert [run.arm for run in grid[:4]] == ["plain", ours.judged] * 2 and len(grid) == 60
+    tuning = ours.tuning_grid()
     assert len(tuning) == 54 and not {run.seed for run in grid} & {run.seed for run in tuning}
 
 
