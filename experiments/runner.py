@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 import multitask_classifier
 from config import TrainConfig
@@ -75,15 +76,25 @@ class Run:
     def quick(self) -> "Run":
         """The run on a subset, to see in seconds that it works."""
         flags = (*self.flags, "--max_eval_samples", "100")
-        return replace(self, steps=2 * len(self.tasks), train_rows=64, flags=flags)
+        steps = max(2 * len(self.tasks), self.epochs)
+        return replace(self, steps=steps, train_rows=64, flags=flags)
+
+
+# of a finished run, the folder of the data, the run's folder: what its line says of each task, what is kept
+Outcome = Callable[[Run, Path, Path], tuple[dict[str, Any], dict[str, np.ndarray]]]
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question by its name, and the folder that keeps its lines."""
+    """A question by its name, and the folder that keeps its lines.
+
+    outcome: what is measured of a finished run, by default `dev_outcome`. An outcome that is interrupted is
+    taken again from its beginning; the training is not.
+    """
 
     name: str
     folder: Path = HERE
+    outcome: Outcome | None = None
 
     @property
     def file(self) -> Path:
@@ -182,19 +193,24 @@ def machine() -> dict[str, Any]:
     }
 
 
+def last_model(folder: Path) -> tuple[multitask_classifier.MultitaskBERT, Tokenizer, TrainConfig]:
+    """The model of a finished run with the last step's weights, its tokenizer and its settings."""
+    model, tokenizer, record = multitask_classifier.load_model(folder / "best")
+    config = TrainConfig.from_dict(record["config"])
+    # `best` may be of an earlier epoch
+    role = "teacher" if config.keep == "teacher" else "student"
+    model.load_state_dict(load_file(folder / "last" / f"{role}.safetensors"))
+    model.compute_type = COMPUTE_TYPES[config.precision]
+    return model.to(pick_device(False)), tokenizer, config
+
+
 def dev_outcome(run: Run, data_dir: Path, folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Dev scores and losses of a finished run's last weights by task, and the predictions with their labels.
 
     A task's predictions are kept under its name, the labels under "<task> labels": intervals over dev rows
     are computed from what is kept alone.
     """
-    model, tokenizer, record = multitask_classifier.load_model(folder / "best")
-    config = TrainConfig.from_dict(record["config"])
-    # the last step's weights: `best` may be of an earlier epoch
-    role = "teacher" if config.keep == "teacher" else "student"
-    model.load_state_dict(load_file(folder / "last" / f"{role}.safetensors"))
-    model.compute_type = COMPUTE_TYPES[config.precision]
-    model.to(pick_device(False))
+    model, tokenizer, config = last_model(folder)
     dev: dict[str, Any] = {}
     predictions = {}
     for name in run.scored:
@@ -230,7 +246,7 @@ def run_one(question: Question, run: Run, data_dir: Path, work_dir: Path) -> Lin
         raise KeyboardInterrupt  # a signal stopped it, and it has saved
     if done.returncode:
         raise UserError(f"{run.name}: the run ended with status {done.returncode}; see the line above")
-    dev, predictions = dev_outcome(run, data_dir, folder)
+    dev, predictions = (question.outcome or dev_outcome)(run, data_dir, folder)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     versions = json.loads((folder / "best" / "run.json").read_text(encoding="utf-8"))["versions"]
     path = question.predictions(run)
