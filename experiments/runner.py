@@ -359,10 +359,16 @@ def guarded(program: Callable[[], None]) -> int:
     return 0
 
 
-def chosen_runs(options: argparse.Namespace, grid: Iterable[Run]) -> list[Run]:
-    """The runs of a grid that the flags ask for. Raises UserError if there are no data."""
+def data_folder(options: argparse.Namespace) -> Path:
+    """The folder of the data. Raises UserError if none was named."""
     if not options.data_dir:
         raise UserError("--data_dir: the folder of the course's files is needed (or SMART_BERT_DATA_DIR)")
+    return Path(options.data_dir)
+
+
+def chosen_runs(options: argparse.Namespace, grid: Iterable[Run]) -> list[Run]:
+    """The runs of a grid that the flags ask for. Raises UserError if there are no data."""
+    data_folder(options)
     runs = [run for run in grid if not options.seeds or run.seed in options.seeds]
     if options.quick:
         first = min(run.seed for run in runs)

@@ -1,0 +1,157 @@
+"""Where does SMART earn its cost? From 250 rows to all of SST, and on STS-B. Exploratory.
+
+    python -m experiments.breadth --data_dir path/to/data    # runs what has no line yet, about seven hours
+    python -m experiments.breadth --table
+    python -m experiments.breadth --plot                     # gain against cost
+
+Each size of the data has a number of steps that is fixed beforehand: 96 for 250 and for 1,000 rows, three
+passes for 4,000, two for all. Every arm takes as many, but "plain, equal passes", which costs what both of
+SMART's terms cost. Five seeds; a seed draws the rows, the same for all arms.
+"""
+
+import statistics
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import mixing, pictures
+from experiments.inference import paired
+from experiments.runner import Line, Question, Run, main_of, provenance
+from experiments.smart import smart
+from experiments.study import PRECISION, passes
+from support.errors import UserError
+from tasks import TASKS
+
+QUESTION = Question("breadth")
+SEEDS = range(400, 405)
+EQUAL = "plain, equal passes"
+# the largest ε of the first comparison's tuning: R_s is far above the rounding of bf16 there
+SMART = smart(weight=1, epsilon=0.04).flags
+ARMS: dict[str, tuple[str, ...]] = {
+    "plain": PRECISION,
+    EQUAL: PRECISION,
+    "R3F": (*SMART, "--smart_steps", "0", "--smart_noise_var", "0.0016", "--bregman_weight", "0"),
+    "R-Drop": ("--rdrop_weight", "1", *PRECISION),
+    "FreeLB": (*mixing.ARMS["FreeLB"], *PRECISION),
+    "R_s alone": (*SMART, "--bregman_weight", "0"),
+    "both terms": SMART,
+    "both terms, teacher kept": (*SMART, "--keep", "teacher"),
+}
+TIMES = 3  # a plain step costs 3 forward passes, a step with both terms 9
+
+
+class Size(NamedTuple):
+    """A task with so many training rows (None: all), and the steps that a training takes."""
+
+    task: str
+    rows: int | None
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """As tables and runs call it."""
+        return f"{self.task}, {self.rows or 'all'} rows"
+
+
+# the cheapest first, so that what has been run by then can be read
+SIZES = [
+    Size("sst", 250, 96),
+    Size("sts", 250, 96),
+    Size("sts", 1000, 96),
+    Size("sst", 4000, 375),
+    Size("sst", None, 534),
+]
+
+
+def arm_of(arm: str, size: Size) -> str:
+    """The name of an arm's runs with so many rows."""
+    return f"{arm}, {size.rows or 'all'} rows"
+
+
+def run_of(arm: str, size: Size, seed: int) -> Run:
+    """One run."""
+    steps = size.steps * (TIMES if arm == EQUAL else 1)
+    return Run(arm_of(arm, size), (size.task,), seed, ARMS[arm], steps, size.rows)
+
+
+GRID = [run_of(arm, size, seed) for size in SIZES for seed in SEEDS for arm in ARMS]
+
+
+def gains(lines: list[Line], size: Size) -> list[dict[str, Any]]:
+    """Each arm beside plain over the seeds that both have: score, gain with its interval, cost."""
+    metric = TASKS[size.task].main_metric
+    by_run = {(line["arm"], line["tasks"][0], line["seed"]): line for line in lines}
+    found = {
+        arm: {seed: by_run[key] for seed in SEEDS if (key := (arm_of(arm, size), size.task, seed)) in by_run}
+        for arm in ARMS
+    }
+    base = found["plain"]
+    rows = []
+    for arm, mine in found.items():
+        seeds = sorted(set(mine) & set(base))
+        if not seeds:
+            continue
+        sides = [[side[seed]["dev"][size.task][metric] for seed in seeds] for side in (base, mine)]
+        row = {"arm": arm, "seeds": len(seeds), "score": statistics.fmean(sides[1])}
+        row["cost"] = passes(mine[seeds[0]]) / passes(base[seeds[0]])
+        if arm != "plain" and len(seeds) > 1:
+            row["gain"], row["low"], row["high"] = paired(*sides)
+        rows.append(row)
+    return rows
+
+
+def gain_text(row: dict[str, Any]) -> str:
+    """A gain in points, which are hundredths, with its interval; nothing for plain and for one seed alone."""
+    if "gain" not in row:
+        return ""
+    gain, low, high = (f"{100 * row[name]:+.2f}" for name in ("gain", "low", "high"))
+    return f"{gain} ({low} to {high})"
+
+
+def table(question: Question) -> str:
+    """Each arm beside plain, by size."""
+    lines = question.lines()
+    heads = "data | arm | seeds | score | gain in points (95 % over seeds) | cost"
+    rows = [f"| {heads} |", "|---|---|---|---|---|---|"]
+    for size in SIZES:
+        found = gains(lines, size)
+        if not found:
+            rows.append(f"| {size.name} | … | 0 | … | … | … |")
+        for row in found:
+            cells = [size.name, row["arm"], str(row["seeds"]), f"{row['score']:.4f}"]
+            cells += [gain_text(row), f"{row['cost']:.2g}"]
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*rows, "", provenance(lines)])
+
+
+def plot(question: Question) -> list[Path]:
+    """Gain over plain against cost, a panel for each size, each gain with its 95 % interval over seeds."""
+    found = [(size, [row for row in gains(question.lines(), size) if "gain" in row]) for size in SIZES]
+    panels = [(size, rows) for size, rows in found if rows]
+    if not panels:
+        raise UserError(
+            f"{question.file}: no arm beside plain with two seeds yet, so there is nothing to draw"
+        )
+
+    def draw(figure: Any, colours: list[str]) -> None:
+        looks = dict(zip(list(ARMS)[1:], zip(colours, "osv^<>p", strict=True), strict=True))
+        axes = figure.subplots(2, 3).flatten()
+        for place, (size, rows) in zip(axes, panels, strict=False):
+            place.axhline(0, color="gray", linewidth=1)
+            for row in rows:
+                gain, low, high = (100 * row[name] for name in ("gain", "low", "high"))
+                colour, marker = looks[row["arm"]]
+                bars = [[gain - low], [high - gain]]
+                place.errorbar(row["cost"], gain, bars, fmt=marker, capsize=3, color=colour, label=row["arm"])
+            place.set_title(size.name)
+            place.set_xlabel("cost, plain = 1")
+        for place in axes[len(panels) :]:
+            place.axis("off")
+        axes[0].set_ylabel("gain in points")
+        axes[-1].legend(*axes[0].get_legend_handles_labels(), loc="center", frameon=False, fontsize=9)
+
+    return pictures.save("breadth", draw, question.folder / "pictures", height=6)
+
+
+if __name__ == "__main__":
+    sys.exit(main_of(QUESTION, GRID, table, plot, __doc__))
