@@ -130,6 +130,18 @@ CURVES = {"sst": ROWS[0], "para": ROWS[2], "sts": ROWS[3]}  # each task alone
 ROUND_ROBIN = ROWS[6]
 
 
+def smoothed(curve: list[tuple[int, float]], tasks: int) -> tuple[list[float], list[float]]:
+    """Steps of one task and its mean loss since the point before, from a run that takes turns with `tasks`.
+
+    A log line is written every 50 steps of the run, of which the task has a share, so as many lines as tasks
+    make a point. A rest at the end is left out: it would be the mean of a few batches.
+    """
+    even = [(step, loss) for step, loss in curve if step % 50 == 0]
+    groups = [even[i : i + tasks] for i in range(0, len(even) - tasks + 1, tasks)]
+    means = [statistics.fmean(loss for _, loss in group) for group in groups]
+    return [group[-1][0] / tasks for group in groups], means
+
+
 def plot(question: Question) -> list[Path]:
     """Training loss of each task, alone and in the round-robin of all three (the paper's figure 4)."""
     found = lines_of(question)
@@ -140,12 +152,9 @@ def plot(question: Question) -> list[Path]:
     def draw(figure: Any, colours: list[str]) -> None:
         for axes, (task, alone) in zip(figure.subplots(1, 3), CURVES.items(), strict=True):
             for row, colour in ((alone, colours[0]), (ROUND_ROBIN, colours[5])):
-                curve = found[row.name][0]["train_loss"][task]
-                share = len(row.tasks)  # of the run's steps this task has one in so many
+                steps, losses = smoothed(found[row.name][0]["train_loss"][task], len(row.tasks))
                 label = "round-robin, SMART" if row is ROUND_ROBIN else row.name.replace(" only", " alone")
-                axes.plot(
-                    [s / share for s, _ in curve], [loss for _, loss in curve], color=colour, label=label
-                )
+                axes.plot(steps, losses, color=colour, label=label)
             axes.set_title(f"{task}: {'squared error' if task == 'sts' else 'cross entropy'}")
             axes.set_xlabel(f"steps of {task}")
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), frameon=False, fontsize=9)

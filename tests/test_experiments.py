@@ -182,6 +182,15 @@ def test_table1_from_lines_alone(tmp_path):
         table1.plot(question)
 
 
+def test_a_loss_curve_by_hand():
+    """Guards against a last point that is the loss of one batch, and a task in turns that looks noisier than
+    one alone: 50 steps of a task make a point in both."""
+    alone = [(50, 3.0), (100, 2.0), (102, 9.0)]
+    assert table1.smoothed(alone, 1) == ([50, 100], [3.0, 2.0])
+    turns = [(50, 3.0), (100, 2.0), (150, 1.0), (200, 5.0), (202, 9.0)]
+    assert table1.smoothed(turns, 3) == ([50], [2.0])
+
+
 def test_table1_gives_each_task_as_many_steps():
     """Guards against rows that are not comparable: two passes over SST are 534 steps of 32 rows."""
     assert 534 * 32 >= 2 * 8544 > 533 * 32
