@@ -34,6 +34,7 @@ from matplotlib.ticker import MaxNLocator
 
 from support.errors import UserError, exit_status, one_line
 from support.files import parse_json, read_bytes, write_text
+from support.screen import duration
 
 HERE = Path(__file__).resolve().parent
 WORST = 10  # mistakes of a task that are shown
@@ -286,16 +287,6 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("seed", str(config["seed"])),
         *run.record.get("versions", {}).items(),
     ]
-
-
-def duration(seconds: float) -> str:
-    """Seconds as `1.2 s`, `3:05 min` or `2:03 h`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = int(seconds) // 60
-    return (
-        f"{minutes}:{int(seconds) % 60:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
-    )
 
 
 # ----------------------------------------------------------------------------------------- pictures
