@@ -1,0 +1,202 @@
+"""A projected-gradient attack on a model's embeddings, and random noise of the same size.
+
+    Batch ─ embed ─> x (B,T,H) ─ attack: the worst δ, ‖δ‖_∞ ≤ ε ─> x + δ ─ encode, head ─> outputs (B,C)
+
+It is SMART's ascent (`mysmartloss`: the gradient, the projection) with the label in place of the clean
+outputs, more steps, several random starts, and the sign of the gradient: the longest step that fits in a box
+(Madry et al. 2018). A step is 2.5 ε / steps long, so that every start can cross the whole box, which is 2 ε
+wide, and a little is left to settle. Every point on the way counts, not the last one alone.
+
+Shapes: B batch, T tokens, H hidden, C outputs. Not handled: heads that compare two texts by a cosine.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from datasets import Batch, Task, TokenizedDataset, evaluation_batches
+from multitask_classifier import MultitaskBERT
+from mysmartloss import ascent_gradient, project
+
+BATCH_ROWS = 32
+
+
+class Embedded(NamedTuple):
+    """A batch as the encoder reads it: embeddings (B,T,H), True for real tokens (B,T), labels (B,)."""
+
+    x: Tensor
+    mask: Tensor
+    labels: Tensor
+
+
+class Worst(NamedTuple):
+    """The worst that was found for each row: outputs (B,C) at x + δ, and δ (B,T,H), 0 on padding."""
+
+    outputs: Tensor
+    delta: Tensor
+
+
+class Strength(NamedTuple):
+    """How hard the attack tries: steps of one ascent, and ascents from other random starts."""
+
+    steps: int
+    restarts: int
+
+
+FULL = Strength(steps=20, restarts=3)
+
+
+def damage(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
+    """What the attack makes large, of each row: outputs (B,C), labels (B,) -> (B,).
+
+    Of classes it is the lead of the best wrong logit over the right one, above 0 where the row is wrong. The
+    cross entropy would not do: its gradient vanishes where a model is sure of itself, and so such a model
+    would look robust. Of a regression it is the squared error.
+    """
+    if not task.label_names:
+        return (outputs.squeeze(-1) - labels) ** 2
+    if outputs.shape[1] == 1:  # the logit of class 1
+        return (1 - 2 * labels) * outputs.squeeze(-1)
+    right = labels.long()[:, None]  # (B,1)
+    wrong = outputs.scatter(1, right, -torch.inf)
+    return wrong.amax(1) - outputs.gather(1, right).squeeze(1)
+
+
+def fallen(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
+    """Which rows are wrong: outputs (B,C), labels (B,) -> bool (B,). A score is never simply wrong."""
+    if not task.label_names:
+        return torch.zeros_like(labels, dtype=torch.bool)
+    return task.predict(outputs) != labels
+
+
+@contextmanager
+def evaluating(model: MultitaskBERT) -> Iterator[None]:
+    """Inside the block: no dropout, fp32. Mode and compute type are restored afterwards."""
+    before = model.training, model.compute_type
+    model.eval()
+    model.compute_type = None
+    try:
+        yield
+    finally:
+        model.train(before[0])
+        model.compute_type = before[1]
+
+
+def embedded(model: MultitaskBERT, batch: Batch) -> Embedded:
+    """The embeddings of a batch with its mask and labels. Raises ValueError without labels."""
+    if batch.labels is None:
+        raise ValueError("an attack needs labels")
+    with torch.no_grad():
+        x = model.bert.embed(batch.input_ids, batch.token_type_ids)
+    mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
+    return Embedded(x, mask.bool(), batch.labels)
+
+
+def attack(
+    model: MultitaskBERT,
+    task: Task,
+    batch: Batch,
+    epsilon: float,
+    strength: Strength = FULL,
+    generator: torch.Generator | None = None,
+) -> Worst:
+    """The worst outputs within ε, in units of the embeddings, of each row of a batch.
+
+    A row that has fallen is left alone, also one that is wrong without an attack: of classes only that
+    counts, and most of the time is saved. The generator draws the starts, the same for every model; padding
+    does not move. The model gets no gradients and is left as it was. Raises ValueError without labels.
+    """
+    with evaluating(model):
+        clean = embedded(model, batch)
+        x, mask, _ = clean
+        with torch.no_grad():
+            worst = Worst(model.logits(task.name, x, mask), torch.zeros_like(x))
+        for _ in range(strength.restarts if epsilon else 0):
+            start = (2 * torch.rand(x.shape, generator=generator).to(x) - 1) * epsilon * mask[..., None]
+            ascend(
+                lambda moved, rows: model.logits(task.name, moved, mask[rows]),
+                *(task, clean, epsilon, strength.steps, start, worst),
+            )
+    return worst
+
+
+def ascend(
+    encode: Callable[[Tensor, Tensor], Tensor],
+    task: Task,
+    clean: Embedded,
+    epsilon: float,
+    steps: int,
+    delta: Tensor,
+    worst: Worst,
+) -> None:
+    """One ascent from δ (B,T,H), which it moves; `worst` takes what is worse than what it had.
+
+    encode: embeddings (b,T,H) and their row numbers (b,) -> outputs (b,C).
+    """
+    x, mask, labels = clean
+
+    def harm(outputs: Tensor, labels: Tensor) -> Tensor:
+        return damage(task, outputs, labels).sum()  # rows do not touch each other
+
+    for step in range(steps + 1):
+        rows = torch.nonzero(~fallen(task, worst.outputs, labels)).squeeze(1)  # (b,)
+        if not len(rows):
+            return
+        moved = delta[rows].requires_grad_()  # (b,T,H)
+        outputs = encode(x[rows] + moved, rows)  # (b,C)
+        so_far = damage(task, worst.outputs[rows], labels[rows])
+        worse = damage(task, outputs.detach(), labels[rows]) > so_far
+        worst.outputs[rows[worse]] = outputs.detach()[worse]
+        worst.delta[rows[worse]] = moved.detach()[worse]
+        if step < steps:
+            uphill = ascent_gradient(outputs, labels[rows], moved, harm).sign() * mask[rows][..., None]
+            delta[rows] = project(moved.detach() + 2.5 * epsilon / steps * uphill, epsilon)
+
+
+def noise(
+    model: MultitaskBERT, task: Task, batch: Batch, epsilon: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Outputs (B,C) at x + δ, where every coordinate of δ is ε or -ε by chance: a random corner of the box.
+
+    No noise within the box is longer, and the attack's δ is near a corner, too.
+    """
+    with evaluating(model), torch.no_grad():
+        x, mask, _ = embedded(model, batch)
+        corner = (torch.rand(x.shape, generator=generator).to(x) - 0.5).sign() * epsilon * mask[..., None]
+        return model.logits(task.name, x + corner, mask)
+
+
+def outputs_of(dataset: TokenizedDataset, function: Callable[[Batch, torch.Generator], Tensor]) -> Tensor:
+    """function(batch, generator) -> (B,C) of all rows: (rows,C) in file order, on the CPU.
+
+    The generator starts from the same state in every call: what it draws is the same for all models.
+    """
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.empty(len(dataset), dataset.task.num_outputs)
+    for batch in evaluation_batches(dataset, BATCH_ROWS):
+        outputs[torch.from_numpy(batch.rows)] = function(batch, generator).cpu()
+    return outputs
+
+
+def attacked(
+    model: MultitaskBERT, dataset: TokenizedDataset, epsilon: float, strength: Strength = FULL
+) -> Tensor:
+    """Outputs (rows,C) of a whole data set under attack. Raises ValueError without labels."""
+    device = next(model.parameters()).device
+    return outputs_of(
+        dataset,
+        lambda batch, generator: (
+            attack(model, dataset.task, batch.to(device), epsilon, strength, generator).outputs
+        ),
+    )
+
+
+def noisy(model: MultitaskBERT, dataset: TokenizedDataset, epsilon: float) -> Tensor:
+    """Outputs (rows,C) of a whole data set under noise. Raises ValueError without labels."""
+    device = next(model.parameters()).device
+    return outputs_of(
+        dataset, lambda batch, generator: noise(model, dataset.task, batch.to(device), epsilon, generator)
+    )

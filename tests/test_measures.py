@@ -1,0 +1,337 @@
+"""What is measured of a model: the attack on its embeddings, typos, calibration."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bert import BertModel
+from datasets import Batch, Example, collate, tokenize
+from evaluation import accuracy
+from experiments.attack import FULL, Strength, attack, attacked, damage, noise, noisy
+from experiments.calibration import calibration, cross_fitted, fitted_temperature
+from experiments.typos import WORD, corrupted, with_typos
+from helpers import sample_examples
+from multitask_classifier import MultitaskBERT
+from tasks import TASKS
+from tiny_bert import MINILM_VOCABULARY, tiny_batch, tiny_config, tiny_model
+
+# ---------------------------------------------------------------------------------------- the attack
+
+
+class Linear(nn.Module):
+    """Embeddings are given, outputs are linear in them: Σ over real tokens of x W, plus an offset a row.
+
+    Row i is known by its first coordinate, which W ignores. `seen` has what the encoder was given.
+    """
+
+    def __init__(self, x: torch.Tensor, weights: torch.Tensor, offsets: torch.Tensor):
+        super().__init__()
+        self.weights = nn.Parameter(weights)
+        self.offsets = offsets
+        self.compute_type = None
+        self.bert = SimpleNamespace(embed=lambda *_: x)
+        self.seen: list[torch.Tensor] = []
+
+    def logits(self, task, x, mask):
+        self.seen.append(x.detach().clone())
+        rows = x[:, 0, 0].round().long()
+        return ((x @ self.weights) * mask[..., None]).sum(1) + self.offsets[rows]
+
+
+def linear_case(offset: float) -> tuple[Linear, Batch, torch.Tensor]:
+    """A linear model of one output, a batch of 6 rows of 3 to 5 tokens, and ‖W‖₁ x tokens of each row."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 5, 4, generator=random)
+    x[:, 0, 0] = torch.arange(6)
+    weights = torch.randn(4, 1, generator=random)
+    weights[0] = 0
+    mask = torch.arange(5) < torch.tensor([[5], [4], [3], [5], [4], [3]])
+    labels = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 1.0])
+    model = Linear(x, weights, offset * (2 * labels - 1)[:, None] + torch.randn(6, 1, generator=random))
+    batch = Batch(np.arange(6), torch.zeros(6, 5, dtype=torch.long), None, mask, labels, int(mask.sum()))
+    return model, batch, weights.abs().sum() * mask.sum(1)
+
+
+def clean_outputs(model, task: str, batch: Batch) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval().logits(task, model.bert.embed(batch.input_ids, None), batch.attention_mask)
+
+
+@pytest.mark.parametrize("task", ["para", "sts"])
+def test_the_attack_reaches_the_worst_case_of_a_linear_model(task):
+    """Guards against an attack that stops half-way: the worst δ is ε times the sign of the gradient."""
+    model, batch, reach = linear_case(offset=50.0)
+    clean = clean_outputs(model, task, batch)
+    worst = attack(model, TASKS[task], batch, 0.1)
+    if task == "para":
+        expected = damage(TASKS[task], clean, batch.labels) + 0.1 * reach
+    else:
+        expected = ((clean.squeeze(1) - batch.labels).abs() + 0.1 * reach) ** 2
+    torch.testing.assert_close(damage(TASKS[task], worst.outputs, batch.labels), expected)
+    up = (2 * batch.labels - 1) * (-1 if task == "para" else 1)
+    corner = 0.1 * model.weights.sign().T * up[:, None, None] * batch.attention_mask[..., None]
+    torch.testing.assert_close(worst.delta[..., 1:], corner[..., 1:])
+
+
+def test_exactly_the_rows_within_reach_fall():
+    """Guards against a row that falls without being reached, and one that stands although it could fall."""
+    model, batch, reach = linear_case(offset=1.0)
+    task = TASKS["para"]
+    lead = -damage(task, clean_outputs(model, "para", batch), batch.labels)
+    for epsilon in (0.01, 0.1, 0.3):
+        outputs = attack(model, task, batch, epsilon).outputs
+        assert torch.equal(task.predict(outputs) == batch.labels, lead > epsilon * reach)
+    assert 0 < int((lead > 0.1 * reach).sum()) < 6
+
+
+def test_every_point_on_the_way_counts():
+    """Guards against an attack that keeps its last step: the target's hill lies in the middle of the box."""
+    model, batch, _ = linear_case(offset=0.0)
+    plainly = model.logits
+    model.logits = lambda *given: torch.sin(300 * plainly(*given))
+    worst = attack(model, TASKS["sts"], batch, 0.1, Strength(steps=5, restarts=2))
+    offsets = [torch.sin(300 * plainly("sts", x, batch.attention_mask)).detach() for x in model.seen[:13]]
+    seen = torch.stack([damage(TASKS["sts"], outputs, batch.labels) for outputs in offsets])
+    assert len(offsets) == 1 + 2 * 6
+    torch.testing.assert_close(damage(TASKS["sts"], worst.outputs, batch.labels), seen.amax(0))
+    assert (seen.argmax(0) != len(seen) - 1).any()
+
+
+def test_the_damage_of_five_classes_by_hand():
+    """Guards against a lead over a class that is not the best wrong one."""
+    logits = torch.tensor([[1.0, 4.0, 2.0, 0.0, 0.0], [1.0, 4.0, 2.0, 0.0, 0.0]])
+    assert damage(TASKS["sst"], logits, torch.tensor([1.0, 2.0])).tolist() == [-2.0, 2.0]
+
+
+@pytest.mark.parametrize("task", ["sst", "para", "sts"])
+def test_the_attack_stays_in_the_ball_and_off_padding(task):
+    """Guards against a δ beyond ε, one on padding, and outputs that are of another δ."""
+    model, batch = tiny_model(), tiny_batch(task)
+    for epsilon in (0.01, 0.2):
+        worst = attack(model, TASKS[task], batch, epsilon, Strength(steps=4, restarts=2))
+        assert 0 < worst.delta.abs().max() <= np.float32(epsilon)
+        assert not worst.delta[~batch.attention_mask].any()
+        model.eval()
+        with torch.no_grad():
+            moved = model.bert.embed(batch.input_ids) + worst.delta
+            again = model.logits(task, moved, batch.attention_mask)
+        torch.testing.assert_close(again, worst.outputs)
+
+
+def test_padding_does_not_move_even_where_a_model_reads_it():
+    """Guards against a mask that is left to the model: without it a leak there would look like an attack."""
+    model, batch, _ = linear_case(offset=50.0)
+    model.logits = lambda task, x, mask: (x @ model.weights).sum(1)
+    worst = attack(model, TASKS["sts"], batch, 0.1)
+    assert not worst.delta[~batch.attention_mask].any() and worst.delta[batch.attention_mask].any()
+
+
+def test_the_model_is_left_as_it_was():
+    """Guards against gradients that the next training step would add up, and a model left in another mode."""
+    model, batch = tiny_model(precision="bf16").train(), tiny_batch("sst")
+    frozen = next(model.parameters()).requires_grad_(False)
+    before, random = (
+        {name: value.clone() for name, value in model.state_dict().items()},
+        torch.get_rng_state(),
+    )
+    generator = torch.Generator().manual_seed(0)
+    attack(model, TASKS["sst"], batch, 0.1, Strength(2, 1), generator)
+    noise(model, TASKS["sst"], batch, 0.1, generator)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert [parameter.requires_grad for parameter in model.parameters()].count(False) == 1
+    assert not frozen.requires_grad and model.training and model.compute_type == torch.bfloat16
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_no_epsilon_no_attack():
+    """Guards against scores without attack that differ from the clean ones, and rows that are mended."""
+    model, batch = tiny_model().eval(), tiny_batch("sst")
+    task = TASKS["sst"]
+    clean = clean_outputs(model, "sst", batch)
+    torch.testing.assert_close(attack(model, task, batch, 0.0).outputs, clean, atol=0, rtol=0)
+    torch.testing.assert_close(noise(model, task, batch, 0.0), clean, atol=0, rtol=0)
+    wrong = task.predict(clean) != batch.labels
+    fallen = attack(model, task, batch, 0.5, Strength(3, 1)).outputs
+    assert wrong.any() and torch.equal(fallen[wrong], clean[wrong])
+
+
+def test_an_attack_needs_labels():
+    """Guards against an attack on whatever the labels of an unlabelled batch are taken for."""
+    batch = dataclasses.replace(tiny_batch("sst"), labels=None)
+    with pytest.raises(ValueError, match="needs labels"):
+        attack(tiny_model(), TASKS["sst"], batch, 0.1)
+
+
+@pytest.fixture(scope="module")
+def trained(tokenizer):
+    """A tiny model that knows 40 sentences, and these."""
+    examples = sample_examples("sst", count=40)
+    dataset = tokenize(examples, TASKS["sst"], tokenizer, 32)
+    torch.manual_seed(0)
+    config = tiny_config(vocab_size=MINILM_VOCABULARY, max_position_embeddings=32)
+    model = MultitaskBERT(BertModel(config)).eval()  # without dropout it learns them by heart sooner
+    batch = collate(dataset, np.arange(40))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        loss = TASKS["sst"].loss(model("sst", *batch.inputs), batch.labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    return model, dataset
+
+
+def test_the_attack_beats_noise(trained):
+    """Guards against an attack without effect: at every ε it must be worse than noise of the same size."""
+    model, dataset = trained
+    labels = dataset.labels.numpy()
+
+    def right(outputs: torch.Tensor) -> float:
+        return accuracy(TASKS["sst"].predict(outputs).numpy(), labels)
+
+    radii = (0.4, 0.5, 0.6)
+    levels = [right(attacked(model, dataset, epsilon, Strength(10, 2))) for epsilon in radii]
+    random = [right(noisy(model, dataset, epsilon)) for epsilon in radii]
+    assert right(attacked(model, dataset, 0.0)) == 1.0 and min(random) > 0.9
+    assert all(under < noise for under, noise in zip(levels, random, strict=True))
+    assert levels == sorted(levels, reverse=True) and levels[0] < 0.7 and levels[-1] < 0.2
+
+
+def test_the_attack_draws_the_same_for_every_call(trained):
+    """Guards against arms that are attacked from other starts."""
+    model, dataset = trained
+    torch.manual_seed(1)
+    first = attacked(model, dataset, 0.2, Strength(2, 1)), noisy(model, dataset, 0.2)
+    torch.manual_seed(2)
+    second = attacked(model, dataset, 0.2, Strength(2, 1)), noisy(model, dataset, 0.2)
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    assert (FULL.steps, FULL.restarts) == (20, 3)
+
+
+def test_noise_is_as_large_as_the_attack():
+    """Guards against a rival that is smaller: every coordinate of a real token moves by ε."""
+    model, batch, _ = linear_case(offset=1.0)
+    x = model.bert.embed()
+    noise(model, TASKS["para"], batch, 0.25)
+    moved = model.seen[-1] - x
+    size = batch.attention_mask[..., None].expand_as(x) * 0.25
+    torch.testing.assert_close(moved.abs(), size, atol=1e-6, rtol=0)
+    assert 0 < (moved > 0).sum() < (moved != 0).sum()
+
+
+# -------------------------------------------------------------------------------------------- typos
+
+TEXTS = [example.texts[0] for example in sample_examples("sst", count=40)]
+
+
+def is_typo(word: str, typed: str) -> bool:
+    """Whether one inner letter was dropped, doubled or swapped with the next."""
+    found = {word[:i] + word[i + 1 :] for i in range(1, len(word) - 1)}
+    found |= {word[:i] + word[i] + word[i:] for i in range(1, len(word) - 1)}
+    found |= {word[:i] + word[i + 1] + word[i] + word[i + 2 :] for i in range(1, len(word) - 2)}
+    return typed != word and typed in found
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.3, 0.6, 1.0])
+def test_so_many_words_have_one_typo(rate):
+    """Guards against fewer typos than the table says, and words that no reader would recognise."""
+    for text in TEXTS:
+        words, typed = text.split(), with_typos(text, rate).split()
+        longer = sum(len(WORD.findall(word)) for word in words)
+        changed = [(a, b) for a, b in zip(words, typed, strict=True) if a != b]
+        parts = [pair for pair in changed if WORD.fullmatch(pair[0])]
+        assert all(is_typo(*pair) for pair in parts)
+        if all(WORD.fullmatch(word) or not WORD.search(word) for word in words):
+            assert len(changed) == round(rate * longer)
+    if rate == 0.0:
+        assert [with_typos(text, rate) for text in TEXTS] == TEXTS
+
+
+def test_typos_are_the_same_for_every_model():
+    """Guards against arms that read other texts: neither order nor random state may decide."""
+    once = [with_typos(text, 0.6) for text in TEXTS]
+    np.random.seed(1)
+    assert [with_typos(text, 0.6) for text in reversed(TEXTS)] == once[::-1] != TEXTS[::-1]
+    assert with_typos("a guitar on the table , really", 1.0) == "a guiatr on the tabble , reallly"
+    assert with_typos("mooon", 1.0) != "mooon"
+
+
+def test_a_higher_rate_keeps_the_typos_of_a_lower_one():
+    """Guards against a curve over rates that falls by luck."""
+    for text in TEXTS:
+        some, more = (with_typos(text, rate).split() for rate in (0.3, 0.6))
+        for word, few, many in zip(text.split(), some, more, strict=True):
+            assert few in (word, many) or len(WORD.findall(word)) > 1
+
+
+def test_both_texts_of_a_pair_have_typos():
+    """Guards against pairs of which one text stays, and against labels that move."""
+    pair = Example("1", ("How should somebody learn", "Where might people swim"), 1.0)
+    (typed,) = corrupted([pair], 1.0)
+    assert all(a != b for a, b in zip(pair.texts, typed.texts, strict=True))
+    assert (typed.id, typed.label) == ("1", 1.0)
+
+
+# -------------------------------------------------------------------------------------- calibration
+
+
+def sure_case(factor: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (4000,5) whose labels are drawn from softmax(logits / factor)."""
+    random = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(4000, 5, generator=random)
+    return factor * logits, torch.multinomial(logits.softmax(-1), 1, generator=random).squeeze(1).float()
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
+def test_the_temperature_is_what_the_logits_were_multiplied_by(factor):
+    """Guards against a temperature of the wrong direction: logits that are 3 times too large need T = 3."""
+    logits, labels = sure_case(factor)
+    assert fitted_temperature(TASKS["sst"], logits, labels) == pytest.approx(factor, rel=0.07)
+    found = calibration(TASKS["sst"], logits, labels)
+    assert found["temperatures"] == pytest.approx([factor] * 2, rel=0.1)
+    assert found["after"]["error"] < 0.03 and found["after"]["loss"] <= found["before"]["loss"] + 2e-3
+
+
+def test_one_logit_is_scaled_alike():
+    """Guards against a binary task whose temperature is taken of something else than its logit."""
+    random = torch.Generator().manual_seed(0)
+    logit = 2 * torch.randn(4000, 1, generator=random)
+    labels = torch.bernoulli(logit.sigmoid(), generator=random).squeeze(1)
+    assert fitted_temperature(TASKS["para"], 3 * logit, labels) == pytest.approx(3, rel=0.07)
+
+
+def test_no_row_is_scored_with_a_temperature_that_has_seen_it():
+    """Guards against a fit on the scored rows: their own labels must not move them."""
+    logits, labels = sure_case(2.0)
+    scaled, temperatures = cross_fitted(TASKS["sst"], logits, labels)
+    factor = (logits / scaled)[:, 0]
+    first = (factor - temperatures[0]).abs() < (factor - temperatures[1]).abs()  # scored by the first fit
+    assert int(first.sum()) == 2000
+    other = torch.where(first, (labels + 1) % 5, labels)
+    again, others = cross_fitted(TASKS["sst"], logits, other)
+    assert others[0] == temperatures[0] and others[1] != pytest.approx(temperatures[1], rel=0.1)
+    assert torch.equal(again[first], scaled[first])
+
+
+def test_the_calibration_error_by_hand():
+    """Guards against bins that count rows wrong.
+
+    Two rows at .95 are right: |.95 - 1| = .05. Of two at .65 one is right: |.65 - .5| = .15. The mean is .1.
+    """
+    confidence = torch.tensor([0.95, 0.95, 0.65, 0.65])
+    logits = torch.log(confidence / (1 - confidence))[:, None] * torch.tensor([[1.0], [-1.0], [1.0], [1.0]])
+    found = calibration(TASKS["para"], logits, torch.tensor([1.0, 0.0, 1.0, 0.0]))["before"]
+    assert found["error"] == pytest.approx(0.1, abs=1e-6)
+    assert [bin for bin in found["bins"] if bin[0]] == [(2, 0.65, 0.5), (2, 0.95, 1.0)]
+
+
+def test_the_bins_give_the_error():
+    """Guards against a diagram that shows something else than the number beside it."""
+    logits, labels = sure_case(3.0)
+    found = calibration(TASKS["sst"], logits, labels)["before"]
+    counts, confidence, right = np.array(found["bins"]).T
+    assert found["error"] == pytest.approx(float(counts @ np.abs(confidence - right)) / 4000, abs=1e-4)
