@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments import mixing, precision, smart, study, sweep, table1, toy, unlabelled
+from experiments import mixing, precision, robustness, smart, study, sweep, table1, toy, unlabelled
 from experiments.runner import HERE
 
 ROOT = HERE.parent
@@ -24,6 +24,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "precision": lambda: precision.table(precision.QUESTION),
         "mixing": lambda: mixing.table(mixing.QUESTION),
         "unlabelled": lambda: study.table(unlabelled.STUDY),
+        "robustness": robustness.page,
         "toy": lambda: toy.table(toy.kept_lines()),
         "sweep": lambda: sweep.table(sweep.kept_scores()),
     },
