@@ -192,6 +192,12 @@ def test_an_attack_that_is_broken_off_keeps_the_training(tmp_path, encoder, smal
     assert table(question).count("| sst | plain | 1 |") == 2
 
 
+def test_one_pair_of_seeds_has_no_verdict(tmp_path):
+    """Guards against a first pair that is judged, or called exploratory: it waits for a second."""
+    lines = [line_of("plain", 300, 0.2), line_of("SMART", 300, 0.3)]
+    assert table(written(tmp_path, lines)).count("| +0.100 (one seed has no interval) | … |") == 1
+
+
 @pytest.mark.slow
 def test_the_question_on_real_data(tmp_path, course_data):
     """Guards against a grid that fails on the course's files or with the real encoder: each task, tiny."""
