@@ -23,6 +23,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "comparison": lambda: study.table(smart.STUDY),
         "precision": lambda: precision.table(precision.QUESTION),
         "mixing": lambda: mixing.table(mixing.QUESTION),
+        "unlabelled tuning": lambda: study.tuning_table(unlabelled.STUDY),
         "unlabelled": lambda: study.table(unlabelled.STUDY),
         "robustness": robustness.page,
         "toy": lambda: toy.table(toy.kept_lines()),
