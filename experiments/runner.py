@@ -304,6 +304,17 @@ def run_grid(question: Question, grid: Sequence[Run], data_dir: Path, work_dir: 
         print(cut(f"  {mains}, {line['seconds']:.0f} s"), flush=True)
 
 
+def ranges(numbers: Iterable[int]) -> str:
+    """Whole numbers in order, neighbours as a range: `0, 1, 200 to 219`."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
 def provenance(lines: Sequence[Line]) -> str:
     """What a table must say of its lines: seeds, precision, commit, types of processors, thresholds."""
 
@@ -313,7 +324,7 @@ def provenance(lines: Sequence[Line]) -> str:
     if not lines:
         return "Nothing has been run yet."
     return (
-        f"{len(lines)} runs, seeds {listed(line['seed'] for line in lines)}; precision"
+        f"{len(lines)} runs, seeds {ranges(line['seed'] for line in lines)}; precision"
         f" {listed(line['precision'] for line in lines)}; processors:"
         f" {listed(processor_type(line) for line in lines)}; code of commit"
         f" {listed(line['commit'] for line in lines)}. Last step's weights; no threshold was fitted."

@@ -116,6 +116,12 @@ def write_lines(question: Question, lines: list[dict]) -> None:
     question.file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def test_seeds_as_ranges():
+    """Guards against a page that names a seed which has not been run."""
+    assert runner.ranges([219, 0, 1, *range(200, 219), 0]) == "0, 1, 200 to 219"
+    assert runner.ranges([3, 5, 7]) == "3, 5, 7" and runner.ranges([]) == ""
+
+
 def test_the_table_comes_from_lines_alone(tmp_path):
     """Guards against a table that needs the runs, and one that pairs other seeds with each other."""
     question = Question("precision", tmp_path)
