@@ -83,12 +83,12 @@ def test_processes_killed_at_random_moments_resume_bit_identically(encoder, tmp_
     assert compare(kills, tmp_path, encoder) == kills
 
 
-@pytest.mark.parametrize("chains", [2, pytest.param(8, marks=pytest.mark.slow)])
-def test_chains_of_kills_and_damage_end_bit_identically(encoder, tmp_path, no_course_data, chains):
+@pytest.mark.slow
+def test_chains_of_kills_and_damage_end_bit_identically(encoder, tmp_path, no_course_data):
     """Guards against what only a second or third interruption meets: a fall to the checkpoint before, a kill
     right after it, and another fall."""
-    equal, falls = compare_chains(chains, tmp_path, encoder)
-    assert equal == chains and falls >= chains
+    equal, falls = compare_chains(8, tmp_path, encoder)
+    assert equal == 8 and falls >= 8
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -105,6 +105,7 @@ def on_colab(tmp_path, monkeypatch) -> Path:
     return content
 
 
+@pytest.mark.slow
 def test_all_cells_run_on_the_sample(repository, tmp_path, no_course_data):
     """Guards against a notebook that fails in the middle: a flag that is gone, a log it cannot draw, a report
     that is not shown, an answer without its probabilities."""
