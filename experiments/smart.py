@@ -13,11 +13,12 @@ About four hours on two cores in bf16. All of it on subsets: `python -m experime
 """
 
 import sys
+import textwrap
 from dataclasses import replace
 from typing import Any
 
 from experiments.runner import Run
-from experiments.study import PRECISION, TASK, Study, gains, main_of, plain, points
+from experiments.study import PRECISION, TASK, Study, gains, main_of, plain, points, seeds_of
 
 ROWS = 1000
 PASS = 32  # steps of 32 rows for one pass over 1,000 rows
@@ -61,29 +62,30 @@ def answer(study: Study) -> str:
     if "gain" not in rows.get("SMART", {}):
         return "Does SMART help? Nothing has been run yet."
     row = rows["SMART"]
+    found = points(row, f"95 % over {seeds_of([row])}")
     ratio = row["seconds"] / rows["plain"]["seconds"]
-    found = points(row, f"95 % over {row['seeds']} seeds")
     others = [other for other in rows.values() if other.get("verdict") == "exploratory"]
     lines = study.comparison.lines()
     processors = ", ".join(sorted({line["processor"] for line in lines}))
     precision = ", ".join(sorted({line["precision"] for line in lines}))
-    return (
-        f"On SST with 1,000 rows it changed dev accuracy by {found} beside plain training tuned alike,\n"
-        f"in {ratio:.1f} times its time: **{row['verdict'].split(' (')[0]}**.\n"
-        + (best_of(others) if others else "")
-        + f"MiniLM, {precision}, {processors}, last step's weights, no threshold fitted"
-        " ([all of it](experiments/README.md))."
-    )
+    said = [
+        f"On SST with 1,000 rows it changed dev accuracy by {found} beside plain training tuned alike, in"
+        f" {ratio:.1f} times its time: **{row['verdict'].split(' (')[0]}**.",
+        *([best_of(others)] if others else []),
+        f"MiniLM, {precision}, {processors}, last step's weights, no threshold fitted"
+        " ([all of it](experiments/README.md)).",
+    ]
+    return "\n".join(textwrap.wrap(" ".join(said), 110, break_on_hyphens=False))
 
 
 def best_of(rows: list[dict[str, Any]]) -> str:
     """The sentence about the exploratory arms."""
     best = max(rows, key=lambda row: row["gain"])
     sure = sum(row["low"] > 0 or row["high"] < 0 for row in rows)
-    few = min(row["seeds"] for row in rows)
-    found = f"{best['arm']} did best, {points(best, '95 %')}"
-    arms = f"{len(rows)} exploratory arms ({few} seeds or more)"
-    return f"Of {arms} {found}; {sure} of their intervals leave out 0.\n"
+    return (
+        f"Of {len(rows)} exploratory arms ({seeds_of(rows)}) {best['arm']} did best, {points(best, '95 %')};"
+        f" {sure} of their intervals leave out 0."
+    )
 
 
 if __name__ == "__main__":

@@ -226,6 +226,12 @@ def tuning_table(study: Study) -> str:
     return "\n".join([*rows, "", provenance(lines)])
 
 
+def seeds_of(rows: list[dict[str, Any]]) -> str:
+    """How many seeds the arms have: `20 seeds`, or `7 to 20 seeds`."""
+    counts = [row["seeds"] for row in rows]
+    return f"{min(counts)} to {max(counts)} seeds" if min(counts) < max(counts) else f"{counts[0]} seeds"
+
+
 def plot(study: Study) -> list[Path]:
     """Gain over plain against cost, each with its 95 % interval over seeds."""
     rows = [row for row in gains(study.comparison, study.judged) if "gain" in row]
@@ -239,11 +245,10 @@ def plot(study: Study) -> list[Path]:
         for row, colour, marker in zip(rows, colours, "osv^<>p", strict=False):
             gain, low, high = (100 * row[name] for name in ("gain", "low", "high"))
             bars = [[gain - low], [high - gain]]
-            label = f"{row['arm']} ({row['seeds']})"
-            axes.errorbar(row["cost"], gain, bars, fmt=marker, capsize=4, color=colour, label=label)
+            axes.errorbar(row["cost"], gain, bars, fmt=marker, capsize=4, color=colour, label=row["arm"])
         axes.set_xlabel("cost in forward passes; plain, tuned = 1")
         axes.set_ylabel("gain in dev accuracy, points")
-        axes.set_title(f"{study.title}: means with 95 % intervals over seeds (their number)")
+        axes.set_title(f"{study.title}: 95 % intervals over {seeds_of(rows)}")
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
     return pictures.save(f"{study.name}-gain-against-cost", draw, study.folder / "pictures")
