@@ -28,6 +28,7 @@ def searched(scores: list[float]) -> list[dict]:
 
 ALL_LOST = [0.5] * len(best.OPTIONS)  # the first has won, because there was nothing before
 ALL_WON = [0.5 + place / 100 for place in range(len(best.OPTIONS))]
+SMART_WON = [0.6 if option.startswith("SMART") else 0.5 for option in best.OPTIONS]
 
 # ------------------------------------------------------------------------------------------- trials
 
@@ -39,7 +40,7 @@ def test_no_flag_of_a_trial_is_refused():
         run = best.run_of("x", best.BASE | first | second, best.TRIAL)
         config, _ = parse_arguments([*run.flags, "--tasks", ",".join(run.tasks)])
         assert config.precision == "bf16" and config.tasks == best.TASK_NAMES
-    for scores in (ALL_WON, ALL_LOST):
+    for scores in (ALL_WON, ALL_LOST, SMART_WON):
         for line in searched(scores):
             parse_arguments([*line["flags"], "--tasks", "sst,para,sts"])
 
@@ -80,7 +81,7 @@ def test_every_trial_takes_as_long():
 
 def test_the_search_stays_within_its_hours():
     """Guards against a search that costs more than the page says, whatever wins in it."""
-    for scores in (ALL_WON, ALL_LOST):
+    for scores in (ALL_WON, ALL_LOST, SMART_WON):
         lines = searched(scores)
         settings = []
         for place, change in enumerate(best.OPTIONS.values()):
@@ -164,7 +165,7 @@ def test_a_search_ends_and_its_winner_trains_twelve_times_as_long():
 
 def test_the_command_trains_what_the_final_runs_train():
     """Guards against a recommended command that fails, or that trains another model than was scored."""
-    for scores in (ALL_WON, ALL_LOST, [0.5, 0.6, 0.7, *[0.5] * 12]):
+    for scores in (ALL_WON, ALL_LOST, SMART_WON, [0.5, 0.6, 0.7, *[0.5] * 12]):
         lines = searched(scores)
         final = best.final_grid(lines)[0]
         words = best.command_of_the_best(lines).split()
@@ -208,6 +209,7 @@ def test_without_lines_there_is_a_table_and_no_command(tmp_path, monkeypatch):
 
 def test_a_search_has_no_picture(monkeypatch, capsys):
     """Guards against --plot that starts hours of training."""
+    monkeypatch.setattr(best, "run_grid", lambda *_: pytest.fail("it trains"))
     monkeypatch.setattr("sys.argv", ["best", "search", "--plot", "--data_dir", str(SAMPLE)])
     assert best.main() == 2 and "has a table only" in capsys.readouterr().err
 
