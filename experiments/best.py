@@ -1,16 +1,19 @@
 """The best model of all three tasks in two hours on two cores: a search over the options there are.
 
-    python -m experiments.best search --data_dir path/to/data   # 15 trials of equal cost, about 5 hours
-    python -m experiments.best final --data_dir path/to/data    # the winner, six times as long, two seeds
+    python -m experiments.best search --data_dir path/to/data   # 15 trials of 20 minutes, about 5 hours
+    python -m experiments.best final --data_dir path/to/data    # the winner, twelve times as long, two seeds
     python -m experiments.best --table
 
     base ─ change one option ─> trial ─ higher mean of the three dev scores? ─> the new base ─ next option
 
-Every trial is a line, and the next one follows from the lines alone, so a search can be broken off. A trial
-costs as many forward passes as any other, about 20 minutes: an option that makes a step dearer gets fewer
-steps. All training rows are used, Quora's 70,905 too. The search looks at dev, so its scores, and the
-final ones, are selected on dev: they flatter. The final models' predictions for the test files are kept in
-`experiments/best/`.
+Every trial is a line, and the next one follows from the lines alone, so a search can be broken off. All
+training rows are used, Quora's 70,905 too. Every trial takes as long, on one core beside another process: an
+option that makes a step dearer gets fewer steps. The time comes from `SECONDS`, so the number of steps is
+the same on every machine. Scoring all dev rows, twice, takes about a tenth of it on top.
+
+The search chooses by dev, so its scores, and the final ones, are selected: expect lower ones on test. One
+seed decides, so small differences are chance. The final models' predictions for the test files are kept in
+`experiments/best/`. The two final runs share a grid by `--seeds`: side by side they take about four hours.
 """
 
 import shlex
@@ -24,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from config import parse_arguments
-from datasets import read_examples, tokenize
+from datasets import SCHEDULES, Mix, read_examples, tokenize
 from evaluation import predict, write_predictions
 from experiments.runner import (
     HERE,
@@ -47,8 +50,13 @@ from training import forward_passes
 TASK_NAMES = ("sst", "para", "sts")
 SEEDS = (0, 1)  # of the final runs; the search has the first
 ROWS = 32  # of a batch, unless a trial changes it
-TRIAL = 10_800  # forward passes of ROWS rows: 3,600 plain steps
-FINAL = 6 * TRIAL
+# of a plain step of 32 rows: one core beside another process, bf16 (precision.jsonl has such runs)
+SECONDS = {"sst": 0.55, "para": 1.0, "sts": 0.65}
+PLAIN = 3  # forward passes of a plain step
+TRIAL = 20 * 60  # seconds of training on one core
+FINAL = 12 * TRIAL  # two hours of two cores
+TRAIN_ROWS = {"sst": 8_544, "para": 70_905, "sts": 6_040}  # they decide over the shares of some schedules
+EPOCHS = {"annealed": 3}  # it changes from epoch to epoch; a run of any other schedule is one epoch
 Settings = dict[str, str]
 
 BASE: Settings = {"precision": "bf16", "lr": "1e-4"}
@@ -77,17 +85,31 @@ def words(settings: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(word for name, value in settings.items() for word in (f"--{name}", value) if word)
 
 
-def steps_for(settings: Mapping[str, str], passes: int) -> int:
-    """How many steps cost so many forward passes of 32 rows."""
+def epochs_of(settings: Mapping[str, str]) -> int:
+    """Over how many epochs the steps are spread."""
+    return EPOCHS.get(settings.get("schedule", ""), 1)
+
+
+def seconds_of_a_step(settings: Mapping[str, str]) -> float:
+    """What a step takes on average: by the tasks that the schedule draws, forward passes, rows of a batch."""
     config, _ = parse_arguments([*words(settings), "--tasks", ",".join(TASK_NAMES)])
-    a_batch = statistics.fmean(forward_passes(config, task) for task in TASK_NAMES)
-    batches = len(TASK_NAMES) if config.schedule == "joint" else 1
-    return round(passes / (a_batch * batches * config.batch_size / ROWS))
+    rows = tuple(TRAIN_ROWS[task] for task in TASK_NAMES)
+    mix = Mix(rows, epochs_of(settings), steps_per_epoch=3000, seed=0)  # enough for shares to be even
+    steps = [step for epoch in range(mix.epochs) for step in SCHEDULES[config.schedule](mix, epoch)]
+    of_task = [SECONDS[task] * forward_passes(config, task) / PLAIN for task in TASK_NAMES]
+    return statistics.fmean(sum(of_task[task] for task in step) for step in steps) * config.batch_size / ROWS
 
 
-def run_of(arm: str, settings: Mapping[str, str], passes: int, seed: int = SEEDS[0]) -> Run:
-    """A training on all rows."""
-    return Run(arm, TASK_NAMES, seed, words(settings), steps_for(settings, passes))
+def steps_for(settings: Mapping[str, str], seconds: float) -> int:
+    """How many steps take so long; every epoch has as many."""
+    epochs = epochs_of(settings)
+    return epochs * round(seconds / seconds_of_a_step(settings) / epochs)
+
+
+def run_of(arm: str, settings: Mapping[str, str], seconds: float, seed: int = SEEDS[0]) -> Run:
+    """A training on all rows that takes so long."""
+    steps = steps_for(settings, seconds)
+    return Run(arm, TASK_NAMES, seed, words(settings), steps, epochs=epochs_of(settings))
 
 
 # ------------------------------------------------------------------------------------------- search
@@ -141,7 +163,7 @@ def final_grid(search_lines: Sequence[Line]) -> list[Run]:
     return [run_of("winner", best, FINAL, seed) for seed in SEEDS]
 
 
-def test_predictions(
+def keep_predictions(
     target: Path, run: Run, data_dir: Path, folder: Path
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The dev outcome of a run; its predictions for the test files go to `target`, in the course's format."""
@@ -158,7 +180,7 @@ def test_predictions(
 
 def questions(folder: Path = HERE) -> tuple[Question, Question]:
     """Search and final runs, with their files in the folder."""
-    outcome = partial(test_predictions, folder / "best")
+    outcome = partial(keep_predictions, folder / "best")
     return Question("best_search", folder), Question("best_final", folder, outcome)
 
 
@@ -173,35 +195,56 @@ def scores_of(lines: Sequence[Line]) -> list[str]:
     return [f"{score:.3f}" for score in (*by_task, statistics.fmean(by_task))]
 
 
+def row_of(cells: Sequence[str], lines: Sequence[Line], mark: str = "") -> str:
+    """A row of the table: what it is of, then the mean scores of its lines, steps and minutes."""
+    measured = ["…"] * (len(TASK_NAMES) + 3)
+    if lines:
+        minutes = statistics.fmean(line["seconds"] for line in lines) / 60
+        measured = [*scores_of(lines), f"{lines[0]['steps']:,}", f"{minutes:.0f}"]
+    return f"| {' | '.join([*cells, *measured, mark])} |"
+
+
 def table(search_lines: Sequence[Line], final_lines: Sequence[Line]) -> str:
-    """The trials in their order, then the final runs and the aim."""
+    """The trials in their order, what was kept and what is best, then the final runs and the aim."""
     _, better = walk(search_lines)
-    rows = ["| trial | SST | Quora | STS | mean | steps | minutes | |", "|---|---|---|---|---|---|---|---|"]
-    for option in OPTIONS:
+    kept = [option for option in better if better[option]]
+    marks = dict.fromkeys(kept, "kept") | dict.fromkeys(kept[-1:], "**best**")
+    rows = ["| trial | changed | SST | Quora | STS | mean | steps | minutes | |", "|" + "---|" * 9]
+    for option, change in OPTIONS.items():
         lines = [line for line in search_lines if line["arm"] == option]
-        cells = ["…"] * 6
-        if lines:
-            cells = [*scores_of(lines), f"{lines[0]['steps']:,}", f"{lines[0]['seconds'] / 60:.0f}"]
-        rows.append(f"| {option} | {' | '.join(cells)} | {'kept' if better.get(option) else ''} |")
-    cells = ["…"] * 6
-    if final_lines:
-        minutes = statistics.fmean(line["seconds"] for line in final_lines) / 60
-        cells = [*scores_of(final_lines), f"{final_lines[0]['steps']:,}", f"{minutes:.0f}"]
-    rows.append(f"| **final, {len(final_lines)} of {len(SEEDS)} seeds** | {' | '.join(cells)} | |")
-    aim = [f"{AIM[task]:.2f}" for task in TASK_NAMES]
-    rows.append(f"| the aim | {' | '.join(aim)} | | | | |")
+        rows.append(row_of([option, f"`{' '.join(words(change or BASE))}`"], lines, marks.get(option, "")))
+    rows.append(row_of([f"**final, {len(final_lines)} of {len(SEEDS)} seeds**", ""], final_lines))
+    rows.append(f"| the aim | | {' | '.join(f'{AIM[task]:.2f}' for task in TASK_NAMES)} | | | | |")
     return "\n".join([*rows, "", provenance([*search_lines, *final_lines])])
 
 
-def command(search_lines: Sequence[Line]) -> str:
-    """The command that trains the best model, as far as the search has come."""
+def command_of_the_best(search_lines: Sequence[Line]) -> str:
+    """The command that trains as the final runs do, with what has won so far."""
     best, _ = walk(search_lines)
-    steps = ["--epochs", "1", "--steps_per_epoch", str(steps_for(best, FINAL))]
-    return shlex.join(["python", "multitask_classifier.py", "--data_dir", "data", *words(best), *steps])
+    if "use_smart" in best:  # the final runs keep the trained weights, unless the teacher's have won
+        best = {"keep": "student"} | best
+    epochs = epochs_of(best)
+    steps = ["--epochs", str(epochs), "--steps_per_epoch", str(steps_for(best, FINAL) // epochs)]
+    program = ["python", "multitask_classifier.py", "--data_dir", "data", "--output_dir", "runs/best"]
+    return shlex.join([*program, *words(best), *steps])
+
+
+def page() -> str:
+    """What stands on the page of experiments: the table, and the command once the search has ended."""
+    lines = [question.lines() for question in questions()]
+    if next_trial(lines[0]) is not None:
+        return table(*lines)
+    fence = f"```console\n# the course's files (see data/README.md)\n{command_of_the_best(lines[0])}\n```"
+    return f"{table(*lines)}\n\nThe recommended command:\n\n{fence}"
+
+
+# ------------------------------------------------------------------------------------- command line
 
 
 def run(options: Any) -> None:
     """What the command line asks for."""
+    if options.plot:
+        raise UserError("--plot: this question has a table only")
     asked = questions(options.work_dir / "quick") if options.quick else questions()
     if not options.table:
         data_dir = data_folder(options)
@@ -212,7 +255,7 @@ def run(options: Any) -> None:
             grid = chosen_runs(options, final_grid(asked[0].lines()))
             run_grid(asked[1], grid, data_dir, options.work_dir)
     lines = [question.lines() for question in asked]
-    print(f"{table(*lines)}\n\n{command(lines[0])}")
+    print(f"{table(*lines)}\n\n{command_of_the_best(lines[0])}")
 
 
 def main() -> int:
@@ -220,7 +263,7 @@ def main() -> int:
     parser = parser_of(__doc__)
     parser.add_argument("what", nargs="?", choices=("search", "final"))
     options = parser.parse_args()
-    if not (options.what or options.table or options.quick):
+    if not (options.what or options.table or options.plot or options.quick):
         parser.error("say what: search, final, --table or --quick")
     return guarded(lambda: run(options))
 

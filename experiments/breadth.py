@@ -1,12 +1,15 @@
 """Where does SMART earn its cost? From 250 rows to all of SST, and on STS-B. Exploratory.
 
-    python -m experiments.breadth --data_dir path/to/data    # runs what has no line yet, about seven hours
+    python -m experiments.breadth --data_dir path/to/data    # runs what has no line yet, about ten hours
     python -m experiments.breadth --table
     python -m experiments.breadth --plot                     # gain against cost
 
-Each size of the data has a number of steps that is fixed beforehand: 96 for 250 and for 1,000 rows, three
-passes for 4,000, two for all. Every arm takes as many, but "plain, equal passes", which costs what both of
-SMART's terms cost. Five seeds; a seed draws the rows, the same for all arms.
+The steps of 32 rows are fixed beforehand by the size of the data: three passes over 1,000 and 4,000 rows,
+two over all. 250 rows get as many steps as 1,000, which are twelve passes, because three would be 24 steps.
+Every arm takes as many, except "plain, equal passes": it costs as many forward passes as both of SMART's
+terms. Five seeds; a seed draws the rows, the same for all arms.
+
+About 20 hours of one core in bf16, ten of two: 5 for the three small sizes, then 6 and 9 for SST.
 """
 
 import statistics
@@ -16,13 +19,14 @@ from typing import Any, NamedTuple
 
 from experiments import mixing, pictures
 from experiments.inference import paired
-from experiments.runner import Line, Question, Run, main_of, provenance
+from experiments.runner import HERE, Line, Question, Run, main_of, provenance
 from experiments.smart import smart
 from experiments.study import PRECISION, passes
 from support.errors import UserError
 from tasks import TASKS
 
 QUESTION = Question("breadth")
+PICTURE = "gain-against-cost-by-size"
 SEEDS = range(400, 405)
 EQUAL = "plain, equal passes"
 # the largest ε of the first comparison's tuning: R_s is far above the rounding of bf16 there
@@ -53,7 +57,7 @@ class Size(NamedTuple):
         return f"{self.task}, {self.rows or 'all'} rows"
 
 
-# the cheapest first, so that what has been run by then can be read
+# the cheapest first, and seed by seed: a grid that is broken off can be read
 SIZES = [
     Size("sst", 250, 96),
     Size("sts", 250, 96),
@@ -124,33 +128,50 @@ def table(question: Question) -> str:
     return "\n".join([*rows, "", provenance(lines)])
 
 
+def draw_panel(axes: Any, size: Size, rows: list[dict[str, Any]], colours: list[str]) -> None:
+    """Gains of one size against their cost. An arm looks the same in every panel."""
+    looks = dict(zip(list(ARMS)[1:], zip(colours, "osv^<>p", strict=True), strict=True))
+    axes.axhline(0, color="gray", linewidth=1)
+    for row in rows:
+        gain, low, high = (100 * row[name] for name in ("gain", "low", "high"))
+        colour, marker = looks[row["arm"]]
+        bars = [[gain - low], [high - gain]]
+        axes.errorbar(row["cost"], gain, bars, fmt=marker, capsize=3, color=colour, label=row["arm"])
+    axes.set_title(size.name)
+    axes.set_xlabel("cost, plain = 1")
+
+
 def plot(question: Question) -> list[Path]:
-    """Gain over plain against cost, a panel for each size, each gain with its 95 % interval over seeds."""
-    found = [(size, [row for row in gains(question.lines(), size) if "gain" in row]) for size in SIZES]
-    panels = [(size, rows) for size, rows in found if rows]
-    if not panels:
-        raise UserError(
-            f"{question.file}: no arm beside plain with two seeds yet, so there is nothing to draw"
-        )
+    """Gain over plain against cost, each gain with its 95 % interval over seeds: a row for each task, a panel
+    for each size. Raises UserError if there is nothing to draw."""
+    lines = question.lines()
+    found = {size: [row for row in gains(lines, size) if "gain" in row] for size in SIZES}
+    if not any(found.values()):
+        nothing = "no arm beside plain with two seeds yet, so there is nothing to draw"
+        raise UserError(f"{question.file}: {nothing}")
 
     def draw(figure: Any, colours: list[str]) -> None:
-        looks = dict(zip(list(ARMS)[1:], zip(colours, "osv^<>p", strict=True), strict=True))
-        axes = figure.subplots(2, 3).flatten()
-        for place, (size, rows) in zip(axes, panels, strict=False):
-            place.axhline(0, color="gray", linewidth=1)
-            for row in rows:
-                gain, low, high = (100 * row[name] for name in ("gain", "low", "high"))
-                colour, marker = looks[row["arm"]]
-                bars = [[gain - low], [high - gain]]
-                place.errorbar(row["cost"], gain, bars, fmt=marker, capsize=3, color=colour, label=row["arm"])
-            place.set_title(size.name)
-            place.set_xlabel("cost, plain = 1")
-        for place in axes[len(panels) :]:
-            place.axis("off")
-        axes[0].set_ylabel("gain in points")
-        axes[-1].legend(*axes[0].get_legend_handles_labels(), loc="center", frameon=False, fontsize=9)
+        panels = figure.subplots(2, 3)
+        labels: dict[str, Any] = {}
+        for of_task, task in zip(panels, ("sst", "sts"), strict=True):
+            of_task[0].set_ylabel("gain in points")
+            sizes = [size for size in SIZES if size.task == task]
+            for axes, size in zip(of_task, sizes, strict=False):
+                draw_panel(axes, size, found[size], colours)
+                handles, names = axes.get_legend_handles_labels()
+                labels |= dict(zip(names, handles, strict=True))
+        panels[1, 2].axis("off")
+        panels[1, 2].legend(labels.values(), labels, loc="center", frameon=False, fontsize=9)
 
-    return pictures.save("breadth", draw, question.folder / "pictures", height=6)
+    return pictures.save(PICTURE, draw, question.folder / "pictures", height=6)
+
+
+def page() -> str:
+    """What stands on the page of experiments: the table, and the picture once it has been drawn."""
+    described = "Gain over plain training against cost in forward passes, a panel for each size of the data"
+    drawn = (HERE / "pictures" / f"{PICTURE}-light.png").exists()
+    picture = pictures.markdown(PICTURE, described, "pictures")
+    return "\n\n".join([table(QUESTION), *([picture] if drawn else [])])
 
 
 if __name__ == "__main__":

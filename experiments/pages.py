@@ -8,7 +8,19 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments import mixing, precision, robustness, smart, study, sweep, table1, toy, unlabelled
+from experiments import (
+    best,
+    breadth,
+    mixing,
+    precision,
+    robustness,
+    smart,
+    study,
+    sweep,
+    table1,
+    toy,
+    unlabelled,
+)
 from experiments.runner import HERE
 
 ROOT = HERE.parent
@@ -26,6 +38,8 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "unlabelled tuning": lambda: study.tuning_table(unlabelled.STUDY),
         "unlabelled": lambda: study.table(unlabelled.STUDY),
         "robustness": robustness.page,
+        "breadth": breadth.page,
+        "best": best.page,
         "toy": lambda: toy.table(toy.kept_lines()),
         "sweep": lambda: sweep.table(sweep.kept_scores()),
     },

@@ -44,7 +44,7 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """One training. Runs of one question that share `tasks` and `seed` are compared with each other.
+    """One training. Runs of one question that share `tasks`, `seed` and `train_rows` are compared.
 
     arm: what is varied, by name. flags: of the main program. steps: optimizer steps, all tasks together.
     train_rows: how many rows of each task are drawn by the seed; None for all. eval_tasks: what is scored on
@@ -281,15 +281,18 @@ def processor_type(line: Line) -> str:
 def run_grid(question: Question, grid: Sequence[Run], data_dir: Path, work_dir: Path) -> None:
     """Run what has no line yet, in the order of the grid.
 
-    All arms of a seed run on one type of processor: a seed that was begun on another is left out, with a line
-    that says so. Raises UserError if the lines there are of another commit, or if a run fails.
+    All arms of a seed with so many rows run on one type of processor: what was begun on another is left out,
+    with a line that says so. Raises UserError if the lines there are of another commit, or if a run fails.
     """
     check_lines(question)
     here = processor_type(machine())
-    types = {(tuple(line["tasks"]), line["seed"]): processor_type(line) for line in question.lines()}
+    types = {
+        (tuple(line["tasks"]), line["seed"], line.get("train_rows")): processor_type(line)
+        for line in question.lines()
+    }
     done = {line["name"] for line in question.lines()}
     left = [run for run in grid if run.name not in done]
-    elsewhere = [run for run in left if types.get((run.tasks, run.seed), here) != here]
+    elsewhere = [run for run in left if types.get((run.tasks, run.seed, run.train_rows), here) != here]
     if elsewhere:
         print(cut(f"{question.name}: {len(elsewhere)} runs wait for the processor that began their seeds"))
     left = [run for run in left if run not in elsewhere]

@@ -1,0 +1,251 @@
+"""The best model: a search that follows from its lines, trials that take as long, the final runs."""
+
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from config import parse_arguments
+from datasets import SCHEDULES, Mix
+from experiments import best, pages, runner
+from experiments.runner import Question
+from helpers import ROOT, SAMPLE
+from measured import line_of, write_lines
+from support.errors import UserError
+
+HOURS = 3600
+
+
+def searched(scores: list[float]) -> list[dict]:
+    """The lines of a search whose trials score so."""
+    lines: list[dict] = []
+    for score in scores:
+        lines.append(line_of(best.next_trial(lines), sst=score, para=score, sts=score))
+    return lines
+
+
+ALL_LOST = [0.5] * len(best.OPTIONS)  # the first has won, because there was nothing before
+ALL_WON = [0.5 + place / 100 for place in range(len(best.OPTIONS))]
+SMART_WON = [0.6 if option.startswith("SMART") else 0.5 for option in best.OPTIONS]
+
+# ------------------------------------------------------------------------------------------- trials
+
+
+def test_no_flag_of_a_trial_is_refused():
+    """Guards against a search that stops at an option which does not go with one that has won before."""
+    changes = [{}, *best.OPTIONS.values()]
+    for first, second in itertools.combinations_with_replacement(changes, 2):
+        run = best.run_of("x", best.BASE | first | second, best.TRIAL)
+        config, _ = parse_arguments([*run.flags, "--tasks", ",".join(run.tasks)])
+        assert config.precision == "bf16" and config.tasks == best.TASK_NAMES
+    for scores in (ALL_WON, ALL_LOST, SMART_WON):
+        for line in searched(scores):
+            parse_arguments([*line["flags"], "--tasks", "sst,para,sts"])
+
+
+def test_runs_of_the_search_have_names_of_their_own():
+    """Guards against a trial that counts as run because another has its name."""
+    names = {line["name"] for line in searched(ALL_LOST)}
+    assert len(names) == len(best.OPTIONS)
+
+
+def test_no_trial_repeats_another():
+    """Guards against a trial without an effect: with one epoch `annealed` draws what `proportional` draws."""
+    drawn = []
+    for name in ("proportional", "annealed"):
+        run = best.run_of(name, best.BASE | {"schedule": name}, best.TRIAL)
+        mix = Mix(tuple(best.TRAIN_ROWS.values()), run.epochs, run.steps // run.epochs, seed=0)
+        steps = [task for epoch in range(run.epochs) for (task,) in SCHEDULES[name](mix, epoch)]
+        assert len(steps) == run.steps
+        drawn.append(np.bincount(steps) / len(steps))
+    # rows / 85,489; then the mean of three epochs with α = 1, .6 and .2: sst .100, .176, .291
+    assert drawn[0] == pytest.approx([0.100, 0.829, 0.071], abs=0.03)
+    assert drawn[1] == pytest.approx([0.189, 0.656, 0.155], abs=0.03)
+
+
+def test_every_trial_takes_as_long():
+    """Guards against an option that wins because it trains longer. Of 1,200 seconds, by hand: a plain step
+    of the three tasks in turn takes (.55 + 1 + .65) / 3; both terms or a joint step three times that, R-Drop
+    twice, 16 rows half. The contrastive loss doubles para. In proportion to rows para has .829 of the
+    steps."""
+    steps = {option: best.steps_for(best.BASE | change, 1200) for option, change in best.OPTIONS.items()}
+    assert steps["base"] == steps["learning rate 5e-5"] == 1636
+    assert steps["SMART, both terms"] == steps["joint steps"] == 545
+    assert steps["R-Drop"] == 818 and steps["16 rows a batch"] == 3273
+    assert steps["contrastive loss, weight .1"] == 1125
+    assert steps["batches in proportion to rows"] == pytest.approx(1200 / 0.930, rel=0.02)
+    assert steps["annealed from proportional"] == pytest.approx(1200 / 0.861, rel=0.02)
+
+
+def test_the_search_stays_within_its_hours():
+    """Guards against a search that costs more than the page says, whatever wins in it."""
+    for scores in (ALL_WON, ALL_LOST, SMART_WON):
+        lines = searched(scores)
+        settings = []
+        for place, change in enumerate(best.OPTIONS.values()):
+            settings.append(best.walk(lines[:place])[0] | change)
+        seconds = [
+            line["steps"] * best.seconds_of_a_step(each) for line, each in zip(lines, settings, strict=True)
+        ]
+        assert max(seconds) < 1.01 * best.TRIAL and sum(seconds) < 5.05 * HOURS
+    assert best.FINAL == 2 * 2 * HOURS  # of two cores
+
+
+# ------------------------------------------------------------------------------------------- search
+
+
+def test_the_search_goes_on_from_what_was_better():
+    """Guards against a trial on top of a setting that has lost, and a search that forgets what has won."""
+    lines = searched([0.5, 0.6, 0.55, 0.6])  # base; proportional wins; annealed and a lower rate do not
+    trial = best.next_trial(lines)
+    assert trial.arm == "learning rate 2e-4"
+    assert trial.flags == ("--precision", "bf16", "--lr", "2e-4", "--schedule", "proportional")
+    won, better = best.walk(lines)
+    assert won == {"precision": "bf16", "lr": "1e-4", "schedule": "proportional"}
+    assert list(better.values()) == [True, True, False, False]
+
+
+def test_the_mean_decides():
+    """Guards against a search that looks at one task alone: STS gains less here than SST loses."""
+    lines = searched([0.5])
+    lines.append(line_of(best.next_trial(lines), sst=0.45, para=0.5, sts=0.54))
+    assert best.mean_score(lines[1]) == pytest.approx(0.4966667)
+    assert list(best.walk(lines)[1].values()) == [True, False]
+
+
+def test_a_search_that_is_broken_off_goes_on_with_the_same_trials(tmp_path, monkeypatch):
+    """Guards against a search that depends on more than its lines: a trial run twice, or left out."""
+    scores = dict(zip(best.OPTIONS, [0.5, 0.6, 0.55, 0.7, 0.6] * 3, strict=True))
+    asked: list[str] = []
+    breaks = {3, 4, 9}  # calls that are interrupted: before any line, and twice in a row
+
+    def run_grid(question, runs, *_):
+        asked.append(runs[0].arm)
+        if len(asked) in breaks:
+            raise KeyboardInterrupt
+        score = scores[runs[0].arm]
+        write_lines(question, [*question.lines(), line_of(runs[0], sst=score, para=score, sts=score)])
+
+    monkeypatch.setattr(best, "run_grid", run_grid)
+    broken, whole = Question("broken", tmp_path), Question("whole", tmp_path)
+    for _ in breaks:
+        with pytest.raises(KeyboardInterrupt):
+            best.search(broken, SAMPLE, tmp_path)
+    best.search(broken, SAMPLE, tmp_path)
+    assert len(asked) == len(best.OPTIONS) + len(breaks)
+    breaks.clear()
+    best.search(whole, SAMPLE, tmp_path)
+    assert broken.lines() == whole.lines() and [line["arm"] for line in whole.lines()] == list(best.OPTIONS)
+
+
+def test_a_search_waits_for_its_processor(tmp_path, monkeypatch, capsys):
+    """Guards against a search that asks for the same trial for ever, where its seed was begun elsewhere."""
+    question = Question("search", tmp_path)
+    elsewhere = {"commit": runner.commit(), **runner.machine(), "processor": "abacus"}
+    write_lines(question, [line | elsewhere for line in searched([0.5])])
+    best.search(question, SAMPLE, tmp_path)
+    assert len(question.lines()) == 1 and "1 runs wait" in capsys.readouterr().out
+
+
+# -------------------------------------------------------------------------------------------- final
+
+
+def test_a_search_ends_and_its_winner_trains_twelve_times_as_long():
+    """Guards against a search without an end, and a final run while it goes on."""
+    lines = searched(ALL_LOST)
+    assert best.next_trial(lines) is None and len(lines) == 15
+    finals = best.final_grid(lines)
+    assert [run.seed for run in finals] == [0, 1] and finals[0].steps == 19_636  # 14,400 s / .7333 s
+    assert finals[0].flags == best.words(best.BASE) and finals[0].train_rows is None
+    with pytest.raises(UserError, match="has not ended"):
+        best.final_grid(lines[:-1])
+
+
+def test_the_command_trains_what_the_final_runs_train():
+    """Guards against a recommended command that fails, or that trains another model than was scored."""
+    for scores in (ALL_WON, ALL_LOST, SMART_WON, [0.5, 0.6, 0.7, *[0.5] * 12]):
+        lines = searched(scores)
+        final = best.final_grid(lines)[0]
+        words = best.command_of_the_best(lines).split()
+        assert words[:2] == ["python", "multitask_classifier.py"]
+        config, _ = parse_arguments(words[2:])
+        ours, _ = parse_arguments(["--keep", "student", "--tasks", "sst,para,sts", *final.flags])
+        assert config.epochs * config.steps_per_epoch == final.steps and config.epochs == final.epochs
+        names = ("tasks", "lr", "schedule", "batch_size", "similarity", "pooling", "task_weights")
+        assert all(getattr(config, name) == getattr(ours, name) for name in names)
+        assert config.weights("para") == ours.weights("para")
+        # without D_Breg there is no teacher, so the best weights are the trained ones
+        assert config.keep == ours.keep or (config.keep == "best" and not config.has_teacher)
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def test_the_table_marks_what_was_kept_and_the_best():
+    """Guards against a table that calls another trial than the last improvement the best."""
+    rows = best.table(searched([0.5, 0.6, 0.7, 0.65]), []).splitlines()
+    assert rows[2].startswith("| base | `--precision bf16 --lr 1e-4` | 0.500 |") and rows[2].endswith(
+        "kept |"
+    )
+    assert rows[4] == (
+        "| annealed from proportional | `--schedule annealed` | 0.700 | 0.700 | 0.700 | 0.700 | 1,401 | 1 |"
+        " **best** |"
+    )
+    assert rows[5].endswith("| 0.650 | 1,401 | 1 |  |")  # a lower rate, annealed as well
+    assert rows[6].count("…") == 6 and "final, 0 of 2 seeds" in rows[17]
+
+
+def test_without_lines_there_is_a_table_and_no_command(tmp_path, monkeypatch):
+    """Guards against a page that recommends a command which nothing was run for."""
+    assert best.table([], []).endswith("Nothing has been run yet.") and "…" in best.table([], [])
+    monkeypatch.setattr(best, "questions", lambda: (Question("none", tmp_path), Question("none", tmp_path)))
+    assert "multitask_classifier.py" not in best.page()
+    write_lines(best.questions()[0], searched(ALL_LOST))
+    assert "--steps_per_epoch 19636" in best.page() and "```console\n# the course's files" in best.page()
+    assert pages.BLOCKS["experiments/README.md"]["best"]
+
+
+def test_a_search_has_no_picture(monkeypatch, capsys):
+    """Guards against --plot that starts hours of training."""
+    monkeypatch.setattr(best, "run_grid", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr("sys.argv", ["best", "search", "--plot", "--data_dir", str(SAMPLE)])
+    assert best.main() == 2 and "has a table only" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------- whole runs
+
+
+@pytest.mark.slow
+def test_the_best_model_from_search_to_predictions(tmp_path, encoder, monkeypatch):
+    """Guards against a search that breaks in the middle, and final runs that leave no predictions."""
+    monkeypatch.setattr(best, "BASE", best.BASE | {"model_name_or_path": encoder})
+    names = ("base", "annealed from proportional", "moving average of the weights")
+    monkeypatch.setattr(best, "OPTIONS", {name: best.OPTIONS[name] for name in names})
+    words = ["best", "--quick", "--data_dir", str(SAMPLE), "--work_dir", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", words)
+    assert best.main() == 0
+    search, final = best.questions(tmp_path / "quick")
+    assert [line["arm"] for line in search.lines()] == list(names) and len(final.lines()) == 1
+    for task in ("sst", "para", "sts"):
+        text = (tmp_path / "quick" / "best" / f"{task}-test-output-seed-0.csv").read_text()
+        assert len(text.splitlines()) == 51
+
+
+@pytest.mark.slow
+def test_a_trial_and_a_final_run_on_the_course_data(tmp_path, course_data):
+    """Guards against a search that fails at the real files, and against predictions for other rows."""
+    script = (
+        "import sys; from experiments import best;"
+        "best.OPTIONS = dict(list(best.OPTIONS.items())[:1]); sys.exit(best.main())"
+    )
+    words = ["--quick", "--data_dir", str(course_data), "--work_dir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| base | `--precision bf16 --lr 1e-4` | 0." in done.stdout and "final, 1 of 2" in done.stdout
+    for task, rows in {"sst": 2210, "para": 3000, "sts": 1725}.items():
+        text = (tmp_path / "quick" / "best" / f"{task}-test-output-seed-0.csv").read_text(encoding="utf-8")
+        assert len(text.splitlines()) == rows + 1
