@@ -123,7 +123,7 @@ def short_table(question: Question) -> str:
             paper = f" ({row.paper[place]:.3f})" if row.paper else ""
             cells.append(f"{score}{paper}" if task in row.tasks else "–")
         rows.append([row.name, *cells])
-    return markdown(["run", "SST", "Quora", "STS"], rows)
+    return f"{markdown(['run', 'SST', 'Quora', 'STS'], rows)}\n\n{provenance(question.lines())}"
 
 
 CURVES = {"sst": ROWS[0], "para": ROWS[2], "sts": ROWS[3]}  # each task alone
