@@ -507,7 +507,8 @@ def signals_raise() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == stop:  # not where something within has set another
+                signal.signal(number, handler)
 
 
 class StopSignal:

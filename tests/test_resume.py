@@ -380,3 +380,18 @@ def test_a_state_that_does_not_fit_is_not_taken(change, caplog):
     change(tensors, record)
     with pytest.raises((LookupError, RuntimeError, ValueError)):
         restore()
+
+
+def test_a_process_that_has_lost_another_still_says_so():
+    """Guards against the advice of `lost_worker_advice` that is lost: torchrun's SIGTERM must not end the
+    process between the end of `signals_raise` and the message."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with resume.signals_raise(), resume.StopSignal():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with resume.signals_raise():
+        pass
+    assert signal.getsignal(signal.SIGTERM) == before
