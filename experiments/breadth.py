@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from experiments import mixing, pictures
 from experiments.inference import paired
-from experiments.runner import HERE, Line, Question, Run, main_of, provenance
+from experiments.runner import HERE, Line, Question, Run, main_of, markdown, provenance
 from experiments.smart import smart
 from experiments.study import PRECISION, passes
 from support.errors import UserError
@@ -115,17 +115,16 @@ def gain_text(row: dict[str, Any]) -> str:
 def table(question: Question) -> str:
     """Each arm beside plain, by size."""
     lines = question.lines()
-    heads = "data | arm | seeds | score | gain in points (95 % over seeds) | cost"
-    rows = [f"| {heads} |", "|---|---|---|---|---|---|"]
+    heads = ["data", "arm", "seeds", "score", "gain in points (95 % over seeds)", "cost"]
+    rows = []
     for size in SIZES:
         found = gains(lines, size)
         if not found:
-            rows.append(f"| {size.name} | … | 0 | … | … | … |")
+            rows.append([size.name, "…", "0", "…", "…", "…"])
         for row in found:
             cells = [size.name, row["arm"], str(row["seeds"]), f"{row['score']:.4f}"]
-            cells += [gain_text(row), f"{row['cost']:.2g}"]
-            rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*rows, "", provenance(lines)])
+            rows.append([*cells, gain_text(row), f"{row['cost']:.2g}"])
+    return f"{markdown(heads, rows)}\n\n{provenance(lines)}"
 
 
 def draw_panel(axes: Any, size: Size, rows: list[dict[str, Any]], colours: list[str]) -> None:
@@ -169,9 +168,7 @@ def plot(question: Question) -> list[Path]:
 def page() -> str:
     """What stands on the page of experiments: the table, and the picture once it has been drawn."""
     described = "Gain over plain training against cost in forward passes, a panel for each size of the data"
-    drawn = (HERE / "pictures" / f"{PICTURE}-light.png").exists()
-    picture = pictures.markdown(PICTURE, described, "pictures")
-    return "\n\n".join([table(QUESTION), *([picture] if drawn else [])])
+    return "\n\n".join([table(QUESTION), *pictures.drawn({PICTURE: described}, HERE / "pictures")])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Colours: Okabe and Ito, "Color Universal Design" (2008).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +48,9 @@ def markdown(name: str, description: str, folder: str) -> str:
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{folder}/{name}-dark.png">'
         f'<img alt="{description}" src="{folder}/{name}-light.png" width="800"></picture>'
     )
+
+
+def drawn(descriptions: Mapping[str, str], folder: Path) -> list[str]:
+    """Markdown for those pictures of a folder that are there, by name and description."""
+    names = [name for name in descriptions if (folder / f"{name}-light.png").exists()]
+    return [markdown(name, descriptions[name], folder.name) for name in names]

@@ -20,7 +20,7 @@ an attack of three steps on twenty rows of an untrained model may beat no noise,
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from experiments.measures import (
     under_typos,
 )
 from experiments.robustness_pictures import curves, epochs, reliability
-from experiments.runner import HERE, Line, Question, Run, main_of, provenance
+from experiments.runner import HERE, Line, Question, Run, main_of, markdown, provenance
 from experiments.smart import STUDY
 from support.errors import UserError
 from tasks import TASKS
@@ -148,12 +148,6 @@ def answer(question: Question) -> str:
 
 
 # -------------------------------------------------------------------------------------------- tables
-
-
-def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of Markdown."""
-    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
 
 
 def found_arms(lines: Sequence[Line]) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
@@ -270,9 +264,7 @@ def plot(question: Question) -> list[Path]:
 
 def page() -> str:
     """What stands on the page of experiments: the tables, and the pictures that have been drawn."""
-    drawn = [name for name in PICTURES if (HERE / "pictures" / f"{name}-light.png").exists()]
-    shown = [pictures.markdown(name, PICTURES[name], "pictures") for name in drawn]
-    return "\n\n".join([table(QUESTION), *shown])
+    return "\n\n".join([table(QUESTION), *pictures.drawn(PICTURES, HERE / "pictures")])
 
 
 if __name__ == "__main__":

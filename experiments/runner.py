@@ -307,6 +307,12 @@ def run_grid(question: Question, grid: Sequence[Run], data_dir: Path, work_dir: 
         print(cut(f"  {mains}, {line['seconds']:.0f} s"), flush=True)
 
 
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for a Markdown page."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
+
+
 def ranges(numbers: Iterable[int]) -> str:
     """Whole numbers in order, neighbours as a range: `0, 1, 200 to 219`."""
     runs: list[list[int]] = []

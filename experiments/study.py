@@ -30,6 +30,7 @@ from experiments.runner import (
     Run,
     chosen_runs,
     guarded,
+    markdown,
     parser_of,
     provenance,
     run_grid,
@@ -189,10 +190,16 @@ def gains(question: Question, judged: str) -> list[dict[str, Any]]:
 
 def table(study: Study) -> str:
     """Each arm beside plain, with its verdict."""
-    heads = (
-        "arm | seeds | accuracy | gain (95 % over seeds) | over seeds and dev rows | cost | seconds | verdict"
-    )
-    rows = [f"| {heads} |", "|" + "---|" * (heads.count("|") + 1)]
+    heads = [
+        "arm",
+        "seeds",
+        "accuracy",
+        "gain (95 % over seeds)",
+        "over seeds and dev rows",
+        "cost",
+        "seconds",
+    ]
+    rows = []
     for row in gains(study.comparison, study.judged):
         seconds = f"{row['seconds']:.0f}" if row["in turns"] else ""
         cost = f"{row['cost']:.2g}"
@@ -201,8 +208,8 @@ def table(study: Study) -> str:
             cells[3] = f"{row['gain']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
             cells[4] = "{:+.4f} to {:+.4f}".format(*row["rows"])
             cells[7] = row["verdict"]
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*rows, "", provenance(study.comparison.lines())])
+        rows.append(cells)
+    return f"{markdown([*heads, 'seconds', 'verdict'], rows)}\n\n{provenance(study.comparison.lines())}"
 
 
 def points(row: dict[str, Any], interval: str) -> str:
@@ -214,16 +221,13 @@ def points(row: dict[str, Any], interval: str) -> str:
 def tuning_table(study: Study) -> str:
     """Mean dev accuracy of every setting that was tried, the best of a side first."""
     lines = study.tuning.lines()
-    rows = ["| side | setting | seeds | accuracy |", "|---|---|---|---|"]
+    rows = []
     for side, settings in study.sides.items():
         found = [(run.arm, list(accuracies(lines, run.arm).values())) for run in settings]
-        found = sorted(
-            ((arm, scores) for arm, scores in found if scores), key=lambda f: -statistics.fmean(f[1])
-        )
-        rows += [
-            f"| {side} | {arm} | {len(scores)} | {statistics.fmean(scores):.4f} |" for arm, scores in found
-        ]
-    return "\n".join([*rows, "", provenance(lines)])
+        means = [(arm, len(scores), statistics.fmean(scores)) for arm, scores in found if scores]
+        for arm, seeds, mean in sorted(means, key=lambda setting: -setting[2]):
+            rows.append([side, arm, str(seeds), f"{mean:.4f}"])
+    return f"{markdown(['side', 'setting', 'seeds', 'accuracy'], rows)}\n\n{provenance(lines)}"
 
 
 def seeds_of(rows: list[dict[str, Any]]) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import pictures
-from experiments.runner import Line, Question, Run, main_of, provenance
+from experiments.runner import Line, Question, Run, main_of, markdown, provenance
 from support.errors import UserError
 from tasks import TASKS
 
@@ -89,11 +89,6 @@ def means(lines: list[Line]) -> list[float]:
     """The mean over seeds of each task's main metric on dev; none without lines."""
     names = [(task, TASKS[task].main_metric) for task in TASK_NAMES]
     return [statistics.fmean(line["dev"][task][metric] for line in lines) for task, metric in names if lines]
-
-
-def markdown(heads: list[str], rows: list[list[str]]) -> str:
-    """A table for a Markdown page."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows))
 
 
 def table(question: Question) -> str:

@@ -1,8 +1,6 @@
 """The best model: a search that follows from its lines, trials that take as long, the final runs."""
 
 import itertools
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,8 +9,8 @@ from config import parse_arguments
 from datasets import SCHEDULES, Mix
 from experiments import best, pages, runner
 from experiments.runner import Question
-from helpers import ROOT, SAMPLE
-from measured import line_of, write_lines
+from helpers import SAMPLE
+from measured import line_of, quick_look, write_lines
 from support.errors import UserError
 
 HOURS = 3600
@@ -240,12 +238,8 @@ def test_a_trial_and_a_final_run_on_the_course_data(tmp_path, course_data):
         "import sys; from experiments import best;"
         "best.OPTIONS = dict(list(best.OPTIONS.items())[:1]); sys.exit(best.main())"
     )
-    words = ["--quick", "--data_dir", str(course_data), "--work_dir", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "| base | `--precision bf16 --lr 1e-4` | 0." in done.stdout and "final, 1 of 2" in done.stdout
+    said = quick_look(script, course_data, tmp_path)
+    assert "| base | `--precision bf16 --lr 1e-4` | 0." in said and "final, 1 of 2" in said
     for task, rows in {"sst": 2210, "para": 3000, "sts": 1725}.items():
         text = (tmp_path / "quick" / "best" / f"{task}-test-output-seed-0.csv").read_text(encoding="utf-8")
         assert len(text.splitlines()) == rows + 1

@@ -1,7 +1,5 @@
 """Breadth: a grid over sizes and arms, gains over plain, the picture."""
 
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -10,8 +8,7 @@ from matplotlib.image import imread
 from config import TrainConfig, parse_arguments
 from experiments import breadth, runner, study
 from experiments.runner import Question
-from helpers import ROOT
-from measured import line_of, write_lines
+from measured import line_of, quick_look, write_lines
 from support.errors import UserError
 from training import forward_passes
 
@@ -165,9 +162,5 @@ def test_a_part_of_the_grid_on_the_course_data(tmp_path, course_data):
         "grid = [b.run_of(arm, b.SIZES[0], 400) for arm in ('plain', 'both terms, teacher kept')];"
         "sys.exit(b.main_of(b.QUESTION, grid, b.table, b.plot))"
     )
-    words = ["--quick", "--data_dir", str(course_data), "--work_dir", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "| sst, 250 rows | both terms, teacher kept | 1 | 0." in done.stdout
+    said = quick_look(script, course_data, tmp_path)
+    assert "| sst, 250 rows | both terms, teacher kept | 1 | 0." in said

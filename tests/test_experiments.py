@@ -15,6 +15,7 @@ from experiments import mixing, precision, runner, smart, study, table1, toy, un
 from experiments.inference import bootstrap, over_rows, paired, permutation_p, seeds_needed, verdict
 from experiments.runner import Question, Run, draw_rows, run_grid
 from helpers import SAMPLE
+from measured import write_lines
 from support.errors import UserError
 from tasks import TASKS
 from training import forward_passes
@@ -110,10 +111,6 @@ def line_of(arm: str, seed: int, accuracy: float) -> dict:
     dev = {"sst": {"accuracy": accuracy, "loss": 1.0}}
     line = {"arm": arm, "tasks": ["sst"], "seed": seed, "dev": dev, "seconds": 60.0, "precision": "bf16"}
     return line | {"name": f"{arm}-sst-{seed}", "commit": "c", "processor": "p"}
-
-
-def write_lines(question: Question, lines: list[dict]) -> None:
-    question.file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_seeds_as_ranges():
