@@ -309,6 +309,8 @@ def run_grid(question: Question, grid: Sequence[Run], data_dir: Path, work_dir: 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table for a Markdown page."""
+    rows = list(rows)
+    assert all(len(cells) == len(heads) for cells in rows), "a row has a cell for each head"
     lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
 

@@ -190,15 +190,8 @@ def gains(question: Question, judged: str) -> list[dict[str, Any]]:
 
 def table(study: Study) -> str:
     """Each arm beside plain, with its verdict."""
-    heads = [
-        "arm",
-        "seeds",
-        "accuracy",
-        "gain (95 % over seeds)",
-        "over seeds and dev rows",
-        "cost",
-        "seconds",
-    ]
+    heads = ["arm", "seeds", "accuracy", "gain (95 % over seeds)", "over seeds and dev rows"]
+    heads += ["cost", "seconds", "verdict"]
     rows = []
     for row in gains(study.comparison, study.judged):
         seconds = f"{row['seconds']:.0f}" if row["in turns"] else ""
@@ -209,7 +202,7 @@ def table(study: Study) -> str:
             cells[4] = "{:+.4f} to {:+.4f}".format(*row["rows"])
             cells[7] = row["verdict"]
         rows.append(cells)
-    return f"{markdown([*heads, 'seconds', 'verdict'], rows)}\n\n{provenance(study.comparison.lines())}"
+    return f"{markdown(heads, rows)}\n\n{provenance(study.comparison.lines())}"
 
 
 def points(row: dict[str, Any], interval: str) -> str:

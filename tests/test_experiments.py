@@ -308,7 +308,9 @@ def test_the_comparison_from_what_is_kept(tmp_path):
             if arm == "SMART":
                 lines[-1] |= {"flags": ["--use_smart"], "steps": 10}
     write_lines(question, lines)
-    row = study.table(ours).splitlines()[3]
+    heads, _, _, row = study.table(ours).splitlines()[:4]
+    assert heads.split(" | ")[-3:] == ["cost", "seconds", "verdict |"]
+    assert heads.count("|") == row.count("|")
     # ten steps of nine forward passes beside twenty of three
     scores = "| SMART | 3 | 0.5000 | +0.1000 (+0.1000 to +0.1000) | +0.0000 to +0.3000 | 1.5 | 50 |"
     assert row.startswith(scores)
