@@ -11,6 +11,7 @@ weights of the last step, and nothing is fitted on it. A seed draws the training
 
 import argparse
 import csv
+import io
 import json
 import os
 import shutil
@@ -34,6 +35,7 @@ from datasets import read_examples, sample_rows, tokenize
 from evaluation import model_outputs, score
 from support.devices import COMPUTE_TYPES, pick_device
 from support.errors import UserError, one_line
+from support.files import write_text
 from support.screen import cut
 from tasks import TASKS
 
@@ -131,12 +133,12 @@ def draw_rows(task: str, count: int, seed: int, data_dir: Path, folder: Path, ot
     )
     if others:
         chosen = np.setdiff1d(np.arange(len(examples)), chosen)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, delimiter="\t")
+    writer.writerow(["id", *record.text_columns, record.label_column])
+    writer.writerows([examples[i].id, *examples[i].texts, examples[i].label] for i in chosen)
     path = folder / f"{task}-{count}-{seed}{'-others' if others else ''}.csv"
-    folder.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter="\t")
-        writer.writerow(["id", *record.text_columns, record.label_column])
-        writer.writerows([examples[i].id, *examples[i].texts, examples[i].label] for i in chosen)
+    write_text(path, text.getvalue())  # whole or not at all: another process may be reading it
     return path
 
 
@@ -193,24 +195,32 @@ def machine() -> dict[str, Any]:
     }
 
 
-def last_model(folder: Path) -> tuple[multitask_classifier.MultitaskBERT, Tokenizer, TrainConfig]:
-    """The model of a finished run with the last step's weights, its tokenizer and its settings."""
+def last_model(
+    folder: Path, role: str | None = None
+) -> tuple[multitask_classifier.MultitaskBERT, Tokenizer, TrainConfig]:
+    """The model of a finished run with the last step's weights, its tokenizer and its settings.
+
+    role: whose weights, "student" or "teacher"; by default whose the run keeps.
+    """
     model, tokenizer, record = multitask_classifier.load_model(folder / "best")
     config = TrainConfig.from_dict(record["config"])
     # `best` may be of an earlier epoch
-    role = "teacher" if config.keep == "teacher" else "student"
+    role = role or ("teacher" if config.keep == "teacher" else "student")
     model.load_state_dict(load_file(folder / "last" / f"{role}.safetensors"))
     model.compute_type = COMPUTE_TYPES[config.precision]
     return model.to(pick_device(False)), tokenizer, config
 
 
-def dev_outcome(run: Run, data_dir: Path, folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def dev_outcome(
+    run: Run, data_dir: Path, folder: Path, role: str | None = None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Dev scores and losses of a finished run's last weights by task, and the predictions with their labels.
 
+    role: whose weights, as `last_model` has it.
     A task's predictions are kept under its name, the labels under "<task> labels": intervals over dev rows
     are computed from what is kept alone.
     """
-    model, tokenizer, config = last_model(folder)
+    model, tokenizer, config = last_model(folder, role)
     dev: dict[str, Any] = {}
     predictions = {}
     for name in run.scored:

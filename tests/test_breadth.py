@@ -2,12 +2,14 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from matplotlib.image import imread
 
 from config import TrainConfig, parse_arguments
 from experiments import breadth, runner, study
-from experiments.runner import Question
+from experiments.runner import Question, Run
+from helpers import SAMPLE
 from measured import line_of, quick_look, write_lines
 from support.errors import UserError
 from training import forward_passes
@@ -23,10 +25,10 @@ def test_no_flag_of_the_grid_is_refused():
 
 
 def test_runs_have_names_of_their_own():
-    """Guards against a size whose run counts as that of another size: 5 sizes, 5 seeds, 8 arms."""
-    assert len({run.name for run in breadth.GRID}) == len(breadth.GRID) == 200
+    """Guards against a size whose run counts as that of another size: 5 sizes, 5 seeds, 7 arms."""
+    assert len({run.name for run in breadth.GRID}) == len(breadth.GRID) == 175
     quick = [run.quick() for run in breadth.GRID]  # there all sizes draw 64 rows
-    assert len({run.name for run in quick}) == 200
+    assert len({run.name for run in quick}) == 175
 
 
 def test_the_cheapest_come_first_and_seeds_are_finished():
@@ -34,8 +36,8 @@ def test_the_cheapest_come_first_and_seeds_are_finished():
     costs = [size.steps * (size.rows or 8544) for size in breadth.SIZES]
     assert costs == sorted(costs)
     order = [(run.tasks[0], run.train_rows, run.seed) for run in breadth.GRID]
-    assert list(dict.fromkeys(order)) == [place for place, count in Counter(order).items() if count == 8]
-    assert order[::8] == list(dict.fromkeys(order))  # the eight arms of a seed are neighbours
+    assert list(dict.fromkeys(order)) == [place for place, count in Counter(order).items() if count == 7]
+    assert order[::7] == list(dict.fromkeys(order))  # the seven arms of a seed are neighbours
 
 
 def test_the_steps_follow_the_rule():
@@ -57,7 +59,7 @@ def test_equal_passes_are_equal():
 
 
 def test_the_arms_are_what_their_names_say():
-    """Guards against R3F with an ascent, R_s beside D_Breg, and a teacher that is not kept."""
+    """Guards against R3F with an ascent, R_s beside D_Breg, and "both terms" that keeps the teacher."""
     configs = {
         arm: parse_arguments(["--keep", "student", *flags, "--tasks", "sst"])[0]
         for arm, flags in breadth.ARMS.items()
@@ -70,40 +72,65 @@ def test_the_arms_are_what_their_names_say():
         "FreeLB": {"smart"},
         "R_s alone": {"smart"},
         "both terms": {"smart", "bregman"},
-        "both terms, teacher kept": {"smart", "bregman"},
     }
-    assert [arm for arm, config in configs.items() if config.keep == "teacher"] == [
-        "both terms, teacher kept"
-    ]
+    assert {config.keep for config in configs.values()} == {"student"}
     assert [arm for arm, config in configs.items() if config.smart_steps == 0] == ["R3F"]
     assert configs["R3F"].smart_noise_var == pytest.approx(configs["R3F"].smart_epsilon ** 2)
     assert [arm for arm, config in configs.items() if config.adversary == "freelb"] == ["FreeLB"]
 
 
+def both_line(size, seed, student, teacher):
+    """A line of both terms: the scores of its student and of its teacher."""
+    line = line_of(breadth.run_of("both terms", size, seed), **{size.task: student})
+    scores = line["dev"][size.task]
+    scores["teacher"] = dict.fromkeys(scores, teacher)
+    return line
+
+
 def test_the_table_by_hand(tmp_path):
     """Guards against a gain over plain with other rows, another task or another seed: .02 and .04 are 3
-    points, the interval of two pairs is 12.7062 of their standard error, .01, and seed 402 has no plain."""
+    points, the interval of two pairs is 12.7062 of their standard error, .01, and seed 402 has no plain. The
+    teacher, a row of its own, is a point better than the student."""
     question = Question("breadth", tmp_path)
     lines = []
     for seed, (plain, both) in zip((400, 401), ((0.40, 0.42), (0.30, 0.34)), strict=True):
         lines += [line_of(breadth.run_of("plain", SMALL, seed), sst=plain)]
-        lines += [line_of(breadth.run_of("both terms", SMALL, seed), sst=both)]
-    lines += [line_of(breadth.run_of("both terms", SMALL, 402), sst=0.9)]
+        lines += [both_line(SMALL, seed, both, both + 0.01)]
+    lines += [both_line(SMALL, 402, 0.9, 0.9)]
     lines += [line_of(breadth.run_of("plain", STS, 400), sts=0.9)]
     lines += [line_of(breadth.run_of("R-Drop", STS, 400), sts=0.8)]
     write_lines(question, lines)
     rows = breadth.table(question).splitlines()
     assert rows[2] == "| sst, 250 rows | plain | 2 | 0.3500 |  | 1 |"
     assert rows[3] == "| sst, 250 rows | both terms | 2 | 0.3800 | +3.00 (-9.71 to +15.71) | 3 |"
-    assert rows[4] == "| sts, 250 rows | plain | 1 | 0.9000 |  | 1 |"
-    assert rows[5] == "| sts, 250 rows | R-Drop | 1 | 0.8000 |  | 2 |"
-    assert rows[6] == "| sts, 1000 rows | … | 0 | … | … | … |"
+    assert (
+        rows[4] == "| sst, 250 rows | both terms, teacher kept | 2 | 0.3900 | +4.00 (-8.71 to +16.71) | 3 |"
+    )
+    assert rows[5] == "| sts, 250 rows | plain | 1 | 0.9000 |  | 1 |"
+    assert rows[6] == "| sts, 250 rows | R-Drop | 1 | 0.8000 |  | 2 |"
+    assert rows[7] == "| sts, 1000 rows | … | 0 | … | … | … |"
 
 
 def test_the_table_without_lines(tmp_path):
     """Guards against a page that can't be made before the first run."""
     text = breadth.table(Question("none", tmp_path))
     assert text.count("| … | 0 |") == 5 and text.endswith("Nothing has been run yet.")
+
+
+def test_the_teacher_of_both_terms_is_the_one_that_a_run_would_keep(tmp_path, encoder):
+    """Guards against a teacher that is the student again: a run with `--keep teacher` has its scores."""
+    flags = ("--model_name_or_path", encoder, "--precision", "fp32", "--lr", "1e-2")
+    both = (*flags, "--use_smart", "--bregman_beta", "0.5")
+    arms = {"plain": flags, "both": both, "kept": (*both, "--keep", "teacher")}
+    question = Question("q", tmp_path, breadth.outcome)
+    grid = [Run(arm, ("sst",), 7, flags, steps=4, train_rows=20) for arm, flags in arms.items()]
+    runner.run_grid(question, grid, SAMPLE, tmp_path / "work")
+    plain, both_terms, kept = (line["dev"]["sst"] for line in question.lines())
+    teacher = both_terms.pop("teacher")
+    assert teacher.items() <= kept.items() and teacher["loss"] != both_terms["loss"]
+    assert "teacher" not in plain
+    with np.load(question.predictions(grid[1])) as ours, np.load(question.predictions(grid[2])) as theirs:
+        assert np.array_equal(ours["sst teacher"], theirs["sst"])
 
 
 def test_the_picture_has_a_panel_for_each_size(tmp_path, monkeypatch):
@@ -113,12 +140,12 @@ def test_the_picture_has_a_panel_for_each_size(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="nothing to draw"):
         breadth.plot(question)
     last = breadth.SIZES[-1]
-    lines = [
-        line_of(breadth.run_of(arm, size, seed), **{size.task: 0.4 + seed / 1e4})
-        for size, arms in ((SMALL, ("plain", "both terms")), (last, ("plain", "both terms", "R-Drop")))
-        for arm in arms
-        for seed in (400, 401)
-    ]
+    lines = []
+    for seed in (400, 401):
+        score = 0.4 + seed / 1e4
+        for size, arms in ((SMALL, ("plain",)), (last, ("plain", "R-Drop"))):
+            lines += [line_of(breadth.run_of(arm, size, seed), **{size.task: score}) for arm in arms]
+            lines.append(both_line(size, seed, score, score))
     write_lines(question, lines)
     figures = []
     save = breadth.pictures.save
@@ -136,7 +163,11 @@ def test_the_picture_has_a_panel_for_each_size(tmp_path, monkeypatch):
     assert [panel.get_title() for panel in panels] == [
         "sst, 250 rows", "sst, 4000 rows", "sst, all rows", "sts, 250 rows", "sts, 1000 rows", "",
     ]  # fmt: skip
-    assert [text.get_text() for text in panels[5].get_legend().get_texts()] == ["both terms", "R-Drop"]
+    assert [text.get_text() for text in panels[5].get_legend().get_texts()] == [
+        "both terms",
+        breadth.KEPT,
+        "R-Drop",
+    ]
     looks = [panel.get_legend_handles_labels() for panel in (panels[0], panels[2])]
     first, last_one = (dict(zip(names, handles, strict=True))["both terms"] for handles, names in looks)
     assert first.lines[0].get_color() == last_one.lines[0].get_color()
@@ -151,15 +182,15 @@ def test_another_processor_takes_the_sizes_that_were_not_begun(tmp_path, monkeyp
     done = []
     monkeypatch.setattr(runner, "run_one", lambda _, run, *__: done.append(run) or line_of(run))
     runner.run_grid(question, [run for run in breadth.GRID if run.seed == 400], tmp_path, tmp_path)
-    assert len(done) == 4 * 8 and not any(run.tasks == ("sst",) and run.train_rows == 250 for run in done)
+    assert len(done) == 4 * 7 and not any(run.tasks == ("sst",) and run.train_rows == 250 for run in done)
 
 
 @pytest.mark.slow
 def test_a_part_of_the_grid_on_the_course_data(tmp_path, course_data):
-    """Guards against arms that fail at the real files: plain and the kept teacher, the smallest size."""
+    """Guards against arms that fail at the real files: plain, and both terms with the teacher's scores."""
     script = (
         "import sys; from experiments import breadth as b;"
-        "grid = [b.run_of(arm, b.SIZES[0], 400) for arm in ('plain', 'both terms, teacher kept')];"
+        "grid = [b.run_of(arm, b.SIZES[0], 400) for arm in ('plain', 'both terms')];"
         "sys.exit(b.main_of(b.QUESTION, grid, b.table, b.plot))"
     )
     said = quick_look(script, course_data, tmp_path)
