@@ -217,13 +217,15 @@ class _Names(argparse.Action):
 
 
 def _weight(text: str) -> Weight:
-    if "=" not in text:
-        return float(text)
+    """One number for all names, or `NAME=NUMBER` with commas between."""
     pairs = [part.partition("=") for part in text.split(",")]
-    weights = {name.strip(): float(value) for name, _, value in pairs}
+    try:
+        if "=" not in text:
+            return float(text)
+        weights = {name.strip(): float(value) for name, _, value in pairs}
+    except ValueError:
+        wanted = "neither a number nor NAME=NUMBER with commas between"
+        raise argparse.ArgumentTypeError(f"{text!r} is {wanted}") from None
     if len(weights) < len(pairs):
         raise argparse.ArgumentTypeError(f"{text!r} names a task twice")
     return weights
-
-
-_weight.__name__ = "weight"  # argparse says "invalid weight value: ..."

@@ -114,6 +114,8 @@ def test_any_command_line_is_understood_or_refused(count, tmp_path, offline, no_
         (["--smart_epsilon", "1e300"], "--smart_epsilon"),
         (["--lr", "2", "--weight_decay", "0.5"], "--weight_decay"),
         (["--smart_weight", "sst=1,sst=2"], "names a task twice"),
+        (["--task_weights", "sst=1,para"], "NAME=NUMBER"),
+        (["--task_weights", "much"], "NAME=NUMBER"),
         (["--tasks", "sst", ","], "--tasks"),
         (["--" + "x" * 5000], "--help lists all flags"),
         (["--", "a\nb"], "unknown flag --;"),
