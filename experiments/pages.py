@@ -5,6 +5,7 @@ compares them with what stands there, so no figure is typed and none outlives it
 """
 
 import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,19 +25,33 @@ from experiments import (
 from experiments.runner import HERE
 
 ROOT = HERE.parent
+
+
+def answer() -> str:
+    """What the main README says: a sentence for each primary comparison, and how they were measured."""
+    lines = smart.STUDY.comparison.lines()
+    processors = ", ".join(sorted({line["processor"] for line in lines}))
+    said = [
+        study.answer(smart.STUDY),
+        smart.best_arm(smart.STUDY),
+        study.answer(unlabelled.STUDY),
+        robustness.answer(robustness.QUESTION),
+        f"MiniLM, bf16, {processors}, last step's weights, no threshold fitted"
+        " ([all of it](experiments/README.md)).",
+    ]
+    return textwrap.fill(" ".join(filter(None, said)), 110, break_on_hyphens=False)
+
+
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {
-        "answer": lambda: smart.answer(smart.STUDY),
-        "table1": lambda: table1.short_table(table1.QUESTION),
-    },
+    "README.md": {"answer": answer, "table1": lambda: table1.short_table(table1.QUESTION)},
     "experiments/README.md": {
         "table1": lambda: table1.table(table1.QUESTION),
         "tuning": lambda: study.tuning_table(smart.STUDY),
-        "comparison": lambda: study.table(smart.STUDY),
+        "comparison": lambda: study.page(smart.STUDY),
         "precision": lambda: precision.table(precision.QUESTION),
         "mixing": lambda: mixing.table(mixing.QUESTION),
         "unlabelled tuning": lambda: study.tuning_table(unlabelled.STUDY),
-        "unlabelled": lambda: study.table(unlabelled.STUDY),
+        "unlabelled": lambda: study.page(unlabelled.STUDY),
         "robustness": robustness.page,
         "breadth": breadth.page,
         "best": best.page,

@@ -19,6 +19,7 @@ an attack of three steps on twenty rows of an untrained model may beat no noise,
 
 import statistics
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -126,14 +127,14 @@ def broken(lines: Sequence[Line]) -> list[str]:
 
 
 def answer(question: Question) -> str:
-    """What the primary comparison says, in one sentence."""
+    """What the primary comparison says, in one sentence; nothing before it has been run."""
     lines = question.lines()
     asked = "**Is SMART smoother?**"
     if failed := broken(lines):
         return f"{asked} The attack is broken: it does not beat random noise in {', '.join(failed)}."
     plain, ours = pairs(lines, "SMART")
     if len(plain) < 2:
-        return f"{asked} Nothing has been run yet."
+        return ""
     found = verdict(plain, ours)
     claim = {"gain": "holds", "not decided": "is not decided"}.get(found.split(" (")[0], "does not hold")
     gain, low, high = (f"{100 * value:+.1f}" for value in paired(plain, ours))
@@ -141,9 +142,8 @@ def answer(question: Question) -> str:
     seeds = f"{len(plain)} of {len(SEEDS)} seeds"
     within = f"Under attack within ε = {EPSILONS[MIDDLE - 1]:g}"
     return (
-        f"{asked} {within} SMART is right on {levels[0]} of SST's dev rows\n"
-        f"and plain training on {levels[1]}, {gain} points (95 % over {seeds}: {low} to {high}),\n"
-        f"so the claim {claim}: {found}."
+        f"{asked} {within} SMART is right on {levels[0]} of SST's dev rows and plain training on"
+        f" {levels[1]}, {gain} points (95 % over {seeds}: {low} to {high}), so the claim {claim}: {found}."
     )
 
 
@@ -228,7 +228,7 @@ def table(question: Question) -> str:
     """The answer and all that was measured."""
     lines = question.lines()
     parts = [
-        answer(question),
+        textwrap.fill(answer(question), 110, break_on_hyphens=False),
         "Under attack. sst and para: accuracy; sts: Pearson correlation, in brackets the squared error:",
         attack_table(lines),
         "With a typo in so many of the longer words; on CFIMDB's reviews; expected calibration error before"
@@ -238,7 +238,7 @@ def table(question: Question) -> str:
         gap_table(lines),
         provenance(lines),
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 # ------------------------------------------------------------------------------------------ pictures

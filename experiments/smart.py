@@ -13,9 +13,7 @@ About four hours on two cores in bf16. All of it on subsets: `python -m experime
 """
 
 import sys
-import textwrap
 from dataclasses import replace
-from typing import Any
 
 from experiments.runner import Run
 from experiments.study import PRECISION, TASK, Study, gains, main_of, plain, points, seeds_of
@@ -47,6 +45,7 @@ def arms(best: dict[str, Run]) -> dict[str, Run]:
 STUDY = Study(
     "smart",
     "SST-5 with 1,000 rows",
+    "On SST with 1,000 rows",
     {
         "plain": [plain(passes, lr, ROWS) for passes in (3, 6, 9) for lr in (5e-5, 1e-4, 2e-4)],
         "SMART": [smart(weight, epsilon) for weight in (0.5, 1, 3) for epsilon in (0.01, 0.02, 0.04)],
@@ -56,30 +55,11 @@ STUDY = Study(
 )
 
 
-def answer(study: Study) -> str:
-    """Three sentences: what the comparison says, what the exploratory arms say, how it was measured."""
-    rows = {row["arm"]: row for row in gains(study.comparison, study.judged)}
-    if "gain" not in rows.get("SMART", {}):
-        return "Does SMART help? Nothing has been run yet."
-    row = rows["SMART"]
-    found = points(row, f"95 % over {seeds_of([row])}")
-    ratio = row["seconds"] / rows["plain"]["seconds"]
-    others = [other for other in rows.values() if other.get("verdict") == "exploratory"]
-    lines = study.comparison.lines()
-    processors = ", ".join(sorted({line["processor"] for line in lines}))
-    precision = ", ".join(sorted({line["precision"] for line in lines}))
-    said = [
-        f"On SST with 1,000 rows it changed dev accuracy by {found} beside plain training tuned alike, in"
-        f" {ratio:.1f} times its time: **{row['verdict'].split(' (')[0]}**.",
-        *([best_of(others)] if others else []),
-        f"MiniLM, {precision}, {processors}, last step's weights, no threshold fitted"
-        " ([all of it](experiments/README.md)).",
-    ]
-    return "\n".join(textwrap.wrap(" ".join(said), 110, break_on_hyphens=False))
-
-
-def best_of(rows: list[dict[str, Any]]) -> str:
-    """The sentence about the exploratory arms."""
+def best_arm(study: Study) -> str:
+    """What the exploratory arms say, in one sentence; nothing before they have been run."""
+    rows = [row for row in gains(study.comparison, study.judged) if row.get("verdict") == "exploratory"]
+    if not rows:
+        return ""
     best = max(rows, key=lambda row: row["gain"])
     sure = sum(row["low"] > 0 or row["high"] < 0 for row in rows)
     return (

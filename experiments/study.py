@@ -42,19 +42,21 @@ from training import forward_passes
 TASK = "sst"
 PRECISION = ("--precision", "bf16")
 SEEDS = range(200, 220)
+PICTURE = "-gain-against-cost"  # ending of the picture's name
 
 
 @dataclass(frozen=True)
 class Study:
     """The two questions of a comparison and the file of the winners between them.
 
-    title: of the picture, data set and rows. sides: the settings that are tried, for "plain" and for the
-    side that is judged against it. tuning_seeds: for these alone. arms: from the winning run of each side the
-    arms of the comparison, the two sides first.
+    title: of the picture, data set and rows. given: the same as a sentence begins. sides: the settings that
+    are tried, for "plain" and for the side that is judged against it. tuning_seeds: for these alone. arms:
+    from the winning run of each side the arms of the comparison, the two sides first.
     """
 
     name: str
     title: str
+    given: str
     sides: Mapping[str, list[Run]]
     tuning_seeds: range
     arms: Callable[[dict[str, Run]], dict[str, Run]]
@@ -211,6 +213,19 @@ def points(row: dict[str, Any], interval: str) -> str:
     return f"{gain} points ({interval}: {low} to {high})"
 
 
+def answer(study: Study) -> str:
+    """What the comparison says, in one sentence; nothing before it has been run."""
+    rows = {row["arm"]: row for row in gains(study.comparison, study.judged)}
+    row = rows.get(study.judged, {})
+    if "gain" not in row:
+        return ""
+    ratio = row["seconds"] / rows["plain"]["seconds"]
+    return (
+        f"{study.given} it changed dev accuracy by {points(row, f'95 % over {seeds_of([row])}')} beside plain"
+        f" training tuned alike, in {ratio:.1f} times its time: **{row['verdict'].split(' (')[0]}**."
+    )
+
+
 def tuning_table(study: Study) -> str:
     """Mean dev accuracy of every setting that was tried, the best of a side first."""
     lines = study.tuning.lines()
@@ -248,7 +263,15 @@ def plot(study: Study) -> list[Path]:
         axes.set_title(f"{study.title}: 95 % intervals over {seeds_of(rows)}")
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
-    return pictures.save(f"{study.name}-gain-against-cost", draw, study.folder / "pictures")
+    return pictures.save(f"{study.name}{PICTURE}", draw, study.folder / "pictures")
+
+
+def page(study: Study) -> str:
+    """What stands on the page of experiments: the table, and the picture once it has been drawn."""
+    described = (
+        "Gain in dev accuracy over plain training, against cost in forward passes, with 95 % intervals"
+    )
+    return "\n\n".join([table(study), *pictures.drawn({study.name + PICTURE: described}, HERE / "pictures")])
 
 
 # ------------------------------------------------------------------------------------- command line
