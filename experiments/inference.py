@@ -75,7 +75,8 @@ def verdict(first: Sequence[float], second: Sequence[float]) -> str:
     p = permutation_p(first, second)
     mean, low, high = paired(first, second)
     if p < SIGNIFICANT:
-        return f"{'gain' if mean > 0 else 'loss'} (p = {p:.4f})"
+        size = f"= {p:.4f}" if p >= 0.0001 else "< 0.0001"
+        return f"{'gain' if mean > 0 else 'loss'} (p {size})"
     if low > -NEGLIGIBLE and high < NEGLIGIBLE:
         return f"no gain (p = {p:.2f}; the interval lies within ±{NEGLIGIBLE:g})"
     return f"not decided (p = {p:.2f}); about {seeds_needed(first, second)} seeds would decide"

@@ -31,15 +31,16 @@ def answer() -> str:
     """What the main README says: a sentence for each primary comparison, and how they were measured."""
     lines = smart.STUDY.comparison.lines()
     processors = ", ".join(sorted({line["processor"] for line in lines}))
-    said = [
+    found = (
         study.answer(smart.STUDY),
-        smart.best_arm(smart.STUDY),
         study.answer(unlabelled.STUDY),
         robustness.answer(robustness.QUESTION),
-        f"MiniLM, bf16, {processors}, last step's weights, no threshold fitted"
-        " ([all of it](experiments/README.md)).",
-    ]
-    return textwrap.fill(" ".join(filter(None, said)), 110, break_on_hyphens=False)
+    )
+    said = [f"- {sentence}" for sentence in found if sentence]
+    how = f"MiniLM, bf16, {processors}, last step's weights, no threshold fitted"
+    said += ["", f"{how} ([all of it](experiments/README.md))."]
+    wrapped = (textwrap.fill(line, 110, subsequent_indent="  " * line.startswith("-")) for line in said)
+    return "\n".join(wrapped)
 
 
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {

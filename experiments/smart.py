@@ -16,7 +16,7 @@ import sys
 from dataclasses import replace
 
 from experiments.runner import Run
-from experiments.study import PRECISION, TASK, Study, gains, main_of, plain, points, seeds_of
+from experiments.study import PRECISION, TASK, Study, main_of, plain
 
 ROWS = 1000
 PASS = 32  # steps of 32 rows for one pass over 1,000 rows
@@ -45,7 +45,7 @@ def arms(best: dict[str, Run]) -> dict[str, Run]:
 STUDY = Study(
     "smart",
     "SST-5 with 1,000 rows",
-    "On SST with 1,000 rows",
+    "with 1,000 rows of SST",
     {
         "plain": [plain(passes, lr, ROWS) for passes in (3, 6, 9) for lr in (5e-5, 1e-4, 2e-4)],
         "SMART": [smart(weight, epsilon) for weight in (0.5, 1, 3) for epsilon in (0.01, 0.02, 0.04)],
@@ -53,19 +53,6 @@ STUDY = Study(
     range(100, 105),
     arms,
 )
-
-
-def best_arm(study: Study) -> str:
-    """What the exploratory arms say, in one sentence; nothing before they have been run."""
-    rows = [row for row in gains(study.comparison, study.judged) if row.get("verdict") == "exploratory"]
-    if not rows:
-        return ""
-    best = max(rows, key=lambda row: row["gain"])
-    sure = sum(row["low"] > 0 or row["high"] < 0 for row in rows)
-    return (
-        f"Of {len(rows)} exploratory arms ({seeds_of(rows)}) {best['arm']} did best, {points(best, '95 %')};"
-        f" {sure} of their intervals leave out 0."
-    )
 
 
 if __name__ == "__main__":

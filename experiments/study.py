@@ -49,7 +49,7 @@ PICTURE = "-gain-against-cost"  # ending of the picture's name
 class Study:
     """The two questions of a comparison and the file of the winners between them.
 
-    title: of the picture, data set and rows. given: the same as a sentence begins. sides: the settings that
+    title: of the picture, data set and rows. given: the same in a sentence. sides: the settings that
     are tried, for "plain" and for the side that is judged against it. tuning_seeds: for these alone. arms:
     from the winning run of each side the arms of the comparison, the two sides first.
     """
@@ -214,16 +214,17 @@ def points(row: dict[str, Any], interval: str) -> str:
 
 
 def answer(study: Study) -> str:
-    """What the comparison says, in one sentence; nothing before it has been run."""
+    """What the comparison says, the verdict first; nothing before it has been run."""
     rows = {row["arm"]: row for row in gains(study.comparison, study.judged)}
     row = rows.get(study.judged, {})
     if "gain" not in row:
         return ""
+    found = row["verdict"].split(" (")[0]
+    found = found[0].upper() + found[1:]
     ratio = row["seconds"] / rows["plain"]["seconds"]
-    return (
-        f"{study.given} it changed dev accuracy by {points(row, f'95 % over {seeds_of([row])}')} beside plain"
-        f" training tuned alike, in {ratio:.1f} times its time: **{row['verdict'].split(' (')[0]}**."
-    )
+    gain = points(row, f"95 % over {seeds_of([row])}")
+    beside = f"beside plain training tuned alike, in {ratio:.1f} times its time"
+    return f"**{found}** {study.given}: {gain} of dev accuracy {beside}."
 
 
 def tuning_table(study: Study) -> str:
