@@ -36,7 +36,8 @@ def answer() -> str:
         study.answer(unlabelled.STUDY),
         robustness.answer(robustness.QUESTION),
     )
-    said = [f"- {sentence}" for sentence in found if sentence]
+    said = ["Beside plain training, tuned alike, on SST's dev rows:", ""]
+    said += [f"- {sentence}" for sentence in found if sentence]
     how = f"MiniLM, bf16, {processors}, last step's weights, no threshold fitted"
     said += ["", f"{how} ([all of it](experiments/README.md))."]
     wrapped = (textwrap.fill(line, 110, subsequent_indent="  " * line.startswith("-")) for line in said)

@@ -129,21 +129,21 @@ def broken(lines: Sequence[Line]) -> list[str]:
 def answer(question: Question) -> str:
     """What the primary comparison says, in one sentence; nothing before it has been run."""
     lines = question.lines()
-    asked = "**Is SMART smoother?**"
     if failed := broken(lines):
-        return f"{asked} The attack is broken: it does not beat random noise in {', '.join(failed)}."
+        return f"**The attack is broken**: it does not beat random noise in {', '.join(failed)}."
     plain, ours = pairs(lines, "SMART")
     if len(plain) < 2:
         return ""
     found = verdict(plain, ours)
-    claim = {"gain": "holds", "not decided": "is not decided"}.get(found.split(" (")[0], "does not hold")
+    claim = {"gain": "Smoother", "not decided": "Smoother? Not decided"}.get(
+        found.split(" (")[0], "Not smoother"
+    )
     gain, low, high = (f"{100 * value:+.1f}" for value in paired(plain, ours))
     levels = [f"{100 * statistics.fmean(side):.1f} %" for side in (ours, plain)]
-    seeds = f"{len(plain)} of {len(SEEDS)} seeds"
-    within = f"Under attack within ε = {EPSILONS[MIDDLE - 1]:g}"
+    within = f"under attack within ε = {EPSILONS[MIDDLE - 1]:g}"
     return (
-        f"{asked} {within} SMART is right on {levels[0]} of SST's dev rows and plain training on"
-        f" {levels[1]}, {gain} points (95 % over {seeds}: {low} to {high}), so the claim {claim}: {found}."
+        f"**{claim}**: {within} SMART is right on {levels[0]} of rows, plain on {levels[1]}, {gain} points"
+        f" (95 % over {len(plain)} seeds: {low} to {high}): {found}."
     )
 
 

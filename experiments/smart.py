@@ -45,7 +45,7 @@ def arms(best: dict[str, Run]) -> dict[str, Run]:
 STUDY = Study(
     "smart",
     "SST-5 with 1,000 rows",
-    "with 1,000 rows of SST",
+    "with 1,000 rows",
     {
         "plain": [plain(passes, lr, ROWS) for passes in (3, 6, 9) for lr in (5e-5, 1e-4, 2e-4)],
         "SMART": [smart(weight, epsilon) for weight in (0.5, 1, 3) for epsilon in (0.01, 0.02, 0.04)],

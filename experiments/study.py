@@ -214,7 +214,7 @@ def points(row: dict[str, Any], interval: str) -> str:
 
 
 def answer(study: Study) -> str:
-    """What the comparison says, the verdict first; nothing before it has been run."""
+    """What the comparison says, the verdict first: beside plain. Nothing before it has been run."""
     rows = {row["arm"]: row for row in gains(study.comparison, study.judged)}
     row = rows.get(study.judged, {})
     if "gain" not in row:
@@ -223,8 +223,7 @@ def answer(study: Study) -> str:
     found = found[0].upper() + found[1:]
     ratio = row["seconds"] / rows["plain"]["seconds"]
     gain = points(row, f"95 % over {seeds_of([row])}")
-    beside = f"beside plain training tuned alike, in {ratio:.1f} times its time"
-    return f"**{found}** {study.given}: {gain} of dev accuracy {beside}."
+    return f"**{found}** {study.given}: {gain} of accuracy, in {ratio:.1f} times the time."
 
 
 def tuning_table(study: Study) -> str:

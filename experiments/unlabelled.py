@@ -42,7 +42,7 @@ def arms(best: dict[str, Run]) -> dict[str, Run]:
 STUDY = Study(
     "unlabelled",
     "SST-5 with 250 labels",
-    "with 250 labels, and SST's other sentences without theirs",
+    "with 250 labels, and the other sentences without theirs",
     {
         "plain": [
             plain(passes, lr, ROWS) for passes in (12, 24, EQUAL_COST_PASSES) for lr in (5e-5, 1e-4, 2e-4)

@@ -316,8 +316,8 @@ def test_the_comparison_from_what_is_kept(tmp_path):
     scores = "| SMART | 3 | 0.5000 | +0.1000 (+0.1000 to +0.1000) | +0.0000 to +0.3000 | 1.5 | 50 |"
     assert row.startswith(scores)
     assert study.answer(ours) == (
-        "**Not decided** with 1,000 rows of SST: +10.00 points (95 % over 3 seeds: +10.00 to +10.00) of dev"
-        " accuracy beside plain training tuned alike, in 1.2 times its time."
+        "**Not decided** with 1,000 rows: +10.00 points (95 % over 3 seeds: +10.00 to +10.00) of accuracy, in"
+        " 1.2 times the time."
     )
     paths = study.plot(ours)
     assert [imread(path).shape[1] for path in paths] == [800, 800]
