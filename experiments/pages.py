@@ -29,8 +29,8 @@ ROOT = HERE.parent
 
 def answer() -> str:
     """What the main README says: a sentence for each primary comparison, and how they were measured."""
-    lines = smart.STUDY.comparison.lines()
-    processors = ", ".join(sorted({line["processor"] for line in lines}))
+    lines = [line for asked in (smart.STUDY, unlabelled.STUDY) for line in asked.comparison.lines()]
+    measured = (", ".join(sorted({line[name] for line in lines})) for name in ("precision", "processor"))
     found = (
         study.answer(smart.STUDY),
         study.answer(unlabelled.STUDY),
@@ -38,7 +38,7 @@ def answer() -> str:
     )
     said = ["Beside plain training, tuned alike, on SST's dev rows:", ""]
     said += [f"- {sentence}" for sentence in found if sentence]
-    how = f"MiniLM, bf16, {processors}, last step's weights, no threshold fitted"
+    how = f"MiniLM, {', '.join(measured)}, last step's weights, no threshold fitted"
     said += ["", f"{how} ([all of it](experiments/README.md))."]
     wrapped = (textwrap.fill(line, 110, subsequent_indent="  " * line.startswith("-")) for line in said)
     return "\n".join(wrapped)

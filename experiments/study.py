@@ -49,9 +49,9 @@ PICTURE = "-gain-against-cost"  # ending of the picture's name
 class Study:
     """The two questions of a comparison and the file of the winners between them.
 
-    title: of the picture, data set and rows. given: the same in a sentence. sides: the settings that
-    are tried, for "plain" and for the side that is judged against it. tuning_seeds: for these alone. arms:
-    from the winning run of each side the arms of the comparison, the two sides first.
+    title: of the picture, data set and rows. given: the same in a sentence. sides: the settings that are
+    tried, for "plain" and for the side that is judged against it. tuning_seeds: for these alone. arms: from
+    the winning run of each side the arms of the comparison, the two sides first.
     """
 
     name: str
@@ -219,8 +219,7 @@ def answer(study: Study) -> str:
     row = rows.get(study.judged, {})
     if "gain" not in row:
         return ""
-    found = row["verdict"].split(" (")[0]
-    found = found[0].upper() + found[1:]
+    found = row["verdict"].split(" (")[0].capitalize()
     ratio = row["seconds"] / rows["plain"]["seconds"]
     gain = points(row, f"95 % over {seeds_of([row])}")
     return f"**{found}** {study.given}: {gain} of accuracy, in {ratio:.1f} times the time."
