@@ -402,9 +402,11 @@ def chosen_runs(options: argparse.Namespace, grid: Iterable[Run]) -> list[Run]:
     """The runs of a grid that the flags ask for. Raises UserError if there are no data."""
     data_folder(options)
     runs = [run for run in grid if not options.seeds or run.seed in options.seeds]
-    if options.quick:
-        first = min(run.seed for run in runs)
-        runs = [run.quick() for run in runs if run.seed == first]
+    if options.quick:  # one seed of each
+        firsts: dict[Any, Run] = {}
+        for run in sorted(runs, key=lambda run: run.seed):
+            firsts.setdefault((run.arm, run.tasks), run.quick())
+        runs = list(firsts.values())
     return runs
 
 

@@ -1,5 +1,6 @@
 """The runner of the experiments: rows drawn by the seed, grids that are broken off, paired statistics."""
 
+import argparse
 import dataclasses
 import json
 import math
@@ -361,6 +362,13 @@ def test_every_way_of_mixing_sees_as_many_batches():
         assert run.steps * (3 if run.arm.startswith("joint") else 1) == 1500 and run.epochs == 2
         TrainConfig(tasks=run.tasks, **flags_of(run))  # no flag is refused
     assert len({run.name for run in mixing.GRID}) == len(mixing.GRID)
+    for arm in mixing.OTHERS:
+        seeds = {run.seed for run in mixing.GRID if run.arm == arm}
+        assert len(seeds) == 2  # and the default with the same two
+        assert seeds < {run.seed for run in mixing.GRID if run.arm == mixing.DEFAULT}
+    options = argparse.Namespace(data_dir="data", seeds=None, quick=True)
+    quick = runner.chosen_runs(options, mixing.GRID)
+    assert sorted(run.arm for run in quick) == sorted(mixing.ARMS)  # one of each, also of the second half
 
 
 def flags_of(run: Run) -> dict:
@@ -377,9 +385,12 @@ def test_the_table_of_mixing_by_hand(tmp_path):
         shared = {"precision": "bf16", "processor": "x", "commit": "c", "seconds": 60}
         return json.dumps({"arm": arm, "seed": seed, "dev": dev} | shared)
 
-    default = next(iter(mixing.ARMS))
+    default = mixing.DEFAULT
     lines = [line(default, 0, 0.40), line(default, 1, 0.44), line("joint", 1, 0.45)]
+    lines += [line(default, 2, 0.30), line("cosine similarity", 2, 0.32)]
     question.file.write_text("\n".join(lines) + "\n")
     rows = mixing.table(question).splitlines()
-    assert rows[2] == f"| {default} | 0.420 | 0.800 | 0.900 | 2 | 1 |"
+    assert rows[2] == f"| {default} | 0.420 | 0.800 | 0.900 | 0, 1 | 1 |"
     assert "| joint | 0.450 (+1.0) | 0.800 (+0.0) | 0.900 (+0.0) | 1 | 1 |" in rows
+    assert rows[7] == f"| {default} | 0.300 | 0.800 | 0.900 | 2 | 1 |"  # the other half's own
+    assert "| cosine similarity | 0.320 (+2.0) | 0.800 (+0.0) | 0.900 (+0.0) | 2 | 1 |" in rows
