@@ -29,14 +29,15 @@ ROOT = HERE.parent
 
 def answer() -> str:
     """What the main README says: a sentence for each primary comparison, and how they were measured."""
-    lines = [line for asked in (smart.STUDY, unlabelled.STUDY) for line in asked.comparison.lines()]
+    asked = (smart.STUDY.comparison, unlabelled.STUDY.comparison, robustness.QUESTION)
+    lines = [line for question in asked for line in question.lines()]
     measured = (", ".join(sorted({line[name] for line in lines})) for name in ("precision", "processor"))
     found = (
         study.answer(smart.STUDY),
         study.answer(unlabelled.STUDY),
         robustness.answer(robustness.QUESTION),
     )
-    said = ["Beside plain training, tuned alike, on SST's dev rows:", ""]
+    said = ["Accuracy beside plain training, tuned alike, on SST's dev rows:", ""]
     said += [f"- {sentence}" for sentence in found if sentence]
     how = f"MiniLM, {', '.join(measured)}, last step's weights, no threshold fitted"
     said += ["", f"{how} ([all of it](experiments/README.md))."]

@@ -134,17 +134,23 @@ def answer(question: Question) -> str:
     plain, ours = pairs(lines, "SMART")
     if len(plain) < 2:
         return ""
-    found = verdict(plain, ours)
-    claim = {"gain": "Smoother", "not decided": "Smoother? Not decided"}.get(
-        found.split(" (")[0], "Not smoother"
-    )
+    claims = {"gain": "Smoother", "not decided": "Smoother? Not decided"}
+    claim = claims.get(decided(plain, ours).split(" (")[0], "Not smoother")
+    if len(plain) < len(SEEDS):
+        claim = f"Smoother? {len(plain)} of {len(SEEDS)} seeds so far"
     gain, low, high = (f"{100 * value:+.1f}" for value in paired(plain, ours))
     levels = [f"{100 * statistics.fmean(side):.1f} %" for side in (ours, plain)]
-    within = f"under attack within ε = {EPSILONS[MIDDLE - 1]:g}"
     return (
-        f"**{claim}**: {within} SMART is right on {levels[0]} of rows, plain on {levels[1]}, {gain} points"
-        f" (95 % over {len(plain)} seeds: {low} to {high}): {found}."
+        f"**{claim}**: under attack (ε = {EPSILONS[MIDDLE - 1]:g}) SMART is right on {levels[0]} of rows,"
+        f" plain on {levels[1]}, {gain} points (95 % over {len(plain)} seeds: {low} to {high})."
     )
+
+
+def decided(plain: Sequence[float], ours: Sequence[float]) -> str:
+    """The verdict; before the last seed there is none, because it would be a choice of when to stop."""
+    if len(plain) < len(SEEDS):
+        return f"{len(plain)} of {len(SEEDS)} seeds so far"
+    return verdict(plain, ours)
 
 
 # -------------------------------------------------------------------------------------------- tables
@@ -188,7 +194,7 @@ def attack_table(lines: Sequence[Line]) -> str:
         if arm != "plain" and plain:
             said = [difference(plain, ours), "exploratory"]
             if (task, arm) == ("sst", "SMART"):
-                said[1] = verdict(plain, ours) if len(plain) > 1 else "…"
+                said[1] = decided(plain, ours)
         rows.append([task, arm, str(len(found)), *levels, *said])
     return markdown(heads, rows)
 

@@ -222,7 +222,7 @@ def answer(study: Study) -> str:
     found = row["verdict"].split(" (")[0].capitalize()
     ratio = row["seconds"] / rows["plain"]["seconds"]
     gain = points(row, f"95 % over {seeds_of([row])}")
-    return f"**{found}** {study.given}: {gain} of accuracy, in {ratio:.1f} times the time."
+    return f"**{found}** {study.given}: {gain}, in {ratio:.1f} times the time."
 
 
 def tuning_table(study: Study) -> str:

@@ -317,8 +317,8 @@ def test_the_comparison_from_what_is_kept(tmp_path):
     scores = "| SMART | 3 | 0.5000 | +0.1000 (+0.1000 to +0.1000) | +0.0000 to +0.3000 | 1.5 | 50 |"
     assert row.startswith(scores)
     assert study.answer(ours) == (
-        "**Not decided** with 1,000 rows: +10.00 points (95 % over 3 seeds: +10.00 to +10.00) of accuracy, in"
-        " 1.2 times the time."
+        "**Not decided** with 1,000 rows: +10.00 points (95 % over 3 seeds: +10.00 to +10.00),"
+        " in 1.2 times the time."
     )
     paths = study.plot(ours)
     assert [imread(path).shape[1] for path in paths] == [800, 800]
@@ -327,8 +327,8 @@ def test_the_comparison_from_what_is_kept(tmp_path):
 def test_the_toy_gives_its_committed_lines():
     """Guards against a picture and a table of another program than today's."""
     kept = toy.kept_lines()
-    for name, weight in toy.WEIGHTS.items():
-        assert toy.measure(toy.train(weight)) == pytest.approx(kept[name], abs=0.02)
+    for name, weight in toy.WEIGHTS.items():  # another processor moves two or three of the 100 points
+        assert toy.measure(toy.train(weight)) == pytest.approx(kept[name], abs=0.05)
     assert kept["with R_s"]["changed"] < kept["plain"]["changed"]
 
 

@@ -122,7 +122,14 @@ def test_the_answer_follows_its_rule(tmp_path, gain, said):
     """Guards against a sentence that its numbers do not bear."""
     found = answer(written(tmp_path, ten_pairs(gain)))
     assert found.startswith(said) and f"{100 * gain:+.1f} points (95 % over 10 seeds:" in found
-    assert f"ε = {EPSILONS[MIDDLE - 1]:g} SMART is right on {24.5 + 100 * gain:.1f} %" in found
+    assert f"(ε = {EPSILONS[MIDDLE - 1]:g}) SMART is right on {24.5 + 100 * gain:.1f} %" in found
+
+
+def test_there_is_no_verdict_before_the_last_seed(tmp_path):
+    """Guards against a claim at the seed where chance looks best: nine pairs of +5 points would have it."""
+    lines = [line for line in ten_pairs(0.05) if line["seed"] != 304]
+    assert answer(written(tmp_path, lines)).startswith("**Smoother? 9 of 10 seeds so far**: under attack")
+    assert re.search(r"\| sst \| SMART \| 9 .* \| 9 of 10 seeds so far \|", table(written(tmp_path, lines)))
 
 
 def test_an_attack_that_finds_nothing_gives_no_answer(tmp_path):
@@ -197,7 +204,10 @@ def test_an_attack_that_is_broken_off_keeps_the_training(tmp_path, encoder, smal
 def test_one_pair_of_seeds_has_no_verdict(tmp_path):
     """Guards against a first pair that is judged, or called exploratory: it waits for a second."""
     lines = [line_of("plain", 300, 0.2), line_of("SMART", 300, 0.3)]
-    assert table(written(tmp_path, lines)).count("| +0.100 (one seed has no interval) | … |") == 1
+    assert (
+        table(written(tmp_path, lines)).count("| +0.100 (one seed has no interval) | 1 of 10 seeds so far |")
+        == 1
+    )
 
 
 @pytest.mark.slow
