@@ -141,8 +141,8 @@ def answer(question: Question) -> str:
     gain, low, high = (f"{100 * value:+.1f}" for value in paired(plain, ours))
     levels = [f"{100 * statistics.fmean(side):.1f} %" for side in (ours, plain)]
     return (
-        f"**{claim}**: under attack (ε = {EPSILONS[MIDDLE - 1]:g}) SMART is right on {levels[0]} of rows,"
-        f" plain on {levels[1]}, {gain} points (95 % over {len(plain)} seeds: {low} to {high})."
+        f"**{claim}**: under attack (ε = {EPSILONS[MIDDLE - 1]:g}) SMART has {levels[0]}, plain {levels[1]}:"
+        f" {gain} points (95 % over {len(plain)} seeds: {low} to {high})."
     )
 
 
