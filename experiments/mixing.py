@@ -47,7 +47,7 @@ def run_of(arm: str, seed: int) -> Run:
 
 
 DEFAULT, *OTHERS = ARMS
-HALVES = {(0, 1): [DEFAULT, *OTHERS[:4]], (2, 3): [DEFAULT, *OTHERS[4:]]}  # the options that its seeds run
+HALVES = {(0, 1): [DEFAULT, *OTHERS[:4]], (2, 3): [DEFAULT, *OTHERS[4:]]}  # the schedules; all else
 GRID = [run_of(arm, seed) for seeds, arms in HALVES.items() for seed in seeds for arm in arms]
 
 

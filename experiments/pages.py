@@ -37,7 +37,7 @@ def answer() -> str:
         study.answer(unlabelled.STUDY),
         robustness.answer(robustness.QUESTION),
     )
-    said = ["Accuracy beside plain training, tuned alike, on SST's dev rows:", ""]
+    said = ["Accuracy beside tuned plain training, on SST's dev rows:", ""]
     said += [f"- {sentence}" for sentence in found if sentence]
     how = f"MiniLM, {', '.join(measured)}, last step's weights, no threshold fitted"
     said += ["", f"{how} ([all of it](experiments/README.md))."]

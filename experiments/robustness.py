@@ -31,6 +31,7 @@ import numpy as np
 from experiments import breadth, pictures
 from experiments.inference import paired, verdict
 from experiments.measures import (
+    ATTACKED_ROWS,
     EPSILONS,
     RATES,
     clean,
@@ -134,14 +135,14 @@ def answer(question: Question) -> str:
     plain, ours = pairs(lines, "SMART")
     if len(plain) < 2:
         return ""
-    claims = {"gain": "Smoother", "not decided": "Smoother? Not decided"}
-    claim = claims.get(decided(plain, ours).split(" (")[0], "Not smoother")
-    if len(plain) < len(SEEDS):
-        claim = f"Smoother? {len(plain)} of {len(SEEDS)} seeds so far"
+    found = decided(plain, ours).split(" (")[0]
+    claims = {"gain": "Smoother", "loss": "Not smoother", "no gain": "Not smoother"}
+    claim = claims.get(found, f"Smoother? {found.capitalize()}")
     gain, low, high = (f"{100 * value:+.1f}" for value in paired(plain, ours))
     levels = [f"{100 * statistics.fmean(side):.1f} %" for side in (ours, plain)]
     return (
-        f"**{claim}**: under attack (ε = {EPSILONS[MIDDLE - 1]:g}) SMART has {levels[0]}, plain {levels[1]}:"
+        f"**{claim}**: under attack ({ATTACKED_ROWS['sst']} rows, ε = {EPSILONS[MIDDLE - 1]:g})"
+        f" SMART has {levels[0]}, plain {levels[1]}:"
         f" {gain} points (95 % over {len(plain)} seeds: {low} to {high})."
     )
 

@@ -327,8 +327,10 @@ def test_the_comparison_from_what_is_kept(tmp_path):
 def test_the_toy_gives_its_committed_lines():
     """Guards against a picture and a table of another program than today's."""
     kept = toy.kept_lines()
-    for name, weight in toy.WEIGHTS.items():  # another processor moves two or three of the 100 points
-        assert toy.measure(toy.train(weight)) == pytest.approx(kept[name], abs=0.05)
+    found = {name: toy.measure(toy.train(weight)) for name, weight in toy.WEIGHTS.items()}
+    for name, measured in found.items():  # another processor moved two of the 100 points
+        assert measured == pytest.approx(kept[name], abs=0.03)
+    assert found["with R_s"]["changed"] < found["plain"]["changed"]
     assert kept["with R_s"]["changed"] < kept["plain"]["changed"]
 
 

@@ -122,7 +122,7 @@ def test_the_answer_follows_its_rule(tmp_path, gain, said):
     """Guards against a sentence that its numbers do not bear."""
     found = answer(written(tmp_path, ten_pairs(gain)))
     assert found.startswith(said) and f"{100 * gain:+.1f} points (95 % over 10 seeds:" in found
-    assert f"(ε = {EPSILONS[MIDDLE - 1]:g}) SMART has {24.5 + 100 * gain:.1f} %" in found
+    assert f"ε = {EPSILONS[MIDDLE - 1]:g}) SMART has {24.5 + 100 * gain:.1f} %" in found
 
 
 def test_there_is_no_verdict_before_the_last_seed(tmp_path):
