@@ -40,7 +40,7 @@ def answer() -> str:
     said = ["Accuracy beside tuned plain training, on SST's dev rows:", ""]
     said += [f"- {sentence}" for sentence in found if sentence]
     how = f"MiniLM, {', '.join(measured)}, last step's weights, no threshold fitted"
-    said += ["", f"{how} ([all of it](experiments/README.md))."]
+    said += ["", f"{how} ([experiments](experiments/README.md))."]
     wrapped = (textwrap.fill(line, 110, subsequent_indent="  " * line.startswith("-")) for line in said)
     return "\n".join(wrapped)
 
