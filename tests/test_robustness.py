@@ -68,6 +68,7 @@ def line_of(arm: str, seed: int, under: float, task: str = "sst") -> dict:
     if task == "sst":
         found["reviews"] = 0.75
     line = {"arm": arm, "tasks": [task], "seed": seed, "dev": {task: found}, "seconds": 60.0, "steps": 534}
+    line["flags"] = ["--use_smart"] if arm.startswith("SMART") else []
     line |= {"name": f"{arm}-{task}-{seed}", "commit": "c", "processor": "p", "precision": "bf16"}
     return line
 
@@ -109,9 +110,9 @@ def test_the_tables_come_from_lines_alone(tmp_path):
     assert "+0.000 (one seed has no interval) | exploratory |" in said
     assert "| sts | plain | 1 | 0.500 (2.00) | 0.490 (2.00) | 0.400 (2.00) | 0.300 (2.00) |" in said
     assert "| sst | plain | 10 | 0.500 | 0.400 | 0.245 | 0.050 | 0.750 | 0.100 | 0.100 | 2.000 |" in found
-    assert (
-        "| sts | plain | 1 | 0.500 (2.00) | 0.400 (2.00) | 0.300 (2.00) | 0.050 (2.00) |  |  |  |  |" in found
-    )
+    assert "| sts | plain | 1 | 0.500 | 0.400 | 0.300 | 0.050 |  |  |  |  |" in found
+    none = "+0.000 (+0.000 to +0.000)"
+    assert f"|  | R3F - plain | 2 | {none} | {none} | +0.100 (+0.100 to +0.100) | {none} | {none} |" in said
     assert "| plain | 3 | 0.800 | 0.500 | +0.300 (+0.052 to +0.548) |" in found
 
 
@@ -122,6 +123,7 @@ def test_the_answer_follows_its_rule(tmp_path, gain, said):
     """Guards against a sentence that its numbers do not bear."""
     found = answer(written(tmp_path, ten_pairs(gain)))
     assert found.startswith(said) and f"{100 * gain:+.1f} points (95 % over 10 seeds:" in found
+    assert found.endswith("in 3 times the forward passes.")
     assert f"ε = {EPSILONS[MIDDLE - 1]:g}) SMART has {24.5 + 100 * gain:.1f} %" in found
 
 
