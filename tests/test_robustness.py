@@ -203,6 +203,37 @@ def test_an_attack_that_is_broken_off_keeps_the_training(tmp_path, encoder, smal
     assert table(question).count("| sst | plain | 1 |") == 2
 
 
+def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Straight from its definition: ten bins of confidence, |accuracy - confidence|, weighted by rows."""
+    probabilities = np.exp(logits.astype(float) - logits.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    confidence, right = probabilities.max(1), logits.argmax(1) == labels
+    bins = np.ceil(10 * confidence)
+    parts = [(bins == i, (bins == i).mean()) for i in np.unique(bins)]
+    return sum(share * abs(right[rows].mean() - confidence[rows].mean()) for rows, share in parts)
+
+
+def test_the_committed_predictions_give_the_committed_lines():
+    """Guards against a line that is edited, or that is of other rows than the rest of its table."""
+    rows: dict[str, np.ndarray] = {}
+    for line in QUESTION.lines():
+        ((name, found),) = line["dev"].items()
+        with np.load(QUESTION.predictions(Run(line["arm"], (name,), line["seed"], (), 0))) as kept:
+            arrays = dict(kept)
+        metric = TASKS[name].main_metric
+        if "attack" in found:
+            labels = arrays[f"{name} attacked labels"]
+            assert np.array_equal(rows.setdefault(name, labels), labels)
+            for kind in ("attack", "noise"):
+                for predicted, said in zip(arrays[f"{name} {kind}"], found[kind], strict=True):
+                    measured = np.corrcoef(predicted, labels)[0, 1] if name == "sts" else predicted == labels
+                    assert measured.mean() == pytest.approx(said[metric], abs=1e-6)
+        if name == "sst" and "calibration" in found:
+            error = expected_calibration_error(arrays["sst logits"], arrays["sst labels"])
+            assert error == pytest.approx(found["calibration"]["before"]["error"], abs=1e-6)
+            assert (arrays["sst"] == arrays["sst labels"]).mean() == pytest.approx(found["accuracy"])
+
+
 def test_one_pair_of_seeds_has_no_verdict(tmp_path):
     """Guards against a first pair that is judged, or called exploratory: it waits for a second."""
     lines = [line_of("plain", 300, 0.2), line_of("SMART", 300, 0.3)]
