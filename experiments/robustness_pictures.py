@@ -22,6 +22,7 @@ def curves(arms: Arms, folder: Path) -> list[Path]:
     def draw(figure: Any, colours: list[str]) -> None:
         axes = figure.subplots()
         for shift, (arm, found) in enumerate(arms.items()):
+            seeds = f"{len(found)} seed{'s' * (len(found) > 1)}"
             for kind, style in (("attack", "-"), ("noise", ":")):
                 values = [[each[kind][place]["accuracy"] for each in found] for place in places]
                 means, lows, highs = np.array([paired([0.0] * len(side), side) for side in values]).T
@@ -32,7 +33,7 @@ def curves(arms: Arms, folder: Path) -> list[Path]:
                     fmt=f"o{style}",
                     capsize=4,
                     color=colours[COLOUR[arm]],
-                    label=f"{arm}, {kind} ({len(found)} seeds)",
+                    label=f"{arm}, {kind} ({seeds})",
                 )
         axes.set_xticks(places, [f"{epsilon:g}" for epsilon in (0, *EPSILONS)])
         axes.set_xlabel("ε: how far each coordinate of an embedding, about .5, may move")
