@@ -228,7 +228,7 @@ def page() -> str:
     if next_trial(lines[0]) is not None:
         return table(*lines)
     fence = f"```console\n# the course's files (see data/README.md)\n{command_of_the_best(lines[0])}\n```"
-    return f"{table(*lines)}\n\nThe recommended command:\n\n{fence}"
+    return f"{table(*lines)}\n\nThe command of the final runs:\n\n{fence}"
 
 
 # ------------------------------------------------------------------------------------- command line
