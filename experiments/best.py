@@ -1,7 +1,7 @@
 """The best model of all three tasks in two hours on two cores: a search over the options there are.
 
     python -m experiments.best search --data_dir path/to/data   # 11 trials of 20 minutes, about 4 hours
-    python -m experiments.best final --data_dir path/to/data    # the winner, twelve times as long, two seeds
+    python -m experiments.best final --data_dir path/to/data    # final runs, then the best with a second seed
     python -m experiments.best --table
 
     base ─ change one option ─> trial ─ higher mean of the three dev scores? ─> the new base ─ next option
@@ -12,18 +12,20 @@ option that makes a step dearer gets fewer steps. The time comes from `SECONDS`,
 the same on every machine. Scoring all dev rows, twice, takes about a tenth of it on top.
 
 Trials take the tasks in turn, the final runs take them in proportion to their rows (`MIX`). So a trial sees
-SST twice, and a final run sees the rows of every task six times; in turn it would see SST 24 times and
-overfit. A trial is too short to tell: in proportion to rows it would see half of SST.
+SST twice and a quarter of Quora. It can't tell how long to train, nor what keeps a long training from
+overfitting: that takes runs of full length (`FINALS`). The first of them was planned before the first trial.
+It sees the rows of every task six times, and it overfitted; the others were fixed when that was known.
 
-The search chooses by dev, so its scores, and the final ones, are selected: expect lower ones on test. One
-seed decides, so small differences are chance. The final models' predictions for the test files are kept in
-`experiments/best/`. The two final runs share a grid by `--seeds`: side by side they take about four hours.
+What has the highest mean with the first seed is recommended, trial or final run, and gets the second seed.
+Dev has chosen it, so its scores are selected: expect lower ones on test. One seed decides, so small
+differences are chance. The final models' predictions for the test files are kept in `experiments/best/`.
 """
 
 import shlex
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,6 @@ from experiments.runner import (
     Line,
     Question,
     Run,
-    chosen_runs,
     data_folder,
     dev_outcome,
     guarded,
@@ -63,6 +64,7 @@ TRAIN_ROWS = {"sst": 8_544, "para": 70_905, "sts": 6_040}  # they decide over th
 Settings = dict[str, str]
 
 BASE: Settings = {"precision": "bf16", "lr": "1e-4"}
+SMART: Settings = {"use_smart": "", "smart_epsilon": "0.04", "smart_step_size": "0.04"}
 OPTIONS: dict[str, Settings] = {  # in the order in which they are tried, each on top of what has won
     "base": {},
     "learning rate 5e-5": {"lr": "5e-5"},
@@ -70,13 +72,19 @@ OPTIONS: dict[str, Settings] = {  # in the order in which they are tried, each o
     "16 rows a batch": {"batch_size": "16"},
     "moving average of the weights": {"keep": "teacher"},
     "R-Drop": {"rdrop_weight": "1"},
-    "SMART, both terms": {"use_smart": "", "smart_epsilon": "0.04", "smart_step_size": "0.04"},
+    "SMART, both terms": SMART,
     "contrastive loss, weight .1": {"contrastive_weight": "0.1"},
     "cosine similarity": {"similarity": "cosine"},
     "dropout .3 before the heads": {"hidden_dropout_prob": "0.3"},
     "[CLS] and the pooler": {"pooling": "cls"},
 }
 MIX: Settings = {"schedule": "proportional"}  # of the final runs
+FIRST = "winner"  # the search's, twelve times as long
+FINALS: dict[str, tuple[Settings, float]] = {  # on top of what has won: a change, seconds
+    FIRST: ({}, FINAL),  # 5.8 passes over every task
+    "winner, two passes": ({}, FINAL / 3),
+    "winner with SMART, two passes": (SMART, FINAL),
+}
 AIM = {"sst": 0.53, "para": 0.88, "sts": 0.89}
 
 
@@ -148,12 +156,43 @@ def search(question: Question, data_dir: Path, work_dir: Path, quick: bool = Fal
 # -------------------------------------------------------------------------------------------- final
 
 
-def final_grid(search_lines: Sequence[Line]) -> list[Run]:
-    """The winner at full length. Raises UserError while the search has not ended."""
+def final_run(search_lines: Sequence[Line], arm: str, seed: int) -> Run:
+    """A final run, of `FINALS`. Raises UserError while the search has not ended."""
     if next_trial(search_lines) is not None:
         raise UserError("experiments.best: the search has not ended; go on with `search`")
-    best, _ = walk(search_lines)
-    return [run_of("winner", best | MIX, FINAL, seed) for seed in SEEDS]
+    change, seconds = FINALS[arm]
+    return run_of(arm, walk(search_lines)[0] | change | MIX, seconds, seed)
+
+
+def recommended_line(lines: Sequence[Line]) -> Line:
+    """Of all trials and final runs with the first seed the one with the highest mean."""
+    return max((line for line in lines if line["seed"] == SEEDS[0]), key=mean_score)
+
+
+def final(question: Question, others: Sequence[Line], data_dir: Path, work_dir: Path, quick: bool) -> None:
+    """Run the final runs that came after the first, then the recommended one of them with the second seed.
+
+    others: the lines of the search and of the first final run.
+    """
+    search_lines = [line for line in others if line["arm"] in OPTIONS]
+
+    def go(arms: Iterable[str], seed: int) -> None:
+        runs = [final_run(search_lines, arm, seed) for arm in arms]
+        run_grid(question, [run.quick() if quick else run for run in runs], data_dir, work_dir)
+
+    later = [arm for arm in FINALS if arm != FIRST]
+    go(later, SEEDS[0])
+    lines = question.lines()
+    if set(later) - {line["arm"] for line in lines}:
+        return  # what waits for another type of processor may be better
+    arm = recommended_line([*others, *lines])["arm"]
+    if arm in later:
+        go([arm], SEEDS[1])
+
+
+def file_name(arm: str) -> str:
+    """The arm's name, as the names of its files begin."""
+    return arm.replace(",", "").replace(" ", "-")
 
 
 def keep_predictions(
@@ -165,16 +204,20 @@ def keep_predictions(
         task = TASKS[name]
         examples = read_examples(data_dir / task.filename("test"), task, labelled=False)
         dataset = tokenize(examples, task, tokenizer, config.max_length)
-        path = target / f"{name}-test-output-seed-{run.seed}.csv"
+        path = target / f"{file_name(run.arm)}-{name}-test-output-seed-{run.seed}.csv"
         predictions = predict(model, dataset, config.batch_size)
         write_predictions(path, task.prediction_column, dataset.ids, predictions)
     return dev_outcome(run, data_dir, folder)
 
 
-def questions(folder: Path = HERE) -> tuple[Question, Question]:
-    """Search and final runs, with their files in the folder."""
+def questions(folder: Path = HERE) -> tuple[Question, Question, Question]:
+    """Search, first final run, later final runs, with their files in the folder."""
     outcome = partial(keep_predictions, folder / "best")
-    return Question("best_search", folder), Question("best_final", folder, outcome)
+    return (
+        Question("best_search", folder),
+        Question("best_final", folder, outcome),
+        Question("best_length", folder, outcome),
+    )
 
 
 # ------------------------------------------------------------------------------------------- tables
@@ -198,37 +241,61 @@ def row_of(cells: Sequence[str], lines: Sequence[Line], mark: str = "") -> str:
 
 
 def table(search_lines: Sequence[Line], final_lines: Sequence[Line]) -> str:
-    """The trials in their order, what was kept and what is best, then the final runs and the aim."""
+    """The trials in their order with what was kept, then the final runs and the aim.
+
+    What is best is marked: of the trials while the search goes on, of all after it.
+    """
     _, better = walk(search_lines)
     kept = [option for option in better if better[option]]
     marks = dict.fromkeys(kept, "kept") | dict.fromkeys(kept[-1:], "**best**")
-    rows = ["| trial | changed | SST | Quora | STS | mean | steps | minutes | |", "|" + "---|" * 9]
+    if next_trial(search_lines) is None:
+        marks |= {kept[-1]: "kept", recommended_line([*search_lines, *final_lines])["arm"]: "**recommended**"}
+    rows = ["| training | changed | SST | Quora | STS | mean | steps | minutes | |", "|" + "---|" * 9]
     for option, change in OPTIONS.items():
         lines = [line for line in search_lines if line["arm"] == option]
         rows.append(row_of([option, f"`{' '.join(words(change or BASE))}`"], lines, marks.get(option, "")))
-    seeds = f"**final, {len(final_lines)} of {len(SEEDS)} seeds**"
-    rows.append(row_of([seeds, f"`{' '.join(words(MIX))}`"], final_lines))
+    for arm, (change, _) in FINALS.items():
+        lines = [line for line in final_lines if line["arm"] == arm]
+        name = f"**{arm}**" + f", {len(lines)} seeds" * (len(lines) > 1)
+        rows.append(row_of([name, f"`{' '.join(words(change | MIX))}`"], lines, marks.get(arm, "")))
     rows.append(f"| the aim | | {' | '.join(f'{AIM[task]:.2f}' for task in TASK_NAMES)} | | | | |")
     return "\n".join([*rows, "", provenance([*search_lines, *final_lines])])
 
 
-def command_of_the_best(search_lines: Sequence[Line]) -> str:
-    """The command that trains as the final runs do, with what has won so far."""
-    best = walk(search_lines)[0] | MIX
-    if "use_smart" in best:  # the final runs keep the trained weights, unless the teacher's have won
-        best = {"keep": "student"} | best
-    steps = ["--epochs", "1", "--steps_per_epoch", str(steps_for(best, FINAL))]
+def command_of(line: Line) -> str:
+    """The command that trains what the line is of."""
     program = ["python", "multitask_classifier.py", "--data_dir", "data", "--output_dir", "runs/best"]
-    return shlex.join([*program, *words(best), *steps])
+    # an experiment keeps the trained weights, where the program alone would choose by dev
+    keep = ["--keep", "student"] if "--use_smart" in line["flags"] and "--keep" not in line["flags"] else []
+    steps = ["--epochs", "1", "--steps_per_epoch", str(line["steps"])]
+    return shlex.join([*program, *line["flags"], *keep, *steps])
+
+
+def recommended() -> str:
+    """What pages say once the search has ended: the best's mean dev scores, its time and its command."""
+    lines = [line for question in questions() for line in question.lines()]
+    if next_trial([line for line in lines if line["arm"] in OPTIONS]) is not None:
+        return "The search has not ended."
+    best = recommended_line(lines)
+    mine = [line for line in lines if line["arm"] == best["arm"]]
+    scores = "SST {}, Quora {}, STS {}".format(*scores_of(mine))
+    hours = statistics.fmean(line["seconds"] for line in mine) / 3600
+    said = f"Recommended, the best of a search: {scores}, in {hours:.1f} hours of one core"
+    said += f" ({len(mine)} of {len(SEEDS)} seeds; selected: dev chose the settings)."
+    command = " \\\n    ".join(textwrap.wrap(command_of(best), 106, break_on_hyphens=False))
+    fence = f"```console\n# the course's files (see data/README.md)\n{command}\n```"
+    return f"{textwrap.fill(said, 110)}\n\n{fence}"
 
 
 def page() -> str:
-    """What stands on the page of experiments: the table, and the command once the search has ended."""
-    lines = [question.lines() for question in questions()]
-    if next_trial(lines[0]) is not None:
-        return table(*lines)
-    fence = f"```console\n# the course's files (see data/README.md)\n{command_of_the_best(lines[0])}\n```"
-    return f"{table(*lines)}\n\nThe command of the final runs:\n\n{fence}"
+    """What stands on the page of experiments: the table, then what is recommended."""
+    return f"{result_table(questions())}\n\n{recommended()}"
+
+
+def result_table(asked: Sequence[Question]) -> str:
+    """The table of a search and its final runs."""
+    search_lines, *final_lines = (question.lines() for question in asked)
+    return table(search_lines, [line for lines in final_lines for line in lines])
 
 
 # ------------------------------------------------------------------------------------- command line
@@ -238,6 +305,8 @@ def run(options: Any) -> None:
     """What the command line asks for."""
     if options.plot:
         raise UserError("--plot: this question has a table only")
+    if options.seeds:
+        raise UserError("--seeds: a search and its final runs choose their seeds")
     asked = questions(options.work_dir / "quick") if options.quick else questions()
     if not options.table:
         data_dir = data_folder(options)
@@ -245,10 +314,9 @@ def run(options: Any) -> None:
         if options.what == "search" or options.quick:
             search(asked[0], data_dir, options.work_dir, options.quick)
         if options.what == "final" or options.quick:
-            grid = chosen_runs(options, final_grid(asked[0].lines()))
-            run_grid(asked[1], grid, data_dir, options.work_dir)
-    lines = [question.lines() for question in asked]
-    print(f"{table(*lines)}\n\n{command_of_the_best(lines[0])}")
+            others = [line for question in asked[:2] for line in question.lines()]
+            final(asked[2], others, data_dir, options.work_dir, options.quick)
+    print(result_table(asked))
 
 
 def main() -> int:

@@ -46,7 +46,11 @@ def answer() -> str:
 
 
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"answer": answer, "table1": lambda: table1.short_table(table1.QUESTION)},
+    "README.md": {
+        "answer": answer,
+        "table1": lambda: table1.short_table(table1.QUESTION),
+        "best": best.recommended,
+    },
     "experiments/README.md": {
         "table1": lambda: table1.table(table1.QUESTION),
         "tuning": lambda: study.tuning_table(smart.STUDY),

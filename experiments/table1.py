@@ -107,7 +107,10 @@ def table(question: Question) -> str:
 
 
 def short_table(question: Question) -> str:
-    """The table for the main README: the trained tasks alone, and behind each score the paper's."""
+    """The table for the main README: the trained tasks alone, and behind each score the paper's.
+
+    Seeds, processors and commit stand below the full table.
+    """
     found = lines_of(question)
     rows = []
     for row in ROWS:
@@ -118,7 +121,7 @@ def short_table(question: Question) -> str:
             paper = f" ({row.paper[place]:.3f})" if row.paper else ""
             cells.append(f"{score}{paper}" if task in row.tasks else "–")
         rows.append([row.name, *cells])
-    return f"{markdown(['run', 'SST', 'Quora', 'STS'], rows)}\n\n{provenance(question.lines())}"
+    return markdown(["run", "SST", "Quora", "STS"], rows)
 
 
 CURVES = {"sst": ROWS[0], "para": ROWS[2], "sts": ROWS[3]}  # each task alone

@@ -63,12 +63,13 @@ def test_every_trial_takes_as_long():
 def test_the_final_runs_see_every_task_alike():
     """Guards against a final run that overfits the smallest task: in proportion to rows, of 85,489 sst has
     .100, para .829, sts .071, so a step takes .930 s and 14,400 s see each row 14,400 / .930 x 32 / 85,489
-    = 5.8 times."""
-    run = best.final_grid(searched(ALL_LOST))[0]
-    assert run.steps == pytest.approx(14_400 / 0.930, rel=0.01)
-    mix = Mix(tuple(best.TRAIN_ROWS.values()), 1, run.steps, seed=0)
-    counts = np.bincount([task for (task,) in SCHEDULES[best.MIX["schedule"]](mix, 0)])
-    assert 32 * counts / mix.rows == pytest.approx([5.8] * 3, abs=0.5)
+    = 5.8 times. A third of the time, or three times the cost, is a third of that."""
+    for arm, passes in zip(best.FINALS, (5.8, 1.93, 1.93), strict=True):
+        run = best.final_run(searched(ALL_LOST), arm, seed=0)
+        assert run.steps == pytest.approx(passes * 85_489 / 32, rel=0.01)
+        mix = Mix(tuple(best.TRAIN_ROWS.values()), 1, run.steps, seed=0)
+        counts = np.bincount([task for (task,) in SCHEDULES[best.MIX["schedule"]](mix, 0)])
+        assert 32 * counts / mix.rows == pytest.approx([passes] * 3, rel=0.08)
 
 
 def test_the_search_stays_within_its_hours():
@@ -144,32 +145,66 @@ def test_a_search_waits_for_its_processor(tmp_path, monkeypatch, capsys):
 # -------------------------------------------------------------------------------------------- final
 
 
+def final_lines(scores: dict[str, float], seed: int = 0) -> list[dict]:
+    """Lines of final runs after a search whose base has won."""
+    lines = searched(ALL_LOST)
+    runs = {arm: best.final_run(lines, arm, seed) for arm in scores}
+    return [line_of(runs[arm], sst=score, para=score, sts=score) for arm, score in scores.items()]
+
+
 def test_a_search_ends_and_its_winner_trains_twelve_times_as_long():
     """Guards against a search without an end, and a final run while it goes on."""
     lines = searched(ALL_LOST)
     assert best.next_trial(lines) is None and len(lines) == 11
-    finals = best.final_grid(lines)
-    assert [run.seed for run in finals] == [0, 1] and finals[0].train_rows is None
-    assert finals[0].flags == best.words(best.BASE | best.MIX)
+    run = best.final_run(lines, best.FIRST, seed=1)
+    assert (run.seed, run.train_rows) == (1, None)
+    assert run.flags == best.words(best.BASE | best.MIX)
     with pytest.raises(UserError, match="has not ended"):
-        best.final_grid(lines[:-1])
+        best.final_run(lines[:-1], best.FIRST, seed=0)
+
+
+@pytest.mark.parametrize(("scores", "second"), [((0.6, 0.7), 1), ((0.7, 0.6), 0), ((0.4, 0.4), None)])
+def test_what_is_best_gets_the_second_seed(scores, second, tmp_path, monkeypatch):
+    """Guards against two seeds of a training that was not chosen."""
+    arms = [arm for arm in best.FINALS if arm != best.FIRST]
+    question, asked = Question("length", tmp_path), []
+
+    def run_grid(question, runs, *_):
+        asked.extend((run.arm, run.seed) for run in runs)
+        values = {run.arm: dict(zip(arms, scores, strict=True))[run.arm] for run in runs}
+        write_lines(question, [*question.lines(), *final_lines(values, runs[0].seed)])
+
+    monkeypatch.setattr(best, "run_grid", run_grid)
+    others = [*searched(ALL_LOST), *final_lines({best.FIRST: 0.55})]
+    best.final(question, others, SAMPLE, tmp_path, quick=False)
+    assert asked[:2] == [(arm, 0) for arm in arms]
+    assert asked[2:] == ([] if second is None else [(arms[second], 1)])
+
+
+def test_nothing_is_chosen_before_the_last_run_is_in(tmp_path, monkeypatch):
+    """Guards against a second seed for the better of those that happened to run on this processor."""
+    question, asked = Question("length", tmp_path), []
+    monkeypatch.setattr(best, "run_grid", lambda _, runs, *__: asked.extend(run.seed for run in runs))
+    write_lines(question, final_lines({"winner, two passes": 0.9}))
+    best.final(question, searched(ALL_LOST), SAMPLE, tmp_path, quick=False)
+    assert asked == [0, 0]
 
 
 def test_the_command_trains_what_the_final_runs_train():
     """Guards against a recommended command that fails, or that trains another model than was scored."""
     for scores in (ALL_WON, ALL_LOST, SMART_WON, [0.5, 0.6, 0.7, *[0.5] * 8]):
         lines = searched(scores)
-        final = best.final_grid(lines)[0]
-        words = best.command_of_the_best(lines).split()
-        assert words[:2] == ["python", "multitask_classifier.py"]
-        config, _ = parse_arguments(words[2:])
-        ours, _ = parse_arguments(["--keep", "student", "--tasks", "sst,para,sts", *final.flags])
-        assert config.epochs * config.steps_per_epoch == final.steps and config.epochs == final.epochs
-        names = ("tasks", "lr", "schedule", "batch_size", "similarity", "pooling", "task_weights")
-        assert all(getattr(config, name) == getattr(ours, name) for name in names)
-        assert config.weights("para") == ours.weights("para")
-        # without D_Breg there is no teacher, so the best weights are the trained ones
-        assert config.keep == ours.keep or (config.keep == "best" and not config.has_teacher)
+        for run in [*(best.final_run(lines, arm, 0) for arm in best.FINALS), best.run_of("x", best.BASE, 60)]:
+            words = best.command_of(line_of(run)).split()
+            assert words[:2] == ["python", "multitask_classifier.py"]
+            config, _ = parse_arguments(words[2:])
+            ours, _ = parse_arguments(["--keep", "student", "--tasks", "sst,para,sts", *run.flags])
+            assert config.epochs * config.steps_per_epoch == run.steps and config.epochs == run.epochs
+            names = ("tasks", "lr", "schedule", "batch_size", "similarity", "pooling", "task_weights")
+            assert all(getattr(config, name) == getattr(ours, name) for name in names)
+            assert config.weights("para") == ours.weights("para")
+            # without D_Breg there is no teacher, so the best weights are the trained ones
+            assert config.keep == ours.keep or (config.keep == "best" and not config.has_teacher)
 
 
 # ------------------------------------------------------------------------------------------- tables
@@ -184,21 +219,46 @@ def test_the_table_marks_what_was_kept_and_the_best():
     assert rows[4].startswith("| learning rate 2e-4 | `--lr 2e-4` | 0.700 | 0.700 | 0.700 | 0.700 | 1,636 |")
     assert rows[4].endswith("| **best** |")
     assert rows[5].endswith("| 0.650 | 3,273 | 1 |  |")  # 16 rows
-    assert rows[6].count("…") == 6 and "final, 0 of 2 seeds" in rows[13]
-    assert "`--schedule proportional`" in rows[13]
+    assert rows[6].count("…") == 6 and rows[13].startswith("| **winner** | `--schedule proportional` | …")
+    ended = best.table(searched(ALL_LOST), final_lines({best.FIRST: 0.6})).splitlines()
+    assert ended[2].endswith("| kept |") and ended[13].endswith("| **recommended** |")
+
+
+def questions_of(monkeypatch, folder, *lines):
+    """Put questions with these lines in the place of the committed ones."""
+    asked = tuple(Question(name, folder) for name in ("search", "first", "length"))
+    for question, kept in zip(asked, lines, strict=False):
+        write_lines(question, kept)
+    monkeypatch.setattr(best, "questions", lambda: asked)
 
 
 def test_without_lines_there_is_a_table_and_no_command(tmp_path, monkeypatch):
     """Guards against a page that recommends a command which nothing was run for."""
     assert best.table([], []).endswith("Nothing has been run yet.") and "…" in best.table([], [])
-    monkeypatch.setattr(best, "questions", lambda: (Question("none", tmp_path), Question("none", tmp_path)))
+    questions_of(monkeypatch, tmp_path, searched(ALL_LOST[:-1]))
     assert "multitask_classifier.py" not in best.page()
-    write_lines(best.questions()[0], searched(ALL_LOST))
-    assert (
-        "--schedule proportional --epochs 1" in best.page()
-        and "```console\n# the course's files" in best.page()
-    )
-    assert pages.BLOCKS["experiments/README.md"]["best"]
+    questions_of(monkeypatch, tmp_path, searched(ALL_LOST))
+    assert "```console\n# the course's files" in best.page()
+    assert pages.BLOCKS["experiments/README.md"]["best"] and pages.BLOCKS["README.md"]["best"]
+
+
+def test_the_recommended_command_stands_beside_its_scores(tmp_path, monkeypatch):
+    """Guards against a command without the figures that it was chosen for, a mean of the wrong runs, and a
+    figure that does not say that dev chose it."""
+    second = "winner, two passes"
+    lines = [final_lines({second: 0.50}), final_lines({second: 0.52}, seed=1)]
+    lines[1][0]["seconds"] = 2 * 3600 - 60.0
+    first = final_lines({best.FIRST: 0.4})
+    questions_of(monkeypatch, tmp_path, searched([0.45] * 11), first, lines[0])
+    assert "SST 0.500, Quora 0.500, STS 0.500, in 0.0 hours of one core (1 of 2 seeds;" in best.recommended()
+    questions_of(monkeypatch, tmp_path, searched([0.45] * 11), first, lines[0] + lines[1])
+    said, _, fence = best.recommended().partition("\n\n")
+    assert "SST 0.510, Quora 0.510, STS 0.510, in 1.0 hours" in said and "selected: dev chose" in said
+    assert max(map(len, fence.splitlines())) <= 110
+    command = fence.replace("\\\n", "").splitlines()[2]
+    assert command.split() == best.command_of(lines[0][0]).split()
+    questions_of(monkeypatch, tmp_path, searched([0.6] * 11), first, lines[0] + lines[1])
+    assert "--steps_per_epoch 1636" in best.recommended()  # a trial that is better than the final runs
 
 
 def test_a_search_has_no_picture(monkeypatch, capsys):
@@ -206,6 +266,8 @@ def test_a_search_has_no_picture(monkeypatch, capsys):
     monkeypatch.setattr(best, "run_grid", lambda *_: pytest.fail("it trains"))
     monkeypatch.setattr("sys.argv", ["best", "search", "--plot", "--data_dir", str(SAMPLE)])
     assert best.main() == 2 and "has a table only" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["best", "final", "--seeds", "1", "--data_dir", str(SAMPLE)])
+    assert best.main() == 2 and "--seeds" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------- whole runs
@@ -220,11 +282,11 @@ def test_the_best_model_from_search_to_predictions(tmp_path, encoder, monkeypatc
     words = ["best", "--quick", "--data_dir", str(SAMPLE), "--work_dir", str(tmp_path)]
     monkeypatch.setattr("sys.argv", words)
     assert best.main() == 0
-    search, final = best.questions(tmp_path / "quick")
-    assert [line["arm"] for line in search.lines()] == list(names) and len(final.lines()) == 1
-    for task in ("sst", "para", "sts"):
-        text = (tmp_path / "quick" / "best" / f"{task}-test-output-seed-0.csv").read_text()
-        assert len(text.splitlines()) == 51
+    search, _, length = best.questions(tmp_path / "quick")
+    assert [line["arm"] for line in search.lines()] == list(names) and len(length.lines()) >= 2
+    for line, task in itertools.product(length.lines(), ("sst", "para", "sts")):
+        name = f"{best.file_name(line['arm'])}-{task}-test-output-seed-{line['seed']}.csv"
+        assert len((tmp_path / "quick" / "best" / name).read_text().splitlines()) == 51
 
 
 @pytest.mark.slow
@@ -235,7 +297,9 @@ def test_a_trial_and_a_final_run_on_the_course_data(tmp_path, course_data):
         "best.OPTIONS = dict(list(best.OPTIONS.items())[:1]); sys.exit(best.main())"
     )
     said = quick_look(script, course_data, tmp_path)
-    assert "| base | `--precision bf16 --lr 1e-4` | 0." in said and "final, 1 of 2" in said
+    assert "| base | `--precision bf16 --lr 1e-4` | 0." in said and "**winner, two passes" in said
     for task, rows in {"sst": 2210, "para": 3000, "sts": 1725}.items():
-        text = (tmp_path / "quick" / "best" / f"{task}-test-output-seed-0.csv").read_text(encoding="utf-8")
+        text = (tmp_path / "quick" / "best" / f"winner-two-passes-{task}-test-output-seed-0.csv").read_text(
+            "utf-8"
+        )
         assert len(text.splitlines()) == rows + 1
