@@ -84,7 +84,7 @@ def epochs(lines: Sequence[Line], folder: Path) -> list[Path]:
             left.plot(np.array(steps) * len(dev) / line["steps"], losses, **style)
             right.plot(range(1, len(dev) + 1), dev, **style)
         left.set_title("training loss (cross entropy)")
-        right.set_title("accuracy on dev")
+        right.set_title("accuracy on dev, a curve a seed")
         for axes in (left, right):
             axes.set_xlabel("epochs over SST")
         left.legend(frameon=False)
