@@ -25,7 +25,7 @@ import shlex
 import statistics
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,9 +108,9 @@ def steps_for(settings: Mapping[str, str], seconds: float) -> int:
     return round(seconds / seconds_of_a_step(settings))
 
 
-def run_of(arm: str, settings: Mapping[str, str], seconds: float, seed: int = SEEDS[0]) -> Run:
-    """A training on all rows that takes so long."""
-    return Run(arm, TASK_NAMES, seed, words(settings), steps_for(settings, seconds))
+def run_of(arm: str, settings: Mapping[str, str], seconds: float) -> Run:
+    """A training on all rows that takes so long, with the first seed."""
+    return Run(arm, TASK_NAMES, SEEDS[0], words(settings), steps_for(settings, seconds))
 
 
 # ------------------------------------------------------------------------------------------- search
@@ -156,12 +156,12 @@ def search(question: Question, data_dir: Path, work_dir: Path, quick: bool = Fal
 # -------------------------------------------------------------------------------------------- final
 
 
-def final_run(search_lines: Sequence[Line], arm: str, seed: int) -> Run:
-    """A final run, of `FINALS`. Raises UserError while the search has not ended."""
+def final_run(search_lines: Sequence[Line], arm: str) -> Run:
+    """The final run of that name in `FINALS`. Raises UserError while the search has not ended."""
     if next_trial(search_lines) is not None:
         raise UserError("experiments.best: the search has not ended; go on with `search`")
     change, seconds = FINALS[arm]
-    return run_of(arm, walk(search_lines)[0] | change | MIX, seconds, seed)
+    return run_of(arm, walk(search_lines)[0] | change | MIX, seconds)
 
 
 def recommended_line(lines: Sequence[Line]) -> Line:
@@ -169,25 +169,23 @@ def recommended_line(lines: Sequence[Line]) -> Line:
     return max((line for line in lines if line["seed"] == SEEDS[0]), key=mean_score)
 
 
+def second(line: Line) -> Run:
+    """The training that the line is of, with the second seed."""
+    return Run(line["arm"], TASK_NAMES, SEEDS[1], tuple(line["flags"]), line["steps"], line["train_rows"])
+
+
 def final(question: Question, others: Sequence[Line], data_dir: Path, work_dir: Path, quick: bool) -> None:
-    """Run the final runs that came after the first, then the recommended one of them with the second seed.
+    """Run the final runs that came after the first, then what is recommended with the second seed.
 
     others: the lines of the search and of the first final run.
     """
     search_lines = [line for line in others if line["arm"] in OPTIONS]
-
-    def go(arms: Iterable[str], seed: int) -> None:
-        runs = [final_run(search_lines, arm, seed) for arm in arms]
-        run_grid(question, [run.quick() if quick else run for run in runs], data_dir, work_dir)
-
-    later = [arm for arm in FINALS if arm != FIRST]
-    go(later, SEEDS[0])
+    runs = [final_run(search_lines, arm) for arm in FINALS if arm != FIRST]
+    run_grid(question, [run.quick() if quick else run for run in runs], data_dir, work_dir)
     lines = question.lines()
-    if set(later) - {line["arm"] for line in lines}:
-        return  # what waits for another type of processor may be better
-    arm = recommended_line([*others, *lines])["arm"]
-    if arm in later:
-        go([arm], SEEDS[1])
+    if {run.arm for run in runs} <= {line["arm"] for line in lines}:
+        # before, what waits for another type of processor may be better
+        run_grid(question, [second(recommended_line([*others, *lines]))], data_dir, work_dir)
 
 
 def file_name(arm: str) -> str:
@@ -251,13 +249,12 @@ def table(search_lines: Sequence[Line], final_lines: Sequence[Line]) -> str:
     if next_trial(search_lines) is None:
         marks |= {kept[-1]: "kept", recommended_line([*search_lines, *final_lines])["arm"]: "**recommended**"}
     rows = ["| training | changed | SST | Quora | STS | mean | steps | minutes | |", "|" + "---|" * 9]
-    for option, change in OPTIONS.items():
-        lines = [line for line in search_lines if line["arm"] == option]
-        rows.append(row_of([option, f"`{' '.join(words(change or BASE))}`"], lines, marks.get(option, "")))
-    for arm, (change, _) in FINALS.items():
-        lines = [line for line in final_lines if line["arm"] == arm]
-        name = f"**{arm}**" + f", {len(lines)} seeds" * (len(lines) > 1)
-        rows.append(row_of([name, f"`{' '.join(words(change | MIX))}`"], lines, marks.get(arm, "")))
+    changes = {option: change or BASE for option, change in OPTIONS.items()}
+    changes |= {arm: change | MIX for arm, (change, _) in FINALS.items()}
+    for arm, change in changes.items():
+        lines = [line for line in (*search_lines, *final_lines) if line["arm"] == arm]
+        name = arm + f", {len(lines)} seeds" * (len(lines) > 1)
+        rows.append(row_of([name, f"`{' '.join(words(change))}`"], lines, marks.get(arm, "")))
     rows.append(f"| the aim | | {' | '.join(f'{AIM[task]:.2f}' for task in TASK_NAMES)} | | | | |")
     return "\n".join([*rows, "", provenance([*search_lines, *final_lines])])
 
@@ -273,14 +270,15 @@ def command_of(line: Line) -> str:
 
 def recommended() -> str:
     """What pages say once the search has ended: the best's mean dev scores, its time and its command."""
-    lines = [line for question in questions() for line in question.lines()]
-    if next_trial([line for line in lines if line["arm"] in OPTIONS]) is not None:
+    search_lines, *final_lines = (question.lines() for question in questions())
+    if next_trial(search_lines) is not None:
         return "The search has not ended."
+    lines = [line for kept in (search_lines, *final_lines) for line in kept]
     best = recommended_line(lines)
     mine = [line for line in lines if line["arm"] == best["arm"]]
     scores = "SST {}, Quora {}, STS {}".format(*scores_of(mine))
-    hours = statistics.fmean(line["seconds"] for line in mine) / 3600
-    said = f"Recommended, the best of a search: {scores}, in {hours:.1f} hours of one core"
+    minutes = statistics.fmean(line["seconds"] for line in mine) / 60
+    said = f"Recommended, the best of a search: {scores}, in {minutes:.0f} minutes of one core"
     said += f" ({len(mine)} of {len(SEEDS)} seeds; selected: dev chose the settings)."
     command = " \\\n    ".join(textwrap.wrap(command_of(best), 106, break_on_hyphens=False))
     fence = f"```console\n# the course's files (see data/README.md)\n{command}\n```"

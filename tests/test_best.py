@@ -1,5 +1,6 @@
 """The best model: a search that follows from its lines, trials that take as long, the final runs."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_the_final_runs_see_every_task_alike():
     .100, para .829, sts .071, so a step takes .930 s and 14,400 s see each row 14,400 / .930 x 32 / 85,489
     = 5.8 times. A third of the time, or three times the cost, is a third of that."""
     for arm, passes in zip(best.FINALS, (5.8, 1.93, 1.93), strict=True):
-        run = best.final_run(searched(ALL_LOST), arm, seed=0)
+        run = best.final_run(searched(ALL_LOST), arm)
         assert run.steps == pytest.approx(passes * 85_489 / 32, rel=0.01)
         mix = Mix(tuple(best.TRAIN_ROWS.values()), 1, run.steps, seed=0)
         counts = np.bincount([task for (task,) in SCHEDULES[best.MIX["schedule"]](mix, 0)])
@@ -148,37 +149,55 @@ def test_a_search_waits_for_its_processor(tmp_path, monkeypatch, capsys):
 def final_lines(scores: dict[str, float], seed: int = 0) -> list[dict]:
     """Lines of final runs after a search whose base has won."""
     lines = searched(ALL_LOST)
-    runs = {arm: best.final_run(lines, arm, seed) for arm in scores}
-    return [line_of(runs[arm], sst=score, para=score, sts=score) for arm, score in scores.items()]
+    found = [
+        line_of(best.final_run(lines, arm), sst=score, para=score, sts=score) for arm, score in scores.items()
+    ]
+    return [line | {"seed": seed} for line in found]
 
 
 def test_a_search_ends_and_its_winner_trains_twelve_times_as_long():
     """Guards against a search without an end, and a final run while it goes on."""
     lines = searched(ALL_LOST)
     assert best.next_trial(lines) is None and len(lines) == 11
-    run = best.final_run(lines, best.FIRST, seed=1)
-    assert (run.seed, run.train_rows) == (1, None)
+    run = best.final_run(lines, best.FIRST)
+    assert (run.seed, run.train_rows) == (0, None)
     assert run.flags == best.words(best.BASE | best.MIX)
     with pytest.raises(UserError, match="has not ended"):
-        best.final_run(lines[:-1], best.FIRST, seed=0)
+        best.final_run(lines[:-1], best.FIRST)
 
 
-@pytest.mark.parametrize(("scores", "second"), [((0.6, 0.7), 1), ((0.7, 0.6), 0), ((0.4, 0.4), None)])
-def test_what_is_best_gets_the_second_seed(scores, second, tmp_path, monkeypatch):
-    """Guards against two seeds of a training that was not chosen."""
+@pytest.mark.parametrize(("scores", "best_arm"), [((0.6, 0.7), -1), ((0.7, 0.6), -2), ((0.4, 0.4), -3)])
+def test_what_is_best_gets_the_second_seed(scores, best_arm, tmp_path, monkeypatch):
+    """Guards against two seeds of a training that was not chosen, or of other settings than were scored."""
     arms = [arm for arm in best.FINALS if arm != best.FIRST]
     question, asked = Question("length", tmp_path), []
 
     def run_grid(question, runs, *_):
-        asked.extend((run.arm, run.seed) for run in runs)
-        values = {run.arm: dict(zip(arms, scores, strict=True))[run.arm] for run in runs}
-        write_lines(question, [*question.lines(), *final_lines(values, runs[0].seed)])
+        asked.extend(runs)
+        if len(runs) == 2:
+            write_lines(question, final_lines(dict(zip(arms, scores, strict=True))))
 
     monkeypatch.setattr(best, "run_grid", run_grid)
     others = [*searched(ALL_LOST), *final_lines({best.FIRST: 0.55})]
     best.final(question, others, SAMPLE, tmp_path, quick=False)
-    assert asked[:2] == [(arm, 0) for arm in arms]
-    assert asked[2:] == ([] if second is None else [(arms[second], 1)])
+    *first, second = asked
+    assert [(run.arm, run.seed) for run in first] == [(arm, 0) for arm in arms]
+    chosen = best.final_run(searched(ALL_LOST), list(best.FINALS)[best_arm])
+    assert second == dataclasses.replace(chosen, seed=1)
+
+
+def test_a_trial_that_is_still_the_best_gets_the_second_seed(tmp_path, monkeypatch):
+    """Guards against a recommended training of one seed, and a search that its second seed confuses."""
+    question, asked = Question("length", tmp_path), []
+    monkeypatch.setattr(best, "run_grid", lambda _, runs, *__: asked.extend(runs))
+    write_lines(question, final_lines(dict.fromkeys(best.FINALS, 0.4)))
+    lines = searched(ALL_LOST)
+    best.final(question, lines, SAMPLE, tmp_path, quick=False)
+    assert asked[-1] == dataclasses.replace(best.run_of("base", best.BASE, best.TRIAL), seed=1)
+    again = line_of(asked[-1], sst=0.1, para=0.1, sts=0.1)
+    questions_of(monkeypatch, tmp_path, lines, [], [again])
+    assert "SST 0.300, Quora 0.300, STS 0.300, in 1 minutes of one core (2 of 2 seeds" in best.recommended()
+    assert "| base, 2 seeds | `--precision bf16 --lr 1e-4` | 0.300 |" in best.page()
 
 
 def test_nothing_is_chosen_before_the_last_run_is_in(tmp_path, monkeypatch):
@@ -194,7 +213,7 @@ def test_the_command_trains_what_the_final_runs_train():
     """Guards against a recommended command that fails, or that trains another model than was scored."""
     for scores in (ALL_WON, ALL_LOST, SMART_WON, [0.5, 0.6, 0.7, *[0.5] * 8]):
         lines = searched(scores)
-        for run in [*(best.final_run(lines, arm, 0) for arm in best.FINALS), best.run_of("x", best.BASE, 60)]:
+        for run in [*(best.final_run(lines, arm) for arm in best.FINALS), best.run_of("x", best.BASE, 60)]:
             words = best.command_of(line_of(run)).split()
             assert words[:2] == ["python", "multitask_classifier.py"]
             config, _ = parse_arguments(words[2:])
@@ -219,7 +238,7 @@ def test_the_table_marks_what_was_kept_and_the_best():
     assert rows[4].startswith("| learning rate 2e-4 | `--lr 2e-4` | 0.700 | 0.700 | 0.700 | 0.700 | 1,636 |")
     assert rows[4].endswith("| **best** |")
     assert rows[5].endswith("| 0.650 | 3,273 | 1 |  |")  # 16 rows
-    assert rows[6].count("…") == 6 and rows[13].startswith("| **winner** | `--schedule proportional` | …")
+    assert rows[6].count("…") == 6 and rows[13].startswith("| winner | `--schedule proportional` | …")
     ended = best.table(searched(ALL_LOST), final_lines({best.FIRST: 0.6})).splitlines()
     assert ended[2].endswith("| kept |") and ended[13].endswith("| **recommended** |")
 
@@ -250,10 +269,10 @@ def test_the_recommended_command_stands_beside_its_scores(tmp_path, monkeypatch)
     lines[1][0]["seconds"] = 2 * 3600 - 60.0
     first = final_lines({best.FIRST: 0.4})
     questions_of(monkeypatch, tmp_path, searched([0.45] * 11), first, lines[0])
-    assert "SST 0.500, Quora 0.500, STS 0.500, in 0.0 hours of one core (1 of 2 seeds;" in best.recommended()
+    assert "SST 0.500, Quora 0.500, STS 0.500, in 1 minutes of one core (1 of 2 seeds;" in best.recommended()
     questions_of(monkeypatch, tmp_path, searched([0.45] * 11), first, lines[0] + lines[1])
     said, _, fence = best.recommended().partition("\n\n")
-    assert "SST 0.510, Quora 0.510, STS 0.510, in 1.0 hours" in said and "selected: dev chose" in said
+    assert "SST 0.510, Quora 0.510, STS 0.510, in 60 minutes" in said and "selected: dev chose" in said
     assert max(map(len, fence.splitlines())) <= 110
     command = fence.replace("\\\n", "").splitlines()[2]
     assert command.split() == best.command_of(lines[0][0]).split()
@@ -297,7 +316,7 @@ def test_a_trial_and_a_final_run_on_the_course_data(tmp_path, course_data):
         "best.OPTIONS = dict(list(best.OPTIONS.items())[:1]); sys.exit(best.main())"
     )
     said = quick_look(script, course_data, tmp_path)
-    assert "| base | `--precision bf16 --lr 1e-4` | 0." in said and "**winner, two passes" in said
+    assert "| base | `--precision bf16 --lr 1e-4` | 0." in said and "| winner, two passes" in said
     for task, rows in {"sst": 2210, "para": 3000, "sts": 1725}.items():
         text = (tmp_path / "quick" / "best" / f"winner-two-passes-{task}-test-output-seed-0.csv").read_text(
             "utf-8"
