@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -316,7 +317,9 @@ def test_a_trial_and_a_final_run_on_the_course_data(tmp_path, course_data):
         "best.OPTIONS = dict(list(best.OPTIONS.items())[:1]); sys.exit(best.main())"
     )
     said = quick_look(script, course_data, tmp_path)
-    assert "| base | `--precision bf16 --lr 1e-4` | 0." in said and "| winner, two passes" in said
+    # which of the two the second seed goes to, and so the name of its row, is chance after so few steps
+    assert re.search(r"\| base(, 2 seeds)? \| `--precision bf16 --lr 1e-4` \| 0\.", said)
+    assert re.search(r"\| winner, two passes(, 2 seeds)? \|", said)
     for task, rows in {"sst": 2210, "para": 3000, "sts": 1725}.items():
         text = (tmp_path / "quick" / "best" / f"winner-two-passes-{task}-test-output-seed-0.csv").read_text(
             "utf-8"
