@@ -12,7 +12,7 @@ from bert import BertModel
 from datasets import Batch, Example, collate, tokenize
 from evaluation import accuracy
 from experiments.attack import FULL, Strength, attack, attacked, damage, noise, noisy
-from experiments.calibration import calibration, cross_fitted, fitted_temperature
+from experiments.calibration import calibration, cross_fitted, fitted_temperature, reliability
 from experiments.typos import WORD, corrupted, with_typos
 from helpers import sample_examples
 from multitask_classifier import MultitaskBERT
@@ -99,6 +99,19 @@ def test_every_point_on_the_way_counts():
     assert len(offsets) == 1 + 2 * 6
     torch.testing.assert_close(damage(TASKS["sts"], worst.outputs, batch.labels), seen.amax(0))
     assert (seen.argmax(0) != len(seen) - 1).any()
+
+
+def test_an_ascent_begins_anywhere_in_the_ball_and_takes_small_steps():
+    """Guards against starts in one corner, and steps that leap from corner to corner: on a linear model both
+    find the worst δ, on ours they do not. 20 steps of 2.5 ε / 20 cross the ball once."""
+    model, batch, _ = linear_case(offset=50.0)
+    attack(model, TASKS["sts"], batch, 0.1, Strength(steps=20, restarts=1))
+    clean, *seen = (x[batch.attention_mask] for x in model.seen)
+    start = (seen[0] - clean) / 0.1
+    assert -1 <= start.min() < -0.8 and 0.8 < start.max() <= 1 and start.mean().abs() < 0.2
+    steps = torch.stack([after - before for before, after in zip(seen, seen[1:], strict=False)]).abs()
+    assert len(steps) == 20 and steps.max() == pytest.approx(0.0125, rel=1e-3)
+    assert not steps[..., 0].any()  # the model ignores this coordinate
 
 
 def test_the_damage_of_five_classes_by_hand():
@@ -311,10 +324,11 @@ def test_no_row_is_scored_with_a_temperature_that_has_seen_it():
     factor = (logits / scaled)[:, 0]
     first = (factor - temperatures[0]).abs() < (factor - temperatures[1]).abs()  # scored by the first fit
     assert int(first.sum()) == 2000
-    other = torch.where(first, (labels + 1) % 5, labels)
-    again, others = cross_fitted(TASKS["sst"], logits, other)
-    assert others[0] == temperatures[0] and others[1] != pytest.approx(temperatures[1], rel=0.1)
-    assert torch.equal(again[first], scaled[first])
+    for number, scored in enumerate((first, ~first)):
+        other = torch.where(scored, (labels + 1) % 5, labels)
+        again, others = cross_fitted(TASKS["sst"], logits, other)
+        assert others[number] == temperatures[number] and torch.equal(again[scored], scaled[scored])
+        assert others[1 - number] != pytest.approx(temperatures[1 - number], rel=0.1)
 
 
 def test_the_calibration_error_by_hand():
@@ -327,6 +341,8 @@ def test_the_calibration_error_by_hand():
     found = calibration(TASKS["para"], logits, torch.tensor([1.0, 0.0, 1.0, 0.0]))["before"]
     assert found["error"] == pytest.approx(0.1, abs=1e-6)
     assert [bin for bin in found["bins"] if bin[0]] == [(2, 0.65, 0.5), (2, 0.95, 1.0)]
+    assert len(found["bins"]) == 10 and found["bins"][6][0] == found["bins"][9][0] == 2
+    assert reliability(torch.tensor([[0.0, 1.0]]), torch.tensor([1.0]))[9] == (1, 1.0, 1.0)  # no eleventh bin
 
 
 def test_the_bins_give_the_error():
