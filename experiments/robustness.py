@@ -245,14 +245,26 @@ def mean_of(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.3f}"
 
 
+def after_training(found: dict[str, Any]) -> tuple[float, float, float]:
+    """Accuracy on training rows and on dev, and the gap between them."""
+    train, dev = found["train"]["accuracy"], found["accuracy"]
+    return train, dev, train - dev
+
+
 def gap_table(lines: Sequence[Line]) -> str:
-    """Accuracy on training rows and on dev after ten epochs, and the gap with its interval over seeds."""
+    """What plain and SMART have after ten epochs, and the difference over the seeds that both have."""
+    found = [
+        {seed: after_training(each) for seed, each in by_seed(lines, arm + LONG).items()} for arm in PRIMARY
+    ]
     rows = []
-    for arm in PRIMARY:
-        found = by_seed(lines, arm + LONG).values()
-        train, dev = [each["train"]["accuracy"] for each in found], [each["accuracy"] for each in found]
-        if found:
-            rows.append([arm, str(len(found)), mean_of(train), mean_of(dev), difference(dev, train)])
+    for arm, of_seed in zip(PRIMARY, found, strict=True):
+        if of_seed:
+            train, dev, _ = zip(*of_seed.values(), strict=True)
+            rows.append([arm, str(len(train)), mean_of(train), mean_of(dev), difference(dev, train)])
+    if seeds := sorted(set(found[0]) & set(found[1])):
+        plain, ours = (zip(*(of_seed[seed] for seed in seeds), strict=True) for of_seed in found)
+        gains = [difference(*pair) for pair in zip(plain, ours, strict=True)]
+        rows.append([f"{PRIMARY[1]} - {PRIMARY[0]}", str(len(seeds)), *gains])
     return markdown(["training", "seeds", "training rows", "dev", "gap (95 % over seeds)"], rows)
 
 

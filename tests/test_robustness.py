@@ -97,7 +97,8 @@ def test_the_tables_come_from_lines_alone(tmp_path):
     """Guards against a table that needs its runs, other seeds in a pair, and a figure of another ε."""
     lines = [*ten_pairs(0.05), line_of("R3F", 301, 0.31), line_of("R3F", 302, 0.32)]
     lines += [line_of(arm, 300, 0.3, task) for task in ("sts", "para") for arm in ("plain", "SMART")]
-    lines += [long_line(arm, 300 + i, 0.9 - i / 10) for arm in ("plain", "SMART") for i in range(3)]
+    lines += [long_line("plain", 300 + i, 0.9 - i / 10) for i in range(3)]
+    lines += [long_line("SMART", 300 + i, 0.8 - i / 10) for i in (1, 2, 0)]  # .1 less than plain's same seed
     said = table(written(tmp_path, lines))
     (plain, ours, theirs), found = (
         re.findall(r"^\| sst \|.*", said, flags=re.MULTILINE)[:3],
@@ -114,6 +115,8 @@ def test_the_tables_come_from_lines_alone(tmp_path):
     none = "+0.000 (+0.000 to +0.000)"
     assert f"|  | R3F - plain | 2 | {none} | {none} | +0.100 (+0.100 to +0.100) | {none} | {none} |" in said
     assert "| plain | 3 | 0.800 | 0.500 | +0.300 (+0.052 to +0.548) |" in found
+    less = "-0.100 (-0.100 to -0.100)"
+    assert f"| SMART - plain | 3 | {less} | {none} | {less} |" in found
 
 
 @pytest.mark.parametrize(
