@@ -153,13 +153,20 @@ def table(question: Question) -> str:
 def draw_panel(axes: Any, size: Size, rows: list[dict[str, Any]], colours: list[str]) -> None:
     """Gains of one size against their cost. An arm looks the same in every panel."""
     looks = dict(zip([*list(ARMS)[1:], KEPT], zip(colours, "osv^<>p", strict=True), strict=True))
+    axes.set_title(size.name)
+    if not rows:
+        axes.axis("off")
+        axes.text(0.5, 0.5, "not run yet", ha="center", transform=axes.transAxes)
+        return
     axes.axhline(0, color="gray", linewidth=1)
+    beside: dict[float, int] = {}  # how many arms of that cost there are already
     for row in rows:
         gain, low, high = (100 * row[name] for name in ("gain", "low", "high"))
         colour, marker = looks[row["arm"]]
         bars = [[gain - low], [high - gain]]
-        axes.errorbar(row["cost"], gain, bars, fmt=marker, capsize=3, color=colour, label=row["arm"])
-    axes.set_title(size.name)
+        place = row["cost"] + 0.08 * beside.setdefault(row["cost"], 0)  # bars of one cost stand side by side
+        beside[row["cost"]] += 1
+        axes.errorbar(place, gain, bars, fmt=marker, capsize=3, color=colour, label=row["arm"])
     axes.set_xlabel("cost, plain = 1")
 
 
