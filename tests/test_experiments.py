@@ -324,6 +324,27 @@ def test_the_comparison_from_what_is_kept(tmp_path):
     assert [imread(path).shape[1] for path in paths] == [800, 800]
 
 
+KEPT = sorted(path.name for path in (runner.HERE / "predictions").iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("name", [name for name in KEPT if name != "robustness"])  # it has a test of its own
+def test_the_committed_predictions_give_the_committed_lines(name):
+    """Guards against a line that is edited, or predictions that are another run's."""
+    question = Question(name)
+    for line in question.lines():
+        with np.load(question.folder / "predictions" / name / f"{line['name']}.npz") as kept:
+            arrays = dict(kept)
+        for task, said in line["dev"].items():
+            labels = arrays[f"{task} labels"]
+            for predicted, scores in (
+                (arrays[task], said),
+                (arrays.get(f"{task} teacher"), said.get("teacher")),
+            ):
+                if predicted is not None:
+                    measured = np.corrcoef(predicted, labels)[0, 1] if task == "sts" else predicted == labels
+                    assert measured.mean() == pytest.approx(scores[TASKS[task].main_metric], abs=1e-6)
+
+
 def test_the_toy_gives_its_committed_lines():
     """Guards against a picture and a table of another program than today's."""
     kept = toy.kept_lines()
