@@ -323,6 +323,7 @@ class BertPreTrainedModel(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
         self.config = config
+        self.new_pooler = True  # whether the pooler has initial weights, not trained ones
 
     def init_weights(self) -> None:
         """BERT's initial values: N(0, initializer_range²), biases 0, LayerNorm 1 and 0."""
@@ -373,8 +374,15 @@ class BertPreTrainedModel(nn.Module):
     def load_published(self, weights: dict[str, Tensor], where: str) -> None:
         """Load weights that have their published names.
 
-        Every name and shape must fit. Raises UserError, which names `where` and lists what does not fit.
+        Every name and shape must fit; a pooler may be missing, and starts anew as `new_pooler` says. Raises
+        UserError, which names `where` and lists what does not fit.
         """
+        pooler = ("pooler.dense.weight", "pooler.dense.bias")
+        self.new_pooler = not any(name.endswith(pooler) for name in weights)
+        if self.new_pooler:
+            size = self.config.hidden_size
+            new = seeded_linear(self.config, size, 0.0, (0, *b"pooler"))
+            weights = weights | dict(zip(pooler, (new.weight.detach(), new.bias.detach()), strict=True))
         current_names = {name: current_name(name) for name in weights}
         given = {current: name for name, current in current_names.items() if current is not None}
         expected = self.published_weights()

@@ -264,6 +264,17 @@ class TrainConfig:
         rule=ABOVE_0,
         derive=lambda config: 1e-3 if config.option == "pretrain" else 1e-4,
     )
+    head_lr: float = flag(
+        None,
+        "peak learning rate of the task heads, and of a pooler that was not pre-trained (default: --lr)",
+        rule=ABOVE_0,
+        derive=lambda config: config.lr,
+    )
+    layer_lr_decay: float = flag(
+        1.0,
+        "factor on the learning rate for each layer below the last; the embeddings have the lowest rate",
+        rule=Rule(lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
+    )
     warmup_steps: int | None = flag(
         None,
         "steps in which the learning rate rises from 0 to its peak (default: a tenth of all steps)",
@@ -433,8 +444,9 @@ class TrainConfig:
             raise UserError(f"--gradient_surgery {self.gradient_surgery}: needs --schedule joint")
         if not any(self.task_weight(task) or self.weights(task) for task in self.sources):
             raise UserError(f"--task_weights {as_text(self.task_weights)}: nothing is left to train on")
-        if self.lr * self.weight_decay >= 1:
-            product = f"times --lr {self.lr} it must stay below 1, or weights change sign"
+        name = max(("lr", "head_lr"), key=lambda name: getattr(self, name))
+        if getattr(self, name) * self.weight_decay >= 1:
+            product = f"times --{name} {getattr(self, name)} it must stay below 1, or weights change sign"
             raise UserError(f"--weight_decay {self.weight_decay}: {product}")
 
     def _check_unlabelled(self) -> None:
@@ -547,8 +559,8 @@ def warn_of_unused_flags(config: TrainConfig, given: Collection[str]) -> None:
 def describe_settings(config: TrainConfig, everything: bool = False) -> str:
     """The settings as flags, a group a line: those that are not the defaults, or all."""
     defaults = TrainConfig(option=config.option, checkpoint=config.checkpoint)
-    # where only --tasks is given, --eval_tasks follows it
-    defaults = replace(defaults, eval_tasks=config.tasks or defaults.eval_tasks)
+    # where only --tasks is given, --eval_tasks follows it; so does --head_lr the flag --lr
+    defaults = replace(defaults, eval_tasks=config.tasks or defaults.eval_tasks, head_lr=config.lr)
     files = [f"  {'files':<16}--{name} {path}" for name, path in config.files.items()]
     return "\n".join([describe(config, defaults, everything), *files]).strip("\n")
 

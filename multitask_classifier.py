@@ -497,6 +497,8 @@ def fit(config: TrainConfig) -> None:
         differing=describe_settings(config),
     )
     bert.requires_grad_(config.option == "finetune")
+    if bert.new_pooler and config.pooling == "cls":
+        log.warning("%s has no pooler: --pooling cls starts with a new one", where)
     data = load_data(config, files, tokenizer)
     heads = (*config.tasks, *config.eval_tasks)
     model = MultitaskBERT(

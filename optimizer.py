@@ -149,16 +149,25 @@ def _gradient(param: Tensor) -> Tensor:
     return torch.empty_like(param).copy_(param.grad)
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The model's trainable parameters in two groups.
+def parameter_groups(
+    model: nn.Module, weight_decay: float, lr_factor: Callable[[str], float] = lambda name: 1.0
+) -> list[dict[str, Any]]:
+    """The model's trainable parameters, in two groups for each learning rate.
 
     Matrices have weight decay. Biases and LayerNorm weights have none.
+    lr_factor: from a parameter's name to the factor on the learning rate, the group's `lr_factor`.
     """
-    params = [param for param in model.parameters() if param.requires_grad]
-    return [
-        {"params": [param for param in params if param.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [param for param in params if param.ndim < 2], "weight_decay": 0.0},
-    ]
+    by_factor: dict[float, list[Tensor]] = {}
+    for name, param in model.named_parameters():
+        if param.requires_grad:
+            by_factor.setdefault(lr_factor(name), []).append(param)
+    groups = []
+    for factor, params in by_factor.items():
+        matrices = [param for param in params if param.ndim >= 2]
+        others = [param for param in params if param.ndim < 2]
+        groups.append({"params": matrices, "weight_decay": weight_decay, "lr_factor": factor})
+        groups.append({"params": others, "weight_decay": 0.0, "lr_factor": factor})
+    return groups
 
 
 def warmup_decay(step: int, warmup_steps: int, total_steps: int) -> float:

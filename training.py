@@ -12,7 +12,7 @@ import logging
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -26,7 +26,7 @@ from config import UNLABELLED, TrainConfig
 from datasets import SCHEDULES, Batch, Loader, Mix, Task, TokenizedDataset
 from evaluation import rows_at_a_time
 from losses import TERMS
-from optimizer import AdamW, decay_groups
+from optimizer import AdamW, parameter_groups
 from support import devices, memory, parallel
 from support.errors import UserError, one_line
 from support.reporting import RunLog, SilentLog
@@ -81,6 +81,25 @@ def plan_steps(config: TrainConfig, loaders: dict[str, Loader]) -> Plan:
 # --------------------------------------------------------------------------------------------- step
 
 
+def lr_factors(model: nn.Module, config: TrainConfig) -> Callable[[str], float]:
+    """From a parameter's name to its learning rate, in units of --lr, which the last layer has.
+
+    Each layer below has --layer_lr_decay times the rate of the one above, the embeddings the lowest (Howard &
+    Ruder 2018, arXiv 1801.06146, section 3.2). Heads, and a pooler that was not pre-trained, have --head_lr.
+    """
+    layers = sum(name.endswith(".out_dense.weight") for name, _ in model.named_parameters())
+    bert = cast(Any, getattr(model, "bert", None))
+
+    def factor(name: str) -> float:
+        if name.startswith("heads.") or (name.startswith("bert.pooler_dense.") and bert.new_pooler):
+            return config.head_lr / config.lr
+        if name.startswith("bert.bert_layers."):
+            return config.layer_lr_decay ** (layers - 1 - int(name.split(".")[2]))
+        return 1.0 if name.startswith("bert.pooler_dense.") else config.layer_lr_decay**layers
+
+    return factor
+
+
 class Learner:
     """A model, its optimizer, its teacher if there is one, and the step that moves them.
 
@@ -96,7 +115,8 @@ class Learner:
         self.surgery = config.gradient_surgery == "pcgrad"
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.device = self.parameters[0].device
-        self.optimizer = AdamW(decay_groups(self.model, config.weight_decay), lr=config.lr)
+        groups = parameter_groups(self.model, config.weight_decay, lr_factors(self.model, config))
+        self.optimizer = AdamW(groups, lr=config.lr)
         # fp16 would round small gradients to 0, so the loss is scaled up there
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.loss = loss
@@ -110,7 +130,7 @@ class Learner:
     def joint_step(
         self, parts: Sequence[tuple[Task, Batch]], lr: float, beta: float, measure: bool = False
     ) -> list[dict[str, Tensor]]:
-        """Train once on a batch of each of the tasks: their losses are added.
+        """Train once on a batch of each of the tasks: their losses are added. lr: of the last layer.
 
         Returns each task's loss by its parts, means over all processes, and `grad_norm` of the whole step
         before clipping; detached.
@@ -140,7 +160,7 @@ class Learner:
         bad = ~torch.isfinite(torch.stack([norm, *(losses["total"] for losses in found)])).all()
         if self.device.type != "cpu" or not bad:
             for group in self.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["lr_factor"]
             # clips as `clip_grad_norm_` does
             excess = ((norm + 1e-6) / self.max_grad_norm).clamp_min(1.0)
             self.optimizer.step(grad_scale=excess, found_inf=bad.to(excess.dtype))
@@ -250,8 +270,11 @@ def describe(
     model: nn.Module, tokenizer: Tokenizer, loaders: dict[str, Loader], plan: Plan, config: TrainConfig
 ) -> None:
     """Print what the run is about to do and what it will cost."""
-    groups = decay_groups(model, config.weight_decay)
-    decayed, plain = (sum(parameter.numel() for parameter in group["params"]) for group in groups)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed, plain = (
+        sum(parameter.numel() for parameter in trained if (parameter.ndim >= 2) == is_matrix)
+        for is_matrix in (True, False)
+    )
     device = next(model.parameters()).device
     processes = f", {parallel.size()} processes" if parallel.size() > 1 else ""
     print(

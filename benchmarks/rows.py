@@ -41,7 +41,7 @@ from datasets import (
     tokenize,
 )
 from mysmartloss import BregmanProximal
-from optimizer import AdamW, decay_groups
+from optimizer import AdamW, parameter_groups
 from support.devices import COMPUTE_TYPES, keep_freed_memory
 from tasks import TASKS
 from training import Learner
@@ -173,7 +173,7 @@ def our_training(setting: Setting, count: int, config: TrainConfig) -> Callable[
 def peer_training(setting: Setting, count: int, loss: PeerLoss, precision: str) -> Callable[[int], None]:
     """Steps on random batches. Each batch is padded to its longest row."""
     _, peer = new_models()
-    optimizer = peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
+    optimizer = peers.fused_adamw(parameter_groups(peer, PLAIN.weight_decay))
     batches = mixed_batches(setting, count, peers.random_batches)
 
     def step(k: int) -> None:
@@ -236,7 +236,7 @@ def peer_dense_training(setting: Setting) -> Callable[[int], None]:
     """Steps on the dense batch."""
     _, peer = new_models()
     dataset, rows = dense_batch(setting)
-    optimizer = peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
+    optimizer = peers.fused_adamw(parameter_groups(peer, PLAIN.weight_decay))
     return lambda k: peers.step(peer, optimizer, peers.plain_loss(peer, dataset.task, collate(dataset, rows)))
 
 
@@ -422,8 +422,8 @@ def adamw(setting: Setting) -> list[Measurement]:
     for our_parameter, peer_parameter in zip(ours.parameters(), peer.parameters(), strict=True):
         our_parameter.grad = torch.randn_like(our_parameter)
         peer_parameter.grad = our_parameter.grad.clone()
-    optimizer = AdamW(decay_groups(ours, PLAIN.weight_decay))
-    peer_optimizer = peers.fused_adamw(decay_groups(peer, PLAIN.weight_decay))
+    optimizer = AdamW(parameter_groups(ours, PLAIN.weight_decay))
+    peer_optimizer = peers.fused_adamw(parameter_groups(peer, PLAIN.weight_decay))
     seconds = take_turns(setting.count(100), lambda k: optimizer.step(), lambda k: peer_optimizer.step())
     return [setting.measurement("AdamW step, 22.7 M parameters", NEITHER, seconds)]
 

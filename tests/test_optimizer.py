@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import nn
 
-from optimizer import AdamW, decay_groups, warmup_decay
+from optimizer import AdamW, parameter_groups, warmup_decay
 from tiny_bert import tiny_model
 
 SHAPES = ((3, 4), (5,), ())
@@ -267,7 +267,7 @@ def test_decay_groups(frozen):
     model = tiny_model()
     for name, param in model.named_parameters():
         param.requires_grad_(not name.startswith(frozen))
-    groups = decay_groups(model, 0.25)
+    groups = parameter_groups(model, 0.25)
     assert [group["weight_decay"] for group in groups] == [0.25, 0.0]
     ids = [[id(param) for param in group["params"]] for group in groups]
     trainable = [(name, id(param)) for name, param in model.named_parameters() if not name.startswith(frozen)]
