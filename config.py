@@ -244,7 +244,17 @@ class TrainConfig:
         " that works against the other",
         choices=("none", "pcgrad"),
     )
-    epochs: int = flag(3, "epochs; dev is scored after each", rule=AT_LEAST_1)
+    epochs: int = flag(3, "passes over the data; dev is scored after each", rule=AT_LEAST_1)
+    eval_steps: int | None = flag(
+        None,
+        "optimizer steps between two scorings of dev, where the best model so far is kept (default: an epoch)",
+        rule=AT_LEAST_1,
+    )
+    patience: int | None = flag(
+        None,
+        "early stopping: end after N scorings of dev in a row that are not the best so far (default: never)",
+        rule=AT_LEAST_1,
+    )
     steps_per_epoch: int | None = flag(
         None,
         "optimizer steps of an epoch, all tasks together (default: on average as many for every task as the"
@@ -252,6 +262,12 @@ class TrainConfig:
         rule=AT_LEAST_1,
     )
     batch_size: int = flag(32, "rows of a batch, in each process if torchrun starts several", rule=AT_LEAST_1)
+    gradient_accumulation_steps: int = flag(
+        1,
+        "batches, in each process, whose gradients are added up before an optimizer step: the same as one"
+        " batch of so many times the rows",
+        rule=AT_LEAST_1,
+    )
     max_tokens: int | None = flag(
         None,
         "padded tokens of a training batch, in each process: a batch of long rows gets fewer rows, and its"
@@ -440,6 +456,11 @@ class TrainConfig:
         if self.contrastive_weight and not any("contrastive" in self.weights(task) for task in self.tasks):
             trained = f"needs para, and --tasks are {','.join(self.tasks)}"
             raise UserError(f"--contrastive_weight {as_text(self.contrastive_weight)}: {trained}")
+        if self.contrastive_weight and self.gradient_accumulation_steps > 1:
+            raise UserError(
+                f"--gradient_accumulation_steps {self.gradient_accumulation_steps}: not with"
+                " --contrastive_weight, whose negatives are those of one batch; raise --batch_size"
+            )
         if self.gradient_surgery != "none" and self.schedule != "joint":
             raise UserError(f"--gradient_surgery {self.gradient_surgery}: needs --schedule joint")
         if not any(self.task_weight(task) or self.weights(task) for task in self.sources):

@@ -54,6 +54,9 @@ class Task:
     # logits (B,C) -> probabilities (B,classes) in the order of label_names; None for regression
     probabilities: Callable[[Tensor], Tensor] | None = None
     cosine_scale: float | None = None  # the score of two equal texts, where a cosine can stand for the head
+    # for pairs: how far the untrained encoder's cosine gets. Cosines and labels of training pairs, cosines of
+    # dev pairs, each (rows,) -> predictions (rows,)
+    from_cosines: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
     alike_label: float | None = None  # the label of pairs that mean the same, where the task has such
 
     @property
@@ -299,6 +302,17 @@ class TokenizedDataset:
     def lengths(self) -> np.ndarray:
         """Number of tokens of each row, (rows,)."""
         return np.diff(self.starts)
+
+    def first(self, count: int) -> "TokenizedDataset":
+        """The first rows, at most so many."""
+        return replace(
+            self,
+            ids=self.ids[:count],
+            labels=None if self.labels is None else self.labels[:count],
+            starts=self.starts[: count + 1],
+            segment_starts=self.segment_starts[:count],
+            texts=self.texts[:count],
+        )
 
 
 def tokenize(

@@ -16,20 +16,22 @@ import logging
 import statistics
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets import Batch, Example, Task, TokenizedDataset, evaluation_batches, tokenize
+from datasets import Batch, Example, Task, TokenizedDataset, apart, evaluation_batches, tokenize
 from support import devices, parallel
 from support.errors import UserError
 from support.files import write_text
 
 log = logging.getLogger("smart_bert")
+COSINE_ROWS = 500  # of training pairs, for the threshold of `untrained_scores`
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -189,6 +191,36 @@ def evaluate(
         dev_mean=statistics.fmean(main.values()),
         selection_mean=statistics.fmean(selected or main.values()),
     )
+
+
+def cosines(model: nn.Module, dataset: TokenizedDataset, batch_size: int) -> np.ndarray:
+    """Cosine of the two texts' mean vectors, of each pair (rows,), in file order; sets eval mode."""
+    model.eval()
+
+    def cosine(batch: Batch) -> Tensor:
+        vectors = cast(Any, model).sentence_vectors(*apart(*batch.inputs))  # (2B,H)
+        return F.cosine_similarity(vectors[0::2], vectors[1::2])[:, None]
+
+    device = next(model.parameters()).device
+    return outputs(cosine, dataset, rows_at_a_time(batch_size, device), device).squeeze(1).numpy()
+
+
+def untrained_scores(
+    model: nn.Module, pairs: Iterable[tuple[TokenizedDataset, TokenizedDataset]], batch_size: int
+) -> dict[str, float]:
+    """The main metric of the encoder's cosine on dev, by task: what a trained model should beat.
+
+    model: before its training. pairs: training and dev rows of each task that has `from_cosines`; a threshold
+    is fitted on COSINE_ROWS of the former.
+    """
+    scores = {}
+    for train, dev in pairs:
+        task = dev.task
+        some = train.first(COSINE_ROWS)
+        assert task.from_cosines and some.labels is not None and dev.labels is not None
+        found = cosines(model, some, batch_size), some.labels.numpy(), cosines(model, dev, batch_size)
+        scores[task.name] = task.metrics[task.main_metric](task.from_cosines(*found), dev.labels.numpy())
+    return scores
 
 
 def checked_texts(task: Task, texts: Sequence[object]) -> tuple[str, ...]:

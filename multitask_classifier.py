@@ -36,7 +36,7 @@ from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, se
 from bert import BertModel
 from config import UNLABELLED, TrainConfig, describe_settings, parse_arguments, warn_of_unused_flags
 from datasets import Batch, Loader, Task, TokenizedDataset, apart
-from evaluation import answers, checked_rows, evaluate, predict
+from evaluation import answers, checked_rows, evaluate, predict, untrained_scores
 from losses import TERMS, Passes
 from model_card import model_card
 from optimizer import warmup_decay
@@ -336,8 +336,8 @@ class TrainingLoss:
 # ----------------------------------------------------------------------------------------- training
 
 
-def score_epoch(
-    models: dict[str, MultitaskBERT], dev: list[TokenizedDataset], run: resume.Run, epoch: str
+def score_dev(
+    models: dict[str, MultitaskBERT], dev: list[TokenizedDataset], run: resume.Run, when: str
 ) -> None:
     """Score student and teacher on dev; save the one that --keep allows if it is the best so far."""
     config = run.config
@@ -347,7 +347,7 @@ def score_epoch(
         models[role].train()
         for task, scores in result.scores.items():
             run.diary.write(f"{'dev' if role == 'student' else 'teacher'}/{task}", progress.step, scores)
-    kept = progress.take_scores(results, config.keep, epoch)
+    kept = progress.take_scores(results, config.keep, when)
     if kept is None:
         return
     save_best(models, run)
@@ -366,7 +366,7 @@ def save_best(models: dict[str, MultitaskBERT], run: resume.Run) -> None:
 def train(
     model: MultitaskBERT, data: Data, config: TrainConfig, folder: Path, tokenizer: Tokenizer, source: str
 ) -> dict:
-    """Train, score dev after each epoch, keep the best epoch under `folder`/best.
+    """Train, score dev every --eval_steps or after each epoch, keep the best model under `folder`/best.
 
     `folder`/last holds all that is needed to go on; with `config.resume` the run goes on from it. Returns
     what `results.json` says of the training. Raises resume.Interrupted after a signal.
@@ -374,9 +374,10 @@ def train(
     datasets = {name: data[name, "train"] for name in config.tasks}
     if config.unlabelled_task:
         datasets[UNLABELLED] = data[config.unlabelled_task, UNLABELLED]
-    rows = config.batch_size * parallel.size()
+    shares = parallel.size() * config.gradient_accumulation_steps  # parts of each batch
+    rows = config.batch_size * shares
     # a task's batches depend on the seed and its name alone, not on which other tasks there are
-    cap = config.max_tokens and config.max_tokens * parallel.size()
+    cap = config.max_tokens and config.max_tokens * shares
     loaders = {name: Loader(datasets[name], rows, (config.seed, *name.encode()), cap) for name in datasets}
     plan = plan_steps(config, loaders)
     total = len(plan.steps)
@@ -395,32 +396,33 @@ def train(
     resume.mend_best(folder, progress, lambda: save_best(models, run))
     saved_at = time.monotonic()
     silent = parallel.bar_disabled()
-    steps = tqdm(
-        plan.steps[progress.step :], "training", total, initial=progress.step, unit="step", disable=silent
-    )
+    left = [] if progress.out_of_patience(config.patience) else plan.steps[progress.step :]
+    steps = tqdm(left, "training", total, initial=progress.step, unit="step", disable=silent)
+    own_parts = range(parallel.rank(), shares, parallel.size())
     with contextlib.closing(diary), resume.StopSignal() as stop, parallel.lost_worker_advice(str(folder)):
         for tasks in steps:
             # one step, on one batch of one task; of every task where --schedule is joint
             stop_watch = start_watch(learner.device)
             names = [name for name, _ in tasks]
-            batches = [loaders[name][k].share(parallel.rank(), parallel.size()) for name, k in tasks]
-            batches = [batch.to(learner.device) for batch in batches]
+            wholes = [loaders[name][k] for name, k in tasks]
+            batches = [[whole.share(i, shares).to(learner.device) for i in own_parts] for whole in wholes]
             parts = [(datasets[name].task, batch) for name, batch in zip(names, batches, strict=True)]
             lr = config.lr * warmup_decay(progress.step, plan.warmup, total)
             beta = config.beta(progress.step, total)
             measure = any(map(progress.interval.lacks, names))
             losses = learner.joint_step(parts, lr, beta, measure)
-            progress.add(names, losses, batches, stop_watch())
+            progress.add(names, losses, wholes, stop_watch())
 
             # what is due after it; all processes stop and save at the same step
             epoch = f"epoch {-(-progress.step // plan.per_epoch)}/{config.epochs}"
             ends_epoch = progress.step % plan.per_epoch == 0
             logs = ends_epoch or progress.step % config.logging_steps == 0
+            scores = progress.step % (config.eval_steps or plan.per_epoch) == 0 or progress.step == total
             if config.save_steps:
                 due = progress.step % config.save_steps == 0
             else:
                 due = time.monotonic() - saved_at > SAVE_SECONDS
-            signal, saves = parallel.largest(stop.received or 0, due or ends_epoch)
+            signal, saves = parallel.largest(stop.received or 0, due or ends_epoch or scores)
             saves = saves or signal
 
             # look at its numbers, which waits for a GPU
@@ -433,8 +435,9 @@ def train(
                 records = progress.interval.report(lr)
                 say_interval(diary, records, progress.step, progress.seconds, total, config, ends_epoch)
                 warn_of_nothing_learned(records, datasets, progress.step, plan)
-            if ends_epoch:
-                score_epoch(models, dev, run, epoch)
+            if scores:
+                when = epoch if ends_epoch else f"step {progress.step}"
+                score_dev(models, dev, run, when)
             if saves:
                 progress.log_bytes = diary.size()
                 with progress.saving():
@@ -442,9 +445,12 @@ def train(
                 saved_at = time.monotonic()
             if signal:
                 raise resume.Interrupted(signal)
+            if progress.out_of_patience(config.patience):
+                tqdm.write(f"early stopping: {progress.stale} scorings without a better mean on dev")
+                break
     parallel.wait_for_all()  # until `best` is written
     if not progress.best:  # it was lost, and no epoch has followed
-        score_epoch(models, dev, run, f"step {progress.step}")
+        score_dev(models, dev, run, f"step {progress.step}")
     return progress.best | progress.cost() | peak_memory(learner.device)
 
 
@@ -464,9 +470,13 @@ def finish(config: TrainConfig, model: MultitaskBERT, tests: list[TokenizedDatas
         if "best_step" in results
         else ""
     )
-    print(
-        f"\n{scores_table(results['dev'])}\nmean {results['dev_mean']:.3f}{which}; everything is in {folder}"
-    )
+    untrained = results.get("untrained_cosine", {})
+    print(f"\n{scores_table(results['dev'], untrained)}")
+    print(f"mean {results['dev_mean']:.3f}{which}; everything is in {folder}")
+    for task, score in untrained.items():
+        reached = results["dev"][task][TASKS[task].main_metric]
+        if reached < score:
+            print(f"{task}: {reached:.3f} is below the {score:.3f} of the untrained encoder: train longer")
     if results["data"] == "sample":
         print("data: the project's own sample, which is too small to learn much from")
     make_report(config)
@@ -518,6 +528,9 @@ def fit(config: TrainConfig) -> None:
     check_memory(model, data, config)
     if not config.resume and parallel.rank() == 0:
         prepare_folder(folder, config.overwrite_output_dir)
+    with_cosine = [name for name in config.eval_tasks if name in config.tasks and TASKS[name].from_cosines]
+    pairs = [(data[name, "train"], data[name, "dev"]) for name in with_cosine]
+    untrained = untrained_scores(model, pairs, config.batch_size)
     # dropout starts from here, whatever was drawn before; each process has other rows and so other masks
     torch.manual_seed(config.seed + parallel.rank())
     trained = train(model, data, config, folder, tokenizer, source)
@@ -526,7 +539,7 @@ def fit(config: TrainConfig) -> None:
     restore_dev_files(config, best.to(device), data)
     tests = [data[name, "test"] for name in config.eval_tasks if (name, "test") in data]
     results = trained | {"trained_tasks": list(config.tasks), "data": source}
-    results["precision_reason"] = precision.reason
+    results |= {"precision_reason": precision.reason, "untrained_cosine": untrained}
     finish(config, best.to(device), tests, results)
 
 

@@ -57,6 +57,7 @@ log = logging.getLogger("smart_bert")
 # content is compared; epochs may only grow.
 FREE_TO_CHANGE = {"epochs", "logging_steps", "log_level", "save_steps", "output_dir", "data_dir", "files"}
 FREE_TO_CHANGE |= {"unlabelled_file", "use_gpu", "resume", "skip_nonfinite", "no_report"}
+FREE_TO_CHANGE |= {"eval_steps", "patience"}  # which model is the best, not what is trained
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of each weight
 Losses = dict[str, Tensor]  # of one batch, by their names
 
@@ -87,6 +88,7 @@ class Progress:
     interval: Interval = field(default_factory=Interval)
     first_losses: list[tuple[str, dict[str, Tensor]]] = field(default_factory=list)  # of the first 20 steps
     log_bytes: int = 0  # length of metrics.jsonl
+    stale: int = 0  # scorings of dev since the best
 
     def __post_init__(self) -> None:
         # steps since the last `check`, with task, rows and losses of each part, and the seconds; empty when a
@@ -147,29 +149,35 @@ class Progress:
                 raise problem
             log.warning("%s; batch %d of at most %d left out", problem, self.skipped, allowed)
 
-    def take_scores(self, results: dict[str, Evaluation], keep: str, epoch: str) -> str | None:
-        """Take in the dev scores of an epoch, by role, and show them beside the last ones.
+    def take_scores(self, results: dict[str, Evaluation], keep: str, when: str) -> str | None:
+        """Take in dev scores, by role, and show them beside the last ones.
 
-        keep: the setting. epoch: its name on the screen. Returns the role to save if its `selection_mean` is
-        the best so far, else None.
+        keep: the setting. when: epoch or step, for the screen. Returns the role to save if its
+        `selection_mean` is the best so far, else None.
         """
         kept = max(results if keep == "best" else [keep], key=lambda role: results[role].selection_mean)
         result = results[kept]
         is_best = not self.best or result.selection_mean > self.best["selection_mean"]
         before = self.dev
         self.dev = {role: result.main_scores for role, result in results.items()}
-        tqdm.write("\n" + epoch_table(f"dev after {epoch}", self.dev, before, kept if is_best else None))
+        tqdm.write("\n" + epoch_table(f"dev after {when}", self.dev, before, kept if is_best else None))
         if not is_best:
+            self.stale += 1
             tqdm.write(
                 f"best so far: {self.best['selection_mean']:.3f} after step {self.best['best_step']}\n"
             )
             return None
         tqdm.write(f"* best so far: the {kept} is saved in best/\n")
+        self.stale = 0
         self.best = {"best_step": self.step, "dev": result.scores, "dev_mean": result.dev_mean}
         self.best["selection_mean"] = result.selection_mean
         if len(results) > 1:
             self.best |= {"kept": kept} | {f"dev_{role}": other.scores for role, other in results.items()}
         return kept
+
+    def out_of_patience(self, patience: int | None) -> bool:
+        """Whether early stopping ends the run here."""
+        return patience is not None and self.stale >= patience
 
     def bar_text(self, task: str, loss: Tensor, epoch: str) -> str:
         """What the progress bar says: epoch, task loss, last dev score. Waits for a GPU."""
@@ -197,7 +205,7 @@ class Progress:
         """Inverse of `to_dict`. Raises TypeError, KeyError, ValueError or AttributeError if it is none."""
         progress = cls(**values | {"interval": Interval.from_dict(values["interval"])})
         progress.to_dict()  # fails where a loss is no number
-        counts = (progress.step, progress.examples, progress.skipped, progress.log_bytes)
+        counts = (progress.step, progress.examples, progress.skipped, progress.log_bytes, progress.stale)
         best = progress.best or {"dev": {}, "dev_mean": 0, "selection_mean": 0, "best_step": 0}
         tables = [*best["dev"].values(), *progress.dev.values()]
         numbers = [progress.seconds, progress.save_seconds, best["dev_mean"], best["selection_mean"]]

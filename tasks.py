@@ -50,6 +50,23 @@ def sigmoid_probabilities(logits: Tensor) -> Tensor:
     return torch.cat([-logits, logits], dim=-1).float().sigmoid()
 
 
+def cosines_themselves(train: np.ndarray, labels: np.ndarray, dev: np.ndarray) -> np.ndarray:
+    """The cosines as scores: a correlation does not look at their range."""
+    return dev
+
+
+def cosines_above_threshold(train: np.ndarray, labels: np.ndarray, dev: np.ndarray) -> np.ndarray:
+    """1 where the cosine is above the threshold that is right for most of the training pairs, else 0."""
+    order = np.argsort(train)
+    cosines, positive = train[order], labels[order] == 1
+    # with the threshold below the i-th cosine: negatives before it, positives from it on
+    right = np.concatenate([[0], np.cumsum(~positive)]) + np.concatenate(
+        [np.cumsum(positive[::-1])[::-1], [0]]
+    )
+    between = np.concatenate([[-np.inf], (cosines[1:] + cosines[:-1]) / 2, [np.inf]])
+    return (dev > between[right.argmax()]).astype(np.float32)
+
+
 def output_itself(logits: Tensor) -> Tensor:
     """Outputs (B,1) -> scores (B,)."""
     return logits.squeeze(-1).float()
@@ -90,6 +107,7 @@ RECORDS = (
         metrics=CLASS_METRICS,
         probabilities=sigmoid_probabilities,
         prediction_column="Predicted_Is_Paraphrase",
+        from_cosines=cosines_above_threshold,
         alike_label=1.0,
     ),
     Task(
@@ -105,6 +123,7 @@ RECORDS = (
         metrics={"pearson": evaluation.pearson, "spearman": evaluation.spearman},
         prediction_column="Predicted_Similiary",  # spelled as the course spells it
         first_output=2.5,
+        from_cosines=cosines_themselves,
         cosine_scale=5.0,
     ),
     Task(

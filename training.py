@@ -125,12 +125,14 @@ class Learner:
         self, task: Task, batch: Batch, lr: float, beta: float, measure: bool = False
     ) -> dict[str, Tensor]:
         """Train on one batch of one task; see `joint_step`."""
-        return self.joint_step([(task, batch)], lr, beta, measure)[0]
+        return self.joint_step([(task, [batch])], lr, beta, measure)[0]
 
     def joint_step(
-        self, parts: Sequence[tuple[Task, Batch]], lr: float, beta: float, measure: bool = False
+        self, parts: Sequence[tuple[Task, Sequence[Batch]]], lr: float, beta: float, measure: bool = False
     ) -> list[dict[str, Tensor]]:
         """Train once on a batch of each of the tasks: their losses are added. lr: of the last layer.
+
+        A batch is given in parts, each with a backward pass of its own (gradient accumulation).
 
         Returns each task's loss by its parts, means over all processes, and `grad_norm` of the whole step
         before clipping; detached.
@@ -140,17 +142,22 @@ class Learner:
         """
         found = []
         of_tasks = []  # the gradients of each task, where they are not simply added
-        for task, batch in parts:
-            with out_of_memory_advice(batch):
-                losses: dict[str, Tensor] = self.loss(task, batch, measure)
-                # the mean over the processes is a sum of shares
-                share = batch.weight * batch.fullness / parallel.size()
-                self.scaler.scale(losses["total"] * share).backward()
-            found.append(parallel.mean(losses, batch.weight))
+        for task, batches in parts:
+            sums: dict[str, Tensor] = {}  # over the parts of the batch
+            for batch in batches:
+                # the mean over parts and processes is a sum of shares
+                share = batch.weight / len(batches)
+                with out_of_memory_advice(batch):
+                    losses: dict[str, Tensor] = self.loss(task, batch, measure)
+                    weight = share * batch.fullness / parallel.size()
+                    self.scaler.scale(losses["total"] * weight).backward()
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + value.detach() * share
+            found.append(parallel.mean(sums, 1.0))
             if self.surgery:
                 of_tasks.append(self._taken_gradients())
         if self.surgery:
-            for losses, conflict in zip(found, self._operate(of_tasks, parts[0][1].seed), strict=True):
+            for losses, conflict in zip(found, self._operate(of_tasks, parts[0][1][0].seed), strict=True):
                 losses["conflict"] = conflict
         else:
             parallel.sum_gradients(self.parameters)
@@ -277,6 +284,8 @@ def describe(
     )
     device = next(model.parameters()).device
     processes = f", {parallel.size()} processes" if parallel.size() > 1 else ""
+    if config.gradient_accumulation_steps > 1:
+        processes += f", {config.gradient_accumulation_steps} batches a step"
     print(
         f"{config.option} on {device} in {config.precision}{processes}: {decayed + plain:,} parameters to"
         f" train, {decayed:,} of them with weight decay"

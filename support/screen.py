@@ -51,15 +51,21 @@ def numbers_line(step: int, kind: str, record: dict[str, float]) -> str:
     return f"step {step}  {kind}  " + "  ".join(numbers)
 
 
-def scores_table(dev: dict[str, dict[str, float]]) -> str:
-    """Dev scores of each task, a row a task. `dev`: by task, then by metric; the main metric comes first."""
-    rows = [["task", "main metric", "dev", "also", "dev"]]
+def scores_table(dev: dict[str, dict[str, float]], untrained: dict[str, float] | None = None) -> str:
+    """Dev scores of each task, a row a task. `dev`: by task, then by metric; the main metric comes first.
+
+    untrained: by task the main metric of the untrained encoder's cosine; without any there is no such column.
+    """
+    rows = [["task", "main metric", "dev", *(["untrained cosine"] if untrained else []), "also", "dev"]]
     for task, scores in dev.items():
         named = [(name, value) for name, value in scores.items() if name != "trained"]
         main, value = named[0]
         other, other_value = named[1] if len(named) > 1 else ("", math.nan)
         mark = "" if scores.get("trained", True) else " (not trained)"
-        rows.append([task + mark, main, f"{value:.3f}", other, f"{other_value:.3f}" if other else ""])
+        cells = [task + mark, main, f"{value:.3f}", other, f"{other_value:.3f}" if other else ""]
+        if untrained:
+            cells.insert(3, f"{untrained[task]:.3f}" if task in untrained else "")
+        rows.append(cells)
     return table(rows)
 
 

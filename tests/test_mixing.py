@@ -81,7 +81,7 @@ def learner_of(**settings) -> Learner:
 
 
 def parts() -> list:
-    return [(TASKS[name], tiny_batch(name)) for name in NAMES]
+    return [(TASKS[name], [tiny_batch(name)]) for name in NAMES]
 
 
 def gradient_of(model, config, names) -> torch.Tensor:
@@ -129,7 +129,7 @@ def test_a_step_of_one_task_is_as_before():
     """Guards against a joint step that treats a single batch otherwise."""
     one, other = learner_of(), learner_of()
     one.step(TASKS["sst"], tiny_batch("sst"), 1e-3, 0.0)
-    other.joint_step([(TASKS["sst"], tiny_batch("sst"))], 1e-3, 0.0)
+    other.joint_step([(TASKS["sst"], [tiny_batch("sst")])], 1e-3, 0.0)
     for mine, theirs in zip(one.parameters, other.parameters, strict=True):
         assert torch.equal(mine, theirs)
 
@@ -153,9 +153,9 @@ def test_one_infinite_loss_stops_the_whole_step():
     """Guards against an update from the other tasks, while the log says that the batch was left out."""
     learner = learner_of()
     before = [parameter.clone() for parameter in learner.parameters]
-    sst, para, (sts, batch) = parts()
+    sst, para, (sts, [batch]) = parts()
     batch = dataclasses.replace(batch, labels=torch.tensor([0.0, float("inf"), 1.0, 2.0]))
-    losses = learner.joint_step([sst, para, (sts, batch)], 1e-3, 0.0)
+    losses = learner.joint_step([sst, para, (sts, [batch])], 1e-3, 0.0)
     assert [bool(part["total"].isfinite()) for part in losses] == [True, True, False]
     for old, new in zip(before, learner.parameters, strict=True):
         assert torch.equal(old, new)

@@ -16,7 +16,8 @@ option tasks eval_tasks model_name_or_path checkpoint pooling hidden_dropout_pro
 similarity use_gpu deterministic compile
 data_dir max_train_samples max_eval_samples unlabelled_file unlabelled_task
 task text text_pair input output
-schedule task_weights gradient_surgery epochs steps_per_epoch batch_size max_tokens lr
+schedule task_weights gradient_surgery epochs eval_steps patience steps_per_epoch batch_size
+gradient_accumulation_steps max_tokens lr
 head_lr layer_lr_decay warmup_steps
 weight_decay max_grad_norm skip_nonfinite seed use_smart adversary smart_weight smart_epsilon smart_step_size
 smart_noise_var smart_steps smart_norm bregman_weight bregman_beta keep rdrop_weight contrastive_weight
