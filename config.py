@@ -247,7 +247,7 @@ class TrainConfig:
     epochs: int = flag(3, "passes over the data; dev is scored after each", rule=AT_LEAST_1)
     eval_steps: int | None = flag(
         None,
-        "optimizer steps between two scorings of dev, where the best model so far is kept (default: an epoch)",
+        "optimizer steps between two scorings of dev; the best model so far is kept (default: an epoch)",
         rule=AT_LEAST_1,
     )
     patience: int | None = flag(
