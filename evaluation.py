@@ -25,55 +25,14 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets import Batch, Example, Task, TokenizedDataset, apart, evaluation_batches, tokenize
+from datasets import Batch, Example, TokenizedDataset, evaluation_batches, split_pairs, tokenize
 from support import devices, parallel
 from support.errors import UserError
 from support.files import write_text
+from tasks import Task, score
 
 log = logging.getLogger("smart_bert")
 COSINE_ROWS = 500  # of training pairs, for the threshold of `untrained_scores`
-
-
-def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Share of predictions that equal the label; (rows,), (rows,) -> [0, 1].
-
-    Raises ValueError if the shapes differ: numpy would broadcast them.
-    """
-    predictions = np.asarray(predictions)
-    labels = np.asarray(labels)
-    if predictions.shape != labels.shape:
-        raise ValueError(f"accuracy: shapes {predictions.shape} and {labels.shape}")
-    return float(np.mean(predictions == labels))
-
-
-def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Unweighted mean of F1 over the classes that occur in either array; (rows,), (rows,) -> [0, 1]."""
-    from sklearn.metrics import f1_score  # imported here, so that training starts sooner
-
-    return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
-
-
-def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Pearson correlation; (rows,), (rows,) -> [-1, 1]. Where it is undefined: 0 and a warning."""
-    return _correlation("pearsonr", predictions, labels)
-
-
-def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Spearman rank correlation; (rows,), (rows,) -> [-1, 1]. Where it is undefined: 0 and a warning."""
-    return _correlation("spearmanr", predictions, labels)
-
-
-def _correlation(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
-    """The correlation that scipy.stats has under this name, or 0 where it is undefined."""
-    from scipy import stats  # imported here, so that training starts sooner
-
-    predictions = np.asarray(predictions, dtype=np.float64)
-    labels = np.asarray(labels, dtype=np.float64)
-    for what, values in {"predictions": predictions, "labels": labels}.items():
-        if len(values) < 2 or np.ptp(values) == 0 or not np.isfinite(values).all():
-            log.warning("correlation is undefined, the %s are constant or not finite; counted as 0", what)
-            return 0.0
-    return float(getattr(stats, name)(predictions, labels).statistic)
 
 
 def outputs(
@@ -111,11 +70,6 @@ def outputs(
     for part_rows, part_values in parallel.gather((rows, values)):
         logits[torch.from_numpy(part_rows)] = part_values
     return logits
-
-
-def score(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Every metric of the task by name, the main metric first."""
-    return {name: metric(predictions, labels) for name, metric in task.metrics.items()}
 
 
 class Evaluation(NamedTuple):
@@ -198,7 +152,7 @@ def cosines(model: nn.Module, dataset: TokenizedDataset, batch_size: int) -> np.
     model.eval()
 
     def cosine(batch: Batch) -> Tensor:
-        vectors = cast(Any, model).sentence_vectors(*apart(*batch.inputs))  # (2B,H)
+        vectors = cast(Any, model).sentence_vectors(*split_pairs(*batch.inputs))  # (2B,H)
         return F.cosine_similarity(vectors[0::2], vectors[1::2])[:, None]
 
     device = next(model.parameters()).device

@@ -14,6 +14,7 @@ B batch, T tokens, H hidden, C outputs. Source: the SMARTBert report (Stanford C
 import contextlib
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -34,12 +35,19 @@ import resume
 import submit
 from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, seeded_linear
 from bert import BertModel
-from config import UNLABELLED, TrainConfig, describe_settings, parse_arguments, warn_of_unused_flags
-from datasets import Batch, Loader, Task, TokenizedDataset, apart
+from config import NORMS, UNLABELLED, TrainConfig, describe_settings, parse_arguments, warn_of_unused_flags
+from datasets import Batch, Loader, Plan, TokenizedDataset, plan_steps, split_pairs
 from evaluation import answers, checked_rows, evaluate, predict, untrained_scores
-from losses import TERMS, Passes
 from model_card import model_card
-from optimizer import warmup_decay
+from optimizer import (
+    AdamW,
+    clip_gradients,
+    combine_by_pcgrad,
+    lr_factors,
+    parameter_groups,
+    step_if_finite,
+    warmup_decay,
+)
 from run_files import (
     Data,
     check_outputs,
@@ -52,7 +60,7 @@ from run_files import (
     write_all_predictions,
     write_dev_rows,
 )
-from support import parallel
+from support import messages, parallel
 from support.checkpoint import ENDINGS, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from support.devices import (
     COMPUTE_TYPES,
@@ -62,28 +70,19 @@ from support.devices import (
     pick_device,
     start_watch,
 )
-from support.dropout import Dropout, keep_masks
+from support.dropout import Dropout
 from support.errors import UserError, exit_status, one_line
 from support.files import write_text
 from support.hub import hub_folder
+from support.messages import out_of_memory_advice
 from support.reporting import RunLog, SilentLog
-from support.screen import scores_table
-from tasks import TASKS
-from training import (
-    Learner,
-    check_compiled,
-    check_max_tokens,
-    check_memory,
-    describe,
-    plan_steps,
-    say_first_steps,
-    say_interval,
-    warn_of_nothing_learned,
-)
+from support.screen import cut, duration, numbers_line, scores_table, step_line, table
+from tasks import TASKS, Task, constant_loss, in_batch_negatives
 
 log = logging.getLogger("smart_bert")
 NAME = "multitask_classifier.py"
 SAVE_SECONDS = 120.0  # between checkpoints, unless --save_steps
+FLOOR_DELTA = 1e-5  # largest coordinate of a δ that bf16 and fp16 round away; embeddings are about 0.5
 
 # -------------------------------------------------------------------------------------------- model
 
@@ -168,7 +167,7 @@ class MultitaskBERT(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What the encoder reads: ids, mask and segment ids (B,T), or (2B,S) where texts are compared."""
         if isinstance(self.heads[task], Cosine):
-            return *apart(input_ids, attention_mask, token_type_ids), None
+            return *split_pairs(input_ids, attention_mask, token_type_ids), None
         return input_ids, attention_mask, token_type_ids
 
     def forward(
@@ -253,7 +252,7 @@ def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
         if run["trained_tasks"] != list(settings.tasks):
             raise ValueError("its trained_tasks are not its --tasks")
         where = f"{folder}/config.json"
-        bert = BertModel.without_weights(BertConfig.from_dict(saved.records["config"], where), where)
+        bert = BertModel.without_weights(BertConfig.from_dict(saved.records["config"], where))
         bert.load_published(saved.tensors["model"], f"{folder}/model.safetensors")
         heads = {name.rpartition(".")[0] for name in saved.tensors["heads"]}
         if settings.similarity == "cosine":  # a head without weights
@@ -291,49 +290,219 @@ def training_loss(
     task: Task,
     batch: Batch,
     config: TrainConfig,
-    bregman: mysmartloss.BregmanProximal | None = None,
+    teacher: mysmartloss.BregmanProximal | None = None,
     measure: bool = False,
 ) -> dict[str, Tensor]:
-    """The loss of one batch by its parts, scalars: `task` (L), each term that is on, the weighted `total`.
+    """F = L + λ_s R_s + μ D_Breg of one batch: each part as a scalar, and their weighted sum, `total`.
 
-    With SMART the total is F = L + λ_s R_s + μ D_Breg, of a batch without labels λ_s R_s + μ D_Breg. With
-    `measure`, what the ascent achieved is there, too (one more forward pass; see `SMARTLoss.evidence`).
+    Other terms are on where their weight is above 0. A batch without labels has no L. With `measure`, also
+    returns diagnostics of the attack (one more forward pass; see `SMARTLoss.evidence`).
     """
-    generator = mysmartloss.generator_state(batch.input_ids.device)
     weights = config.weights(UNLABELLED if batch.labels is None else task.name)
-    with keep_masks(enabled=bool(weights)):
-        ids, mask, types = model.sequences(task.name, *batch.inputs)
-        embeddings = model.bert.embed(ids, types)  # (B,T,H), shared by all passes
-        # every call reuses the dropout masks of the first
-        encode = mysmartloss.DropoutReplay(lambda x: model.logits(task.name, x, mask))
-        logits = encode(embeddings)  # (B,C), the clean pass
-        passes = Passes(
-            config, model, task, batch, embeddings, mask, logits, encode, generator, bregman, measure, {}
+    generator = mysmartloss.generator_state(batch.input_ids.device)  # before the dropout masks are drawn
+
+    ids, mask, types = model.sequences(task.name, *batch.inputs)
+    embeddings = model.bert.embed(ids, types)  # (B,T,H), shared by all passes
+    encode = mysmartloss.DropoutReplay(lambda x: model.logits(task.name, x, mask))
+    logits = encode(embeddings)  # (B,C), the clean pass; later calls reuse its dropout masks
+
+    terms: dict[str, Tensor] = {}
+    measured: dict[str, Tensor] = {}
+    if "smart" in weights and config.adversary == "freelb":
+        terms["smart"] = freelb_term(encode, task, batch, embeddings, mask, logits, config)
+    elif "smart" in weights:  # R_s, equation 2
+        smart = smart_loss(encode, task, batch, config)
+        delta = smart.perturbation(embeddings, logits, mask)  # Algorithm 1, lines 6 to 10
+        terms["smart"] = smart.at(delta, embeddings, logits)
+        if measure:
+            measured = smart.evidence(delta, embeddings, logits, terms["smart"])
+            measured |= rounding_floor(smart, delta, embeddings, logits, config.precision)
+    if "bregman" in weights:  # D_Breg, equation 3
+        assert teacher is not None, "the term is on, so there is a teacher"
+        terms["bregman"] = teacher(
+            logits, lambda other: other(task.name, *batch.inputs), task.divergence, generator
         )
-        terms = {name: TERMS[name].function(passes) for name in weights}
-    total = sum(weight * terms[name] for name, weight in weights.items())
+    if "rdrop" in weights:  # a second pass, with other dropout masks
+        terms["rdrop"] = task.divergence(model(task.name, *batch.inputs), logits)
+    if "contrastive" in weights:
+        terms["contrastive"] = contrastive_term(model, task, batch, logits)
+
+    total = sum(weights[name] * term for name, term in terms.items())
     if batch.labels is None:
-        return {**terms, **passes.measured, "total": cast(Tensor, total)}
-    loss = task.loss(logits, batch.labels)
-    total = config.task_weight(task.name) * loss + total
-    return {"task": loss, **terms, **passes.measured, "total": total}
+        return terms | measured | {"total": cast(Tensor, total)}
+    loss = task.loss(logits, batch.labels)  # L
+    return {"task": loss} | terms | measured | {"total": config.task_weight(task.name) * loss + total}
 
 
-class TrainingLoss:
-    """`training_loss` of one model with its settings and its teacher, as `Learner` calls it."""
+def smart_loss(
+    encode: mysmartloss.DropoutReplay, task: Task, batch: Batch, config: TrainConfig
+) -> mysmartloss.SMARTLoss:
+    """R_s with the run's ε, η, σ², T and norm."""
+    return mysmartloss.SMARTLoss(
+        encode,
+        task.divergence,
+        norm_fn=NORMS[config.smart_norm],
+        num_steps=config.smart_steps,
+        step_size=config.smart_step_size,
+        epsilon=config.smart_epsilon,
+        noise_var=config.smart_noise_var,
+        noise_fn=batch.noise,
+    )
 
-    def __init__(
-        self, model: MultitaskBERT, config: TrainConfig, bregman: mysmartloss.BregmanProximal | None = None
-    ) -> None:
-        self.model = model
-        self.config = config
-        self.bregman = bregman
 
-    def __call__(self, task: Task, batch: Batch, measure: bool = False) -> dict[str, Tensor]:
-        return training_loss(self.model, task, batch, self.config, self.bregman, measure)
+def rounding_floor(
+    smart: mysmartloss.SMARTLoss, delta: Tensor, embeddings: Tensor, logits: Tensor, precision: str
+) -> dict[str, Tensor]:
+    """What R_s reads from rounding alone: at a δ so small that bf16 and fp16 round it away."""
+    if precision == "fp32":
+        return {}
+    below = delta * (FLOOR_DELTA / delta.abs().amax())
+    with torch.no_grad():
+        return {"smart_floor": smart.at(below, embeddings, logits)}
+
+
+def freelb_term(
+    encode: mysmartloss.DropoutReplay,
+    task: Task,
+    batch: Batch,
+    embeddings: Tensor,
+    mask: Tensor | None,
+    logits: Tensor,
+    config: TrainConfig,
+) -> Tensor:
+    """FreeLB's loss less the clean loss, so that the total is FreeLB's."""
+    assert batch.labels is not None, "the settings refuse texts without labels"
+    size = (config.smart_steps, config.smart_step_size, config.smart_epsilon)
+    noise = batch.noise(embeddings)
+    loss = mysmartloss.freelb_loss(encode, task.loss, embeddings, batch.labels, mask, noise, *size)
+    return loss - task.loss(logits, batch.labels)
+
+
+def contrastive_term(model: MultitaskBERT, task: Task, batch: Batch, logits: Tensor) -> Tensor:
+    """`in_batch_negatives` on the pairs of the batch that mean the same; each text in a pass of its own.
+
+    Under torchrun the negatives are those of the process. 0 where there is only one such pair.
+    """
+    assert batch.labels is not None and task.alike_label is not None, "the settings say so"
+    alike = batch.labels.eq(task.alike_label).nonzero().squeeze(1)  # syncs a GPU
+    if len(alike) < 2:
+        return logits.sum() * 0.0
+    ids, mask, types = (None if tensor is None else tensor[alike] for tensor in batch.inputs)
+    vectors = model.sentence_vectors(*split_pairs(cast(Tensor, ids), mask, types))  # (2N,H)
+    return in_batch_negatives(vectors[0::2], vectors[1::2])
+
+
+def forward_passes(config: TrainConfig, task: str) -> int:
+    """What a step on this task costs, in forward passes: a backward pass is 2, to the embeddings alone 1.
+
+    A plain step costs 3, SMART with one ascent step 5 more, D_Breg 1 more.
+    """
+    steps = config.smart_steps
+    costs = {"smart": 2 * steps + 3, "bregman": 1, "rdrop": 3, "contrastive": 3}
+    if config.adversary == "freelb":  # K passes with their backward, K - 1 of them to the embeddings as well
+        costs["smart"] = 4 * steps - 1
+    return 3 + sum(costs[name] for name in config.weights(task))
 
 
 # ----------------------------------------------------------------------------------------- training
+
+
+def optimizer_groups(model: MultitaskBERT, config: TrainConfig) -> list[dict]:
+    """The trainable parameters, each group with its own learning rate and weight decay."""
+    names = [name for name, _ in model.named_parameters()]
+    factors = lr_factors(names, config.head_lr / config.lr, config.layer_lr_decay, model.bert.new_pooler)
+    return parameter_groups(model, config.weight_decay, factors)
+
+
+def describe(
+    model: MultitaskBERT,
+    tokenizer: Tokenizer,
+    loaders: dict[str, Loader],
+    plan: Plan,
+    warmup: int,
+    config: TrainConfig,
+) -> None:
+    """Print what the run is about to do and what it will cost."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = sum(parameter.numel() for parameter in trained if parameter.ndim >= 2)
+    several = f", {parallel.size()} processes" if parallel.size() > 1 else ""
+    if config.gradient_accumulation_steps > 1:
+        several += f", {config.gradient_accumulation_steps} batches a step"
+    print(
+        f"{config.option} on {trained[0].device} in {config.precision}{several}:"
+        f" {sum(parameter.numel() for parameter in trained):,} parameters to train, {decayed:,} of them with"
+        " weight decay"
+    )
+    rows = [["task", "rows", "batches", "tokens/row", "padding", "steps", "passes"]]
+    examples = []
+    tokens = 0.0  # real ones that the run trains on
+    flops = 0.0
+    encoder = sum(parameter.numel() for parameter in model.bert.bert_layers.parameters())
+    for name, loader in loaders.items():
+        lengths = loader.dataset.lengths
+        batches = loader.epoch_batches(0)
+        padded = sum(lengths[batch].max() * len(batch) for batch in batches)
+        count = sum(task == name for tasks in plan.steps for task, _ in tasks)
+        tokens += count * lengths.sum() / len(batches)
+        flops += 2 * encoder * count * lengths.sum() / len(batches) * forward_passes(config, name)
+        padding = 1 - lengths.sum() / padded
+        sizes = [f"{len(loader.dataset):,}", f"{len(batches):,}", f"{lengths.mean():.1f}", f"{padding:.1%}"]
+        rows.append([name, *sizes, f"{count:,}", f"{count / len(batches):.2f}"])
+        first_row = loader.dataset.tokens[: loader.dataset.starts[1]].tolist()
+        text = tokenizer.decode(first_row, skip_special_tokens=False)
+        examples.append(cut(f"{name}, for example: {text}"))
+    print("\n".join([table(rows), *examples]))
+    length = f"{len(plan.steps):,} steps, {plan.per_epoch:,} an epoch ({config.schedule}), warm-up {warmup:,}"
+    print(f"{length}; {tokens:,.0f} tokens, about {flops / 1e12:,.1f} TFLOP of arithmetic")
+
+
+def try_largest_batch(
+    model: MultitaskBERT,
+    loaders: dict[str, Loader],
+    config: TrainConfig,
+    teacher: mysmartloss.BregmanProximal | None,
+) -> None:
+    """Run the largest batch once, forward and backward, so that memory runs out now and not in an hour.
+
+    Drops its gradients and restores the random state. Raises UserError that names the flag to lower.
+    """
+    device = next(model.parameters()).device
+    batches = {name: loader.largest_batch() for name, loader in loaders.items()}
+    name = max(batches, key=lambda name: batches[name].input_ids.numel())
+    batch = batches[name].to(device)
+    rows, tokens = batch.input_ids.shape
+    print(f"memory: trying the largest batch, {rows} rows of {tokens} tokens", end="", flush=True)
+    begin = time.perf_counter()
+    state = mysmartloss.generator_state(device)
+    with out_of_memory_advice(rows, tokens), mysmartloss.generator_at(device, state):
+        loss = training_loss(model, loaders[name].dataset.task, batch, config, teacher)["total"]
+        loss.backward()
+        float(loss.detach())  # syncs a GPU
+    model.zero_grad()
+    peaks = peak_memory(device)
+    peak = peaks.get("peak_gpu_memory_gib", peaks.get("peak_memory_gib", math.nan))
+    print(f": {duration(time.perf_counter() - begin)}, {peak:.2g} GiB at most so far")
+
+
+def log_interval(
+    run: resume.Run, lr: float, total: int, ends_epoch: bool, constant_losses: dict[str, float]
+) -> None:
+    """Log the record of each task, and show a short line; with --log_level debug every number of it."""
+    config = run.config
+    step = run.progress.step
+    left = run.progress.seconds / step * (total - step)
+    records = run.progress.interval.report(lr)
+    for task in filter(records.get, config.sources):
+        record = records[task]
+        run.diary.write(f"train/{task}", step, record)
+        added = {name: weight * record[name] for name, weight in config.weights(task).items()}
+        tqdm.write(step_line(step, total, task, record.get("task"), added, left))
+        if config.log_level == "debug":
+            tqdm.write(numbers_line(step, f"train/{task}", record))
+    if ends_epoch:
+        messages.warn_of_rounding(records, config.precision)
+    if step == total:
+        messages.warn_of_nothing_learned(records, constant_losses, step)
 
 
 def score_dev(
@@ -375,73 +544,126 @@ def train(
     if config.unlabelled_task:
         datasets[UNLABELLED] = data[config.unlabelled_task, UNLABELLED]
     shares = parallel.size() * config.gradient_accumulation_steps  # parts of each batch
-    rows = config.batch_size * shares
-    # a task's batches depend on the seed and its name alone, not on which other tasks there are
-    cap = config.max_tokens and config.max_tokens * shares
-    loaders = {name: Loader(datasets[name], rows, (config.seed, *name.encode()), cap) for name in datasets}
-    plan = plan_steps(config, loaders)
+    loaders = {  # a task's batches depend on the seed and its name alone, not on which other tasks there are
+        name: Loader(
+            dataset, config.batch_size * shares, (config.seed, *name.encode()), config.max_tokens, shares
+        )
+        for name, dataset in datasets.items()
+    }
+    plan = plan_steps(
+        loaders, config.tasks, config.schedule, config.epochs, config.steps_per_epoch, config.seed
+    )
     total = len(plan.steps)
+    warmup = round(0.1 * total) if config.warmup_steps is None else config.warmup_steps
+
     models = {"student": model.train()}
-    bregman = None
+    teacher = None
     if config.has_teacher:
-        bregman = mysmartloss.BregmanProximal(model)
-        models["teacher"] = cast(MultitaskBERT, bregman.teacher)
-    learner = Learner(TrainingLoss(model, config, bregman), config)
+        teacher = mysmartloss.BregmanProximal(model)
+        models["teacher"] = cast(MultitaskBERT, teacher.teacher)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device = parameters[0].device
+    optimizer = AdamW(optimizer_groups(model, config), lr=config.lr)
+    # fp16 would round small gradients to 0, so the loss is scaled up there
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    describe(model, tokenizer, loaders, plan, warmup, config)
+    try_largest_batch(model, loaders, config, teacher)
+
     record = resume.run_record(config, data, source) | {"total_steps": total}
-    describe(model, tokenizer, loaders, plan, config)
-    progress = resume.load_last(folder, models, learner, record) if config.resume else resume.Progress()
+    progress = resume.Progress()
+    if config.resume:
+        progress = resume.load_last(folder, models, optimizer, scaler, record)
     diary = SilentLog() if parallel.rank() else RunLog(folder, progress.log_bytes, progress.step)
     run = resume.Run(config, folder, tokenizer, record, progress, diary)
     dev = [data[task, "dev"] for task in config.eval_tasks]
+    constant_losses = {
+        name: constant_loss(dataset.task, dataset.labels)
+        for name, dataset in datasets.items()
+        if dataset.labels is not None
+    }
     resume.mend_best(folder, progress, lambda: save_best(models, run))
     saved_at = time.monotonic()
-    silent = parallel.bar_disabled()
     left = [] if progress.out_of_patience(config.patience) else plan.steps[progress.step :]
-    steps = tqdm(left, "training", total, initial=progress.step, unit="step", disable=silent)
-    own_parts = range(parallel.rank(), shares, parallel.size())
+    steps = tqdm(left, "training", total, initial=progress.step, unit="step", disable=parallel.bar_disabled())
     with contextlib.closing(diary), resume.StopSignal() as stop, parallel.lost_worker_advice(str(folder)):
-        for tasks in steps:
-            # one step, on one batch of one task; of every task where --schedule is joint
-            stop_watch = start_watch(learner.device)
+        for tasks in steps:  # one batch of one task; of every task where --schedule is joint
+            stop_watch = start_watch(device)
             names = [name for name, _ in tasks]
-            wholes = [loaders[name][k] for name, k in tasks]
-            batches = [[whole.share(i, shares).to(learner.device) for i in own_parts] for whole in wholes]
-            parts = [(datasets[name].task, batch) for name, batch in zip(names, batches, strict=True)]
-            lr = config.lr * warmup_decay(progress.step, plan.warmup, total)
-            beta = config.beta(progress.step, total)
-            measure = any(map(progress.interval.lacks, names))
-            losses = learner.joint_step(parts, lr, beta, measure)
-            progress.add(names, losses, wholes, stop_watch())
+            batches = [loaders[name][k] for name, k in tasks]
+            lr = config.lr * warmup_decay(progress.step, warmup, total)
 
-            # what is due after it; all processes stop and save at the same step
-            epoch = f"epoch {-(-progress.step // plan.per_epoch)}/{config.epochs}"
+            # forward and backward
+            losses: list[dict[str, Tensor]] = []
+            of_tasks = []  # gradients, where PCGrad combines them
+            for name, batch in zip(names, batches, strict=True):
+                sums: dict[str, Tensor] = {}  # over the parts that this process computes
+                for number in range(parallel.rank(), shares, parallel.size()):
+                    part = batch.share(number, shares).to(device)
+                    with out_of_memory_advice(*part.input_ids.shape):
+                        values = training_loss(
+                            model, datasets[name].task, part, config, teacher, progress.interval.lacks(name)
+                        )
+                        scaler.scale(values["total"] * (part.weight * part.batch_weight / shares)).backward()
+                    for key, value in values.items():
+                        sums[key] = sums.get(key, 0.0) + value.detach() * (
+                            part.weight * parallel.size() / shares
+                        )
+                losses.append(parallel.mean(sums, 1.0))
+                if config.gradient_surgery == "pcgrad":
+                    parallel.sum_gradients(parameters)
+                    of_tasks.append([parameter.grad for parameter in parameters])
+                    optimizer.zero_grad()
+            if of_tasks:
+                conflicts = combine_by_pcgrad(parameters, of_tasks, batches[0].seed)
+                losses = [
+                    values | {"conflict": conflict}
+                    for values, conflict in zip(losses, conflicts, strict=True)
+                ]
+            else:
+                parallel.sum_gradients(parameters)
+
+            # clip; step, unless something is not finite; the teacher follows
+            scaler.unscale_(optimizer)
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            clip_gradients(optimizer, norm, config.max_grad_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["lr_factor"]
+            finite = torch.isfinite(torch.stack([norm, *(values["total"] for values in losses)])).all()
+            if step_if_finite(optimizer, finite) and teacher:
+                teacher.update(model, config.beta(progress.step, total))  # Algorithm 1, line 14
+            scaler.update()
+            optimizer.zero_grad()
+            losses = [values | {"grad_norm": norm} for values in losses]
+            progress.add(names, losses, batches, stop_watch())
+
+            # what is due now; all processes stop and save at the same step
             ends_epoch = progress.step % plan.per_epoch == 0
+            epoch = f"epoch {-(-progress.step // plan.per_epoch)}/{config.epochs}"
             logs = ends_epoch or progress.step % config.logging_steps == 0
             scores = progress.step % (config.eval_steps or plan.per_epoch) == 0 or progress.step == total
+            due = time.monotonic() - saved_at > SAVE_SECONDS
             if config.save_steps:
                 due = progress.step % config.save_steps == 0
-            else:
-                due = time.monotonic() - saved_at > SAVE_SECONDS
             signal, saves = parallel.largest(stop.received or 0, due or ends_epoch or scores)
             saves = saves or signal
 
-            # look at its numbers, which waits for a GPU
-            if learner.device.type == "cpu" or logs or saves or progress.step in (1, 20):
-                progress.check(datasets, config.skip_nonfinite, learner.scaler)
+            # log, which syncs a GPU
+            if device.type == "cpu" or logs or saves or progress.step in (1, 20):
+                progress.check(datasets, config.skip_nonfinite, scaler)
                 loss = losses[0]["task" if "task" in losses[0] else "total"]
                 steps.set_postfix_str(progress.bar_text(names[0], loss, epoch), refresh=False)
-            say_first_steps(progress.first_losses, progress.step, progress.seconds, total, config)
+            messages.say_first_steps(progress.first_losses, progress.step, progress.seconds, total)
+            if progress.step == 20:
+                weights = {name: config.weights(name) for name in config.sources}
+                messages.warn_of_first_losses(progress.first_losses, weights, config.precision)
             if logs:
-                records = progress.interval.report(lr)
-                say_interval(diary, records, progress.step, progress.seconds, total, config, ends_epoch)
-                warn_of_nothing_learned(records, datasets, progress.step, plan)
+                log_interval(run, lr, total, ends_epoch, constant_losses)
             if scores:
-                when = epoch if ends_epoch else f"step {progress.step}"
-                score_dev(models, dev, run, when)
+                score_dev(models, dev, run, epoch if ends_epoch else f"step {progress.step}")
             if saves:
                 progress.log_bytes = diary.size()
                 with progress.saving():
-                    resume.save_last(folder, models, learner, record, progress)
+                    resume.save_last(folder, models, optimizer, scaler, record, progress)
                 saved_at = time.monotonic()
             if signal:
                 raise resume.Interrupted(signal)
@@ -451,7 +673,7 @@ def train(
     parallel.wait_for_all()  # until `best` is written
     if not progress.best:  # it was lost, and no epoch has followed
         score_dev(models, dev, run, f"step {progress.step}")
-    return progress.best | progress.cost() | peak_memory(learner.device)
+    return progress.best | progress.cost() | peak_memory(device)
 
 
 # ------------------------------------------------------------------------------------------ program
@@ -480,6 +702,31 @@ def finish(config: TrainConfig, model: MultitaskBERT, tests: list[TokenizedDatas
     if results["data"] == "sample":
         print("data: the project's own sample, which is too small to learn much from")
     make_report(config)
+
+
+def check_compiled(model: MultitaskBERT, config: TrainConfig) -> None:
+    """Try the compiled layers: compiling, and repeating a pass with its dropout masks, which SMART needs.
+
+    Leaves the random generator where it was. Raises UserError if one of the two fails on this machine.
+    """
+    device = next(model.parameters()).device
+    embeddings = torch.randn(8, 2, model.bert.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    embeddings = embeddings.to(device).requires_grad_()
+    repeat = mysmartloss.DropoutReplay(lambda x: model.logits(config.tasks[0], x))
+    with mysmartloss.generator_at(device, mysmartloss.generator_state(device)):
+        try:
+            clean = repeat(embeddings).detach()
+            with torch.no_grad():  # compiled anew, and so perhaps with other random numbers
+                again = [repeat(embeddings)]
+            again.append(repeat(embeddings + 0).detach())
+        except Exception as error:  # compilers raise anything: no C++ compiler, no Triton, no Python headers
+            why = f"the encoder can't be compiled on this machine ({one_line(error)[:100]})"
+            raise UserError(f"--compile: {why}; leave the flag out") from None
+    # other masks change the logits by a fifth, rounding in bf16 by less than a hundredth
+    off = max(float((other - clean).norm() / clean.norm()) for other in again)
+    if off > 0.05 and any(config.weights(name) for name in config.tasks):
+        why = "compiled passes draw new dropout masks when they are repeated on this machine"
+        raise UserError(f"--compile: {why}, and SMART needs the same ones; leave out one of the two")
 
 
 def fit(config: TrainConfig) -> None:
@@ -524,8 +771,6 @@ def fit(config: TrainConfig) -> None:
         print("compiling the encoder" + (": on a CPU its steps are slower" if device.type == "cpu" else ""))
         bert.compile_layers()
         check_compiled(model.train(), config)
-    check_max_tokens(data, config)
-    check_memory(model, data, config)
     if not config.resume and parallel.rank() == 0:
         prepare_folder(folder, config.overwrite_output_dir)
     with_cosine = [name for name in config.eval_tasks if name in config.tasks and TASKS[name].from_cosines]

@@ -438,3 +438,44 @@ class BregmanProximal:
         """One step of the moving average; call it after the optimizer's step."""
         # Algorithm 1, line 14: θ̃ ← (1-β) θ + β θ̃
         get_ema_multi_avg_fn(beta)(list(self.teacher.parameters()), list(model.parameters()), None)
+
+
+# -------------------------------------------------------------------------------------------- FreeLB
+
+
+def freelb_loss(
+    encode: Callable[[Tensor], Tensor],
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    embeddings: Tensor,
+    labels: Tensor,
+    mask: Tensor | None,
+    noise: Tensor,
+    num_steps: int,
+    step_size: float,
+    epsilon: float,
+) -> Tensor:
+    """The mean task loss at the K = `num_steps` moves of FreeLB (Zhu et al. 2020, arXiv 1909.11764).
+
+    encode: embeddings (B,T,H) -> logits (B,C), always with the same dropout masks. mask: (B,T) or None.
+    noise: standard normal, (B,T,H). step_size, epsilon: α and ε, 2-norms of a whole text's move.
+    """
+    real = (torch.ones_like(embeddings[..., 0]) if mask is None else mask).to(torch.float32)[..., None]
+
+    def whole_norm(x: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)  # (B,1,1)
+
+    # Algorithm 1, line 4: δ_0 ← U(-ε, ε) / √N_δ, with N_δ numbers in the text
+    # (erf(ν / √2) of a normal ν is uniform)
+    size = real.sum((1, 2), keepdim=True) * embeddings.shape[-1]
+    delta = epsilon * torch.erf(noise / math.sqrt(2)) / size.sqrt() * real
+    losses = []
+    for t in range(num_steps):  # line 6
+        delta.requires_grad_()
+        logits = encode(embeddings + delta)
+        losses.append(loss_fn(logits, labels))
+        if t + 1 < num_steps:
+            # lines 10 and 11: δ_t ← Π(δ_{t-1} + α g / ‖g‖_F)
+            gradient = ascent_gradient(logits, labels, delta, loss_fn, retain_graph=True)
+            direction = gradient / whole_norm(gradient).clamp_min(torch.finfo(torch.float32).tiny)
+            delta = project((delta.detach() + step_size * direction) * real, epsilon, whole_norm)
+    return torch.stack(losses).mean()

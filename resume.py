@@ -50,7 +50,6 @@ from support.errors import UserError, one_line
 from support.files import sync_folder
 from support.reporting import Interval, RunLog, SilentLog
 from support.screen import duration, epoch_table
-from training import Learner, not_finite
 
 log = logging.getLogger("smart_bert")
 # The settings that may change when a run is resumed: they do not change its numbers. Files may, because their
@@ -221,6 +220,18 @@ class Progress:
         return progress
 
 
+def not_finite(
+    losses: dict[str, Tensor], step: int, dataset: TokenizedDataset, rows: np.ndarray
+) -> UserError:
+    """The error that says which loss was inf or NaN, at which step, on which rows."""
+    values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+    ids = ", ".join(dataset.ids[row] for row in rows)
+    where = f"step {step}, task {dataset.task.name}, rows {ids}"
+    return UserError(
+        f"loss or gradient is not finite ({values}) at {where}; no update was made; try a smaller --lr"
+    )
+
+
 class Run(NamedTuple):
     """What belongs to one run. record: what every checkpoint says of it."""
 
@@ -335,21 +346,36 @@ def restore_training_state(
 
 
 def save_last(
-    folder: Path, models: Mapping[str, nn.Module], learner: Learner, run: dict, progress: Progress
+    folder: Path,
+    models: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    run: dict,
+    progress: Progress,
 ) -> None:
     """Write `folder`/last: everything that `load_last` needs to go on from here."""
-    tensors, generators = training_state(models, learner.optimizer, learner.device)
+    tensors, generators = training_state(models, optimizer, device_of(models))
     records = {
         "run": run,
         "progress": progress.to_dict(),
         "random": generators,
-        "scaler": learner.scaler.state_dict(),
+        "scaler": scaler.state_dict(),
     }
     if parallel.rank() == 0:
         save_checkpoint(folder / "last", Checkpoint(tensors, records), keep_previous=True)
 
 
-def load_last(folder: Path, models: Mapping[str, nn.Module], learner: Learner, run: dict) -> Progress:
+def device_of(models: Mapping[str, nn.Module]) -> torch.device:
+    return next(next(iter(models.values())).parameters()).device
+
+
+def load_last(
+    folder: Path,
+    models: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    run: dict,
+) -> Progress:
     """Put models, optimizer and random generators where `folder`/last left them.
 
     Raises UserError if that is not this run's checkpoint, with its whole cause.
@@ -368,10 +394,8 @@ def load_last(folder: Path, models: Mapping[str, nn.Module], learner: Learner, r
             mend = f"restart with --nproc_per_node {count}" if count != 1 else "restart without torchrun"
             raise UserError(f"{folder}: its run has {count} process(es), not {run['processes']}; {mend}")
         progress = Progress.from_dict(saved.records["progress"])
-        restore_training_state(
-            saved.tensors, saved.records["random"], models, learner.optimizer, learner.device
-        )
-        learner.scaler.load_state_dict(saved.records["scaler"])
+        restore_training_state(saved.tensors, saved.records["random"], models, optimizer, device_of(models))
+        scaler.load_state_dict(saved.records["scaler"])
         earlier = before["versions"]
     except UserError:
         raise

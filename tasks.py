@@ -1,18 +1,105 @@
-"""The table of tasks, a record each: how a task is read, learned, scored and written.
+"""All of a task in one room: how it is read, learned, scored and written. A new task is a new record.
 
-Adding a task is adding a record.
+    field of the label column ─ read_label ─> label ─ loss(logits, labels) ─> scalar
+    logits (B,C) ─ predict ─> predictions (B,) ─ metrics ─> scores
+
+B batch, C outputs; rows are all rows of a data set. Losses and divergences are means over the batch.
 """
 
+import logging
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import evaluation
 import mysmartloss
-from datasets import Task, class_label, score_label
+from support.screen import cut
+
+log = logging.getLogger("smart_bert")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that differs between tasks. No other code asks which task it works on."""
+
+    name: str
+    text_columns: tuple[str, ...]  # one column for sentences, two for pairs
+    label_column: str
+    parse_label: Callable[[str], float]  # field of the label column -> label; raises ValueError
+    num_outputs: int  # C
+    loss: Callable[[Tensor, Tensor], Tensor]  # logits (B,C), labels (B,) -> scalar, a mean over the batch
+    divergence: Callable[[Tensor, Tensor], Tensor]  # logits (B,C) twice -> scalar, a mean over the batch
+    predict: Callable[[Tensor], Tensor]  # logits (B,C) -> predictions (B,)
+    metrics: dict[str, Callable[[np.ndarray, np.ndarray], float]]  # (rows,), (rows,) -> value; main one first
+    file_stem: str  # <stem>-train.csv, <stem>-dev.csv, <stem>-test-student.csv
+    prediction_column: str  # header of prediction files
+    label_names: tuple[str, ...] = ()  # names of the classes, index = class; empty for regression
+    first_output: float = 0.0  # output of a new head: 0, or the middle of a score's range
+    # logits (B,C) -> probabilities (B,classes) in the order of label_names; None for regression
+    probabilities: Callable[[Tensor], Tensor] | None = None
+    cosine_scale: float | None = None  # the score of two equal texts, where a cosine can stand for the head
+    # for pairs: how far the untrained encoder's cosine gets. Cosines and labels of training pairs, cosines of
+    # dev pairs, each (rows,) -> predictions (rows,)
+    from_cosines: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
+    alike_label: float | None = None  # the label of pairs that mean the same, where the task has such
+
+    @property
+    def main_metric(self) -> str:
+        """Name of the metric that enters the mean dev score."""
+        return next(iter(self.metrics))
+
+    def filename(self, split: str) -> str:
+        """Name of the file of a split: train, dev or test."""
+        return f"{self.file_stem}-{'test-student' if split == 'test' else split}.csv"
+
+    def read_label(self, text: str) -> float:
+        """The label that a field of the label column means: a number, or a class by its name in any case.
+
+        Raises ValueError that lists the classes.
+        """
+        try:
+            return self.parse_label(text)
+        except ValueError:
+            names = [name.casefold() for name in self.label_names]
+            name = " ".join(text.split()).casefold()
+            if name in names:
+                return float(names.index(name))
+        allowed = cut(", ".join(f"{i} ({name})" for i, name in enumerate(self.label_names)), 200)
+        problem = f"is not one of {allowed}" if allowed else "is out of range or not a number"
+        raise ValueError(f"{self.label_column} {text[:20]!r} {problem}")
+
+
+# -------------------------------------------------------------------------------------------- labels
+
+
+def _parser(valid: Callable[[float], bool]) -> Callable[[str], float]:
+    """A parser for numbers as the course writes them. It raises ValueError where `valid` is false."""
+
+    def parse(text: str) -> float:
+        # Python's float also reads texts that are no numbers here: `0_1` and digits of other scripts.
+        value = float(text) if text.isascii() and "_" not in text else math.nan
+        if not valid(value):
+            raise ValueError
+        return value
+
+    return parse
+
+
+def class_label(count: int) -> Callable[[str], float]:
+    """A parser for a class index in [0, count), written as an integer or as a float such as `1.0`."""
+    return _parser(lambda value: value in range(count))
+
+
+def score_label(low: float, high: float) -> Callable[[str], float]:
+    """A parser for a number in [low, high]."""
+    return _parser(lambda value: low <= value <= high)
+
+
+# ------------------------------------------------------------------------------- losses, predictions
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -28,6 +115,32 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def mean_squared_error(logits: Tensor, labels: Tensor) -> Tensor:
     """Outputs (B,1), scores (B,) -> scalar."""
     return F.mse_loss(logits.float().squeeze(-1), labels)
+
+
+def in_batch_negatives(anchors: Tensor, positives: Tensor, scale: float = 20.0) -> Tensor:
+    """Multiple negatives ranking: every anchor should be nearer to its own positive than to the others.
+
+    anchors, positives (N,H) -> scalar: cross-entropy of `scale` times the cosines (N,N), where the own
+    positive is the right class. Source: Henderson et al. 2017, section 4.4; sentence-transformers'
+    MultipleNegativesRankingLoss.
+    """
+    cosines = F.normalize(anchors.float(), dim=-1) @ F.normalize(positives.float(), dim=-1).T
+    return F.cross_entropy(scale * cosines, torch.arange(len(anchors), device=anchors.device))
+
+
+def constant_loss(task: Task, labels: Tensor) -> float:
+    """The lowest mean loss of a model that gives every row the same outputs; labels (rows,)."""
+    outputs = torch.zeros(1, task.num_outputs, requires_grad=True)
+    optimizer = torch.optim.LBFGS([outputs], max_iter=100)
+
+    def loss() -> float:
+        optimizer.zero_grad()
+        value = task.loss(outputs.expand(len(labels), -1), labels)
+        value.backward()
+        return float(value.detach())
+
+    optimizer.step(loss)
+    return loss()
 
 
 def largest_logit(logits: Tensor) -> Tensor:
@@ -72,9 +185,62 @@ def output_itself(logits: Tensor) -> Tensor:
     return logits.squeeze(-1).float()
 
 
+# ------------------------------------------------------------------------------------------- metrics
+
+
+def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Share of predictions that equal the label; (rows,), (rows,) -> [0, 1].
+
+    Raises ValueError if the shapes differ: numpy would broadcast them.
+    """
+    predictions = np.asarray(predictions)
+    labels = np.asarray(labels)
+    if predictions.shape != labels.shape:
+        raise ValueError(f"accuracy: shapes {predictions.shape} and {labels.shape}")
+    return float(np.mean(predictions == labels))
+
+
+def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Unweighted mean of F1 over the classes that occur in either array; (rows,), (rows,) -> [0, 1]."""
+    from sklearn.metrics import f1_score  # imported here, so that training starts sooner
+
+    return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
+
+
+def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Pearson correlation; (rows,), (rows,) -> [-1, 1]. Where it is undefined: 0 and a warning."""
+    return _correlation("pearsonr", predictions, labels)
+
+
+def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Spearman rank correlation; (rows,), (rows,) -> [-1, 1]. Where it is undefined: 0 and a warning."""
+    return _correlation("spearmanr", predictions, labels)
+
+
+def _correlation(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
+    """The correlation that scipy.stats has under this name, or 0 where it is undefined."""
+    from scipy import stats  # imported here, so that training starts sooner
+
+    predictions = np.asarray(predictions, dtype=np.float64)
+    labels = np.asarray(labels, dtype=np.float64)
+    for what, values in {"predictions": predictions, "labels": labels}.items():
+        if len(values) < 2 or np.ptp(values) == 0 or not np.isfinite(values).all():
+            log.warning("correlation is undefined, the %s are constant or not finite; counted as 0", what)
+            return 0.0
+    return float(getattr(stats, name)(predictions, labels).statistic)
+
+
+def score(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Every metric of the task by name, the main metric first."""
+    return {name: metric(predictions, labels) for name, metric in task.metrics.items()}
+
+
+# ----------------------------------------------------------------------------------------- the table
+
+
 CLASS_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": evaluation.accuracy,
-    "macro_f1": evaluation.macro_f1,
+    "accuracy": accuracy,
+    "macro_f1": macro_f1,
 }
 PAIR = ("sentence1", "sentence2")
 RECORDS = (
@@ -120,7 +286,7 @@ RECORDS = (
         loss=mean_squared_error,
         divergence=mysmartloss.squared_error,
         predict=output_itself,
-        metrics={"pearson": evaluation.pearson, "spearman": evaluation.spearman},
+        metrics={"pearson": pearson, "spearman": spearman},
         prediction_column="Predicted_Similiary",  # spelled as the course spells it
         first_output=2.5,
         from_cosines=cosines_themselves,

@@ -17,15 +17,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from base_bert import BertConfig
+from benchmarks.learner import Learner, TrainingLoss
 from bert import BertModel
 from config import TrainConfig
 from datasets import Batch
-from multitask_classifier import MultitaskBERT, TrainingLoss
+from multitask_classifier import MultitaskBERT, forward_passes
 from mysmartloss import BregmanProximal, DropoutReplay, SMARTLoss, generator_state
 from support.devices import start_watch
-from support.memory import size_text
 from tasks import TASKS
-from training import Learner, forward_passes, memory_price
 
 BASE = BertConfig()  # of bert-base-uncased
 TINY = BertConfig(99, 32, 2, 2, 64)

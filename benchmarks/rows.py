@@ -25,6 +25,7 @@ import multitask_classifier as program
 from base_bert import BertConfig, load_tokenizer
 from benchmarks import peers
 from benchmarks.figures import DEFAULTS, EQUAL, FIGURES, NEITHER
+from benchmarks.learner import Learner, TrainingLoss
 from benchmarks.measure import STRATA, Measurement, compare, evenly, separate_processes, take_turns
 from benchmarks.shares import Shares, shares_of
 from bert import BertModel
@@ -44,7 +45,6 @@ from mysmartloss import BregmanProximal
 from optimizer import AdamW, parameter_groups
 from support.devices import COMPUTE_TYPES, keep_freed_memory
 from tasks import TASKS
-from training import Learner
 
 HERE = Path(__file__).resolve().parent
 MAX_LENGTH = 256  # tokens
@@ -121,7 +121,7 @@ def new_models(precision: str = "fp32") -> tuple[program.MultitaskBERT, peers.Pe
 def new_learner(model: program.MultitaskBERT, config: TrainConfig = PLAIN) -> Learner:
     """The learner that `multitask_classifier.train` makes."""
     teacher = BregmanProximal(model) if config.weights("sst").get("bregman") else None
-    return Learner(program.TrainingLoss(model, config, teacher), config)
+    return Learner(TrainingLoss(model, config, teacher), config)
 
 
 def own_learner(precision: str, config: TrainConfig) -> Learner:

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from config import parse_arguments
-from datasets import SCHEDULES, Mix, read_examples, tokenize
+from datasets import SCHEDULES, RunLength, read_examples, tokenize
 from evaluation import predict, write_predictions
 from experiments.runner import (
     HERE,
@@ -48,9 +48,9 @@ from experiments.runner import (
     provenance,
     run_grid,
 )
+from multitask_classifier import forward_passes
 from support.errors import UserError
 from tasks import TASKS
-from training import forward_passes
 
 TASK_NAMES = ("sst", "para", "sts")
 SEEDS = (0, 1)  # of the final runs; the search has the first
@@ -97,7 +97,7 @@ def seconds_of_a_step(settings: Mapping[str, str]) -> float:
     """What a step takes on average: by the tasks that the schedule draws, forward passes, rows of a batch."""
     config, _ = parse_arguments([*words(settings), "--tasks", ",".join(TASK_NAMES)])
     rows = tuple(TRAIN_ROWS[task] for task in TASK_NAMES)
-    mix = Mix(rows, epochs=1, steps_per_epoch=9000, seed=0)  # enough for shares to be even
+    mix = RunLength(rows, epochs=1, steps_per_epoch=9000, seed=0)  # enough for shares to be even
     steps = SCHEDULES[config.schedule](mix, 0)
     of_task = [SECONDS[task] * forward_passes(config, task) / PLAIN for task in TASK_NAMES]
     return statistics.fmean(sum(of_task[task] for task in step) for step in steps) * config.batch_size / ROWS

@@ -35,9 +35,9 @@ from experiments.runner import (
     provenance,
     run_grid,
 )
+from multitask_classifier import forward_passes
 from support.errors import UserError
 from support.files import write_text
-from training import forward_passes
 
 TASK = "sst"
 PRECISION = ("--precision", "bf16")

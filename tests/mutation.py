@@ -50,7 +50,7 @@ MODULES: dict[str, tuple[tuple[str, ...], list[str]]] = {
     "tasks.py": (ALL, ["tests/metrics", "tests/test_tasks.py", *STEP_TESTS]),
     "datasets.py": (
         (
-            *("length_buckets", "_cut", "Loader", "collate", "Batch", "apart"),
+            *("length_buckets", "_cut", "Loader", "collate", "Batch", "split_pairs"),
             *("round_robin", "one_after_another", "proportional", "annealed", "joint"),
         ),
         [*BATCH_TESTS, "tests/test_pairs_apart.py", "tests/program/test_schedules.py", *STEP_TESTS[:2]],

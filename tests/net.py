@@ -36,7 +36,7 @@ RUNS = {
     "joint": ["--tasks=sst,para,sts", "--schedule=joint", "--gradient_surgery=pcgrad", "--keep=teacher"],
 }
 TIMES = {"seconds", "save_seconds", "log_bytes", "python", "numpy"}  # and generators that nothing uses
-PLACES = {"output_dir", "command", "data_dir", "differing", "files"}
+PLACES = {"output_dir", "command", "data", "data_dir", "differing", "files"}
 
 
 def encoder(folder: Path) -> Path:

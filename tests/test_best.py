@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from config import parse_arguments
-from datasets import SCHEDULES, Mix
+from datasets import SCHEDULES, RunLength
 from experiments import best, pages, runner
 from experiments.runner import Question
 from helpers import SAMPLE
@@ -69,9 +69,9 @@ def test_the_final_runs_see_every_task_alike():
     for arm, passes in zip(best.FINALS, (5.8, 1.93, 1.93), strict=True):
         run = best.final_run(searched(ALL_LOST), arm)
         assert run.steps == pytest.approx(passes * 85_489 / 32, rel=0.01)
-        mix = Mix(tuple(best.TRAIN_ROWS.values()), 1, run.steps, seed=0)
-        counts = np.bincount([task for (task,) in SCHEDULES[best.MIX["schedule"]](mix, 0)])
-        assert 32 * counts / mix.rows == pytest.approx([passes] * 3, rel=0.08)
+        length = RunLength(tuple(best.TRAIN_ROWS.values()), 1, run.steps, seed=0)
+        counts = np.bincount([task for (task,) in SCHEDULES[best.MIX["schedule"]](length, 0)])
+        assert 32 * counts / length.rows == pytest.approx([passes] * 3, rel=0.08)
 
 
 def test_the_search_stays_within_its_hours():

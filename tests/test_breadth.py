@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from training import forward_passes
 
 from config import TrainConfig, parse_arguments
 from experiments import breadth, runner, study
@@ -12,7 +13,6 @@ from experiments.runner import Question, Run
 from helpers import SAMPLE
 from measured import line_of, quick_look, write_lines
 from support.errors import UserError
-from training import forward_passes
 
 SMALL, STS = breadth.SIZES[:2]
 

@@ -15,7 +15,7 @@ from datasets import (
     Batch,
     Example,
     Loader,
-    Mix,
+    RunLength,
     TokenizedDataset,
     collate,
     evaluation_batches,
@@ -299,8 +299,10 @@ def test_loader_covers_all_rows_in_each_epoch():
 )
 def test_schedules_by_hand(schedule, steps_per_epoch, num_tasks, expected):
     """Guards against a task that gets no step, or a step more than its share."""
-    mix = Mix((9,) * num_tasks, 9, steps_per_epoch, seed=0)
-    picked = [task for epoch in range(len(expected) // steps_per_epoch) for (task,) in schedule(mix, epoch)]
+    length = RunLength((9,) * num_tasks, 9, steps_per_epoch, seed=0)
+    picked = [
+        task for epoch in range(len(expected) // steps_per_epoch) for (task,) in schedule(length, epoch)
+    ]
     assert "".join(map(str, picked)) == expected
 
 
@@ -329,7 +331,7 @@ def test_no_batch_has_more_tokens_and_every_row_counts_the_same(max_tokens):
         for k in range(epoch * loader.batches_per_epoch, (epoch + 1) * loader.batches_per_epoch):
             batch = loader[k]
             assert batch.input_ids.numel() <= max_tokens and len(batch.rows) <= 8
-            weights[batch.rows] += batch.fullness / len(batch.rows)
+            weights[batch.rows] += batch.batch_weight / len(batch.rows)
         assert weights == pytest.approx(np.full(50, 1 / 8))
 
 

@@ -8,18 +8,17 @@ import math
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from training import forward_passes
 
 from config import TrainConfig, parse_arguments
 from datasets import read_examples, read_unlabelled
-from evaluation import accuracy
 from experiments import mixing, precision, runner, smart, study, table1, toy, unlabelled
 from experiments.inference import bootstrap, over_rows, paired, permutation_p, seeds_needed, verdict
 from experiments.runner import Question, Run, draw_rows, run_grid
 from helpers import SAMPLE
 from measured import write_lines
 from support.errors import UserError
-from tasks import TASKS
-from training import forward_passes
+from tasks import TASKS, accuracy
 
 
 @pytest.mark.parametrize("task", ["sst", "para", "sts"])

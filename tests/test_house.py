@@ -13,12 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"multitask_classifier"},
     {"resume", "submit"},
-    {"training", "run_files", "raw_text"},
-    {"losses"},
+    {"run_files", "raw_text"},
     {"config", "model_card"},
-    {"tasks"},
     {"evaluation", "bert"},
     {"datasets", "base_bert", "run_report"},
+    {"tasks"},
     {"support", "optimizer", "mysmartloss"},
 ]
 MODULES = {path.stem: path for path in ROOT.glob("*.py")}

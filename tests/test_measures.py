@@ -10,13 +10,12 @@ from torch import nn
 
 from bert import BertModel
 from datasets import Batch, Example, collate, tokenize
-from evaluation import accuracy
 from experiments.attack import FULL, Strength, attack, attacked, damage, noise, noisy
 from experiments.calibration import calibration, cross_fitted, fitted_temperature, reliability
 from experiments.typos import WORD, corrupted, with_typos
 from helpers import sample_examples
 from multitask_classifier import MultitaskBERT
-from tasks import TASKS
+from tasks import TASKS, accuracy
 from tiny_bert import MINILM_VOCABULARY, tiny_batch, tiny_config, tiny_model
 
 # ---------------------------------------------------------------------------------------- the attack

@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from base_bert import BertConfig
 from bert import BertModel
 from config import TrainConfig
-from datasets import Batch, apart
+from datasets import Batch, split_pairs
 from helpers import sample_batch, sample_examples
-from losses import in_batch_negatives
 from multitask_classifier import MultitaskBERT, load_model, save_model, training_loss
-from tasks import TASKS
+from tasks import TASKS, in_batch_negatives
 from tiny_bert import both_berts, tiny_model
 
 CLS, SEP = 1, 2
@@ -40,7 +39,7 @@ def pair_batch(task: str = "sts", labels=(3.0, 1.0, 0.5)) -> Batch:
 def test_pairs_are_taken_apart_by_hand():
     """Guards against a second text without [CLS], and against tokens lost to the padding of the pair."""
     batch = pair_batch()
-    ids, mask = apart(*batch.inputs)
+    ids, mask = split_pairs(*batch.inputs)
     assert ids.tolist() == [
         [CLS, 11, 12, 13, SEP, 0],
         [CLS, 21, SEP, 0, 0, 0],
@@ -55,7 +54,7 @@ def test_pairs_are_taken_apart_by_hand():
 def test_a_real_pair_is_its_two_texts(tokenizer):
     """Guards against other tokens than the tokenizer gives each text alone."""
     batch = sample_batch("sts", tokenizer, 6)
-    ids, mask = apart(*batch.inputs)
+    ids, mask = split_pairs(*batch.inputs)
     texts = [text for example in sample_examples("sts", "train", 6) for text in example.texts]
     tokenizer.no_padding()
     expected = [tokenizer.encode(text).ids for text in texts]
@@ -73,7 +72,7 @@ def test_the_cosine_is_that_of_transformers(tmp_path):
     ours, reference = both_berts(tmp_path)
     model = MultitaskBERT(ours, pooling="cls", similarity="cosine", tasks=["sts"]).eval()
     batch = pair_batch()
-    ids, mask = apart(*batch.inputs)
+    ids, mask = split_pairs(*batch.inputs)
     with torch.no_grad():
         scores = model("sts", *batch.inputs)  # (3,1)
         vectors = []
@@ -108,7 +107,7 @@ def test_smart_moves_both_sentences():
 
     model.logits = noted
     training_loss(model, TASKS["sts"], pair_batch(), dataclasses.replace(config, bregman_weight=0.0))
-    _, mask = apart(*pair_batch().inputs)
+    _, mask = split_pairs(*pair_batch().inputs)
     moved = (seen[-1] - seen[0]).abs().amax(-1)  # (6,S): the pass at δ beside the clean pass
     assert (moved[mask] > 0).all() and (moved[~mask] == 0).all()
 
@@ -169,7 +168,7 @@ def test_only_duplicates_are_positives():
     config = TrainConfig(tasks=("para",), contrastive_weight=0.5, precision="fp32")
     batch = pair_batch("para", (1.0, 0.0, 1.0))
     losses = training_loss(model, TASKS["para"], batch, config)
-    ids, mask = apart(*batch.inputs)
+    ids, mask = split_pairs(*batch.inputs)
     vectors = model.sentence_vectors(ids, mask)
     expected = in_batch_negatives(vectors[[0, 4]], vectors[[1, 5]])
     torch.testing.assert_close(losses["contrastive"], expected)

@@ -7,20 +7,20 @@ import pytest
 import torch
 
 import mysmartloss
-import training
 from base_bert import load_tokenizer
 from bert import BertModel
 from config import TrainConfig
 from helpers import sample_batch, warnings_of
 from kill_and_resume import RUN, outcome
-from multitask_classifier import MultitaskBERT, TrainingLoss, training_loss
+from multitask_classifier import MultitaskBERT, training_loss
 from mysmartloss import BregmanProximal
+from optimizer import AdamW
 from support import devices
 from support.devices import COMPUTE_TYPES, choose_precision
 from support.errors import UserError
+from support.messages import warn_of_first_losses, warn_of_rounding
 from tasks import TASKS
 from tiny_bert import tiny_batch, tiny_model
-from training import Learner, warn_of_rounding
 
 CPU = torch.device("cpu")
 CAPABILITIES = {"none": {}, "avx512": {"avx512_bf16": True}, "amx": {"amx_bf16": True, "avx512_bf16": False}}
@@ -106,9 +106,12 @@ def test_a_step_in_bf16_leaves_the_rest_in_fp32(monkeypatch, task):
         return delta
 
     monkeypatch.setattr(mysmartloss.SMARTLoss, "perturbation", spy)
-    learner = Learner(TrainingLoss(model, config, bregman), config)
-    losses = learner.step(TASKS[task], tiny_batch(task), lr=1e-3, beta=0.9)
-    states = learner.optimizer.state.values()
+    losses = training_loss(model, TASKS[task], tiny_batch(task), config, bregman)
+    losses["total"].backward()
+    optimizer = AdamW(model.parameters())
+    optimizer.step()
+    bregman.update(model, 0.9)
+    states = optimizer.state.values()
     types |= {f"moment {key}": state[key].dtype for state in states for key in ("exp_avg", "exp_avg_sq")}
     types |= {f"weight {name}": parameter.dtype for name, parameter in model.named_parameters()}
     types |= {f"teacher {name}": parameter.dtype for name, parameter in bregman.teacher.named_parameters()}
@@ -179,19 +182,16 @@ def test_the_floor_of_bf16_is_measured(minilm, caplog):
     wide = losses_of(minilm, "bf16", 0.02)
     small = losses_of(minilm, "bf16", 1e-4)
     assert 1e-7 < wide["smart_floor"] < 1e-4 and small["smart"] < 3 * small["smart_floor"] < wide["smart"]
-    config = TrainConfig(use_smart=True, smart_epsilon=1e-4, precision="bf16")
     for losses in (wide, small):
-        warn_of_rounding({"sst": {name: value.item() for name, value in losses.items()}}, config)
+        warn_of_rounding({"sst": {name: value.item() for name, value in losses.items()}}, "bf16")
     (said,) = warnings_of(caplog)
-    assert "--smart_epsilon 0.0001 is too small" in said and "R_s on sst" in said
+    assert "--smart_epsilon is too small" in said and "R_s on sst" in said
 
 
-def test_the_floor_is_said_once_and_early(capsys, caplog):
+def test_the_floor_is_said(capsys, caplog):
     """Guards against a floor that only metrics.jsonl knows."""
     losses = {"task": 1.0, "smart": 1e-3, "bregman": 1.0, "smart_floor": 1e-6}
     first = [("sst", {name: torch.tensor(value) for name, value in losses.items()})] * 2
-    config = TrainConfig(use_smart=True, tasks=("sst",), precision="bf16")
-    for step in (1, 20, 40):
-        training.say_first_steps(first, step, 2.0, 60, config)
+    warn_of_first_losses(first, {"sst": {"smart": 1.0, "bregman": 1.0}}, "bf16")
     assert capsys.readouterr().out.count("sst: R_s is 0.001; the rounding of bf16 alone makes 1e-06") == 1
     assert warnings_of(caplog) == []

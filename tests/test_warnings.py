@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from helpers import SAMPLE
-from tasks import TASKS
-from training import constant_loss
+from tasks import TASKS, constant_loss
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,8 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from evaluation import accuracy, macro_f1, pearson, score, spearman
 from helpers import warnings_of
-from tasks import TASKS
+from tasks import TASKS, accuracy, macro_f1, pearson, score, spearman
 
 
 @pytest.mark.parametrize(

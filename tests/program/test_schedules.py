@@ -3,13 +3,23 @@
 import numpy as np
 import pytest
 
-import training
+import datasets
 from config import TrainConfig
-from datasets import SCHEDULES, Loader, Mix, annealed, joint, one_after_another, proportional, tokenize
+from datasets import (
+    SCHEDULES,
+    Loader,
+    Plan,
+    RunLength,
+    annealed,
+    joint,
+    one_after_another,
+    plan_steps,
+    proportional,
+    tokenize,
+)
 from helpers import sample_examples
 from support.errors import UserError
 from tasks import TASKS
-from training import plan_steps
 
 
 def loaders_of(tokenizer, sizes: dict[str, int]) -> dict[str, Loader]:
@@ -19,45 +29,50 @@ def loaders_of(tokenizer, sizes: dict[str, int]) -> dict[str, Loader]:
     }
 
 
+def plan_of(config: TrainConfig, loaders: dict[str, Loader]) -> Plan:
+    length = (config.schedule, config.epochs, config.steps_per_epoch, config.seed)
+    return plan_steps(loaders, config.tasks, *length)
+
+
 def test_plan_interleaves_and_numbers_each_tasks_batches(tokenizer):
     """Guards against a task that repeats or skips batches when tasks alternate."""
     loaders = loaders_of(tokenizer, {"sst": 16, "para": 80, "sts": 24})
-    plan = plan_steps(TrainConfig(epochs=2), loaders)
+    plan = plan_of(TrainConfig(epochs=2), loaders)
     assert plan.per_epoch == 9  # the median task, sts, has 3 batches
     first, second = ([((name, k),) for name in ("sst", "para", "sts")] for k in (0, 1))
     assert plan.steps[:7] == [*first, *second, (("sst", 2),)]
-    assert len(plan.steps) == 18 and plan.steps[-1] == (("sts", 5),) and plan.warmup == 2
+    assert len(plan.steps) == 18 and plan.steps[-1] == (("sts", 5),)
 
 
 def test_plan_in_sequence(tokenizer):
     """Guards against `--schedule sequential` changing the tasks' order or their share of the steps."""
     loaders = loaders_of(tokenizer, {"sts": 24, "sst": 16})
     settings = {"schedule": "sequential", "steps_per_epoch": 5, "epochs": 2, "warmup_steps": 1}
-    plan = plan_steps(TrainConfig(tasks=("sts", "sst"), **settings), loaders)
+    plan = plan_of(TrainConfig(tasks=("sts", "sst"), **settings), loaders)
     names = [name for ((name, _),) in plan.steps]
     assert [names[:5], names[5:]] == [["sts"] * 3 + ["sst"] * 2, ["sts"] * 2 + ["sst"] * 3]
-    assert plan.steps[5] == (("sts", 3),) and plan.warmup == 1
+    assert plan.steps[5] == (("sts", 3),)
 
 
 def test_the_longest_plan(tokenizer, monkeypatch):
     """Guards against a limit that is one step off, or that refuses the runs it should allow."""
-    monkeypatch.setattr(training, "MAX_STEPS", 12)
+    monkeypatch.setattr(datasets, "MAX_STEPS", 12)
     loaders = loaders_of(tokenizer, {"sst": 48})
     settings = {"tasks": ("sst",), "steps_per_epoch": 4}
-    plan = plan_steps(TrainConfig(**settings, epochs=3), loaders)
-    assert plan.steps == [(("sst", k),) for k in range(12)] and plan.warmup == 1
+    plan = plan_of(TrainConfig(**settings, epochs=3), loaders)
+    assert plan.steps == [(("sst", k),) for k in range(12)]
     with pytest.raises(UserError, match="more than 12 steps"):
-        plan_steps(TrainConfig(**settings, epochs=4), loaders)
+        plan_of(TrainConfig(**settings, epochs=4), loaders)
     with pytest.raises(UserError, match="with 6 steps each"):
-        plan_steps(TrainConfig(tasks=("sst",), epochs=3), loaders)
+        plan_of(TrainConfig(tasks=("sst",), epochs=3), loaders)
 
 
 @pytest.mark.parametrize(("per_epoch", "tasks"), [(7, 3), (5, 2), (9, 3), (4, 4), (11, 4), (3, 3)])
 def test_shares_in_sequence_are_equal_over_the_epochs(per_epoch, tasks):
     """Guards against a first task that gets more steps than the others in every epoch (18, 12, 12 of 42)."""
     epochs = 2 * tasks
-    mix = Mix((10,) * tasks, epochs, per_epoch, seed=0)
-    order = [task for epoch in range(epochs) for (task,) in one_after_another(mix, epoch)]
+    length = RunLength((10,) * tasks, epochs, per_epoch, seed=0)
+    order = [task for epoch in range(epochs) for (task,) in one_after_another(length, epoch)]
     assert [order.count(task) for task in range(tasks)] == [2 * per_epoch] * tasks
     for epoch in range(epochs):
         block = order[epoch * per_epoch : (epoch + 1) * per_epoch]
@@ -76,40 +91,40 @@ def shares(steps: list[tuple[int, ...]]) -> np.ndarray:
 def test_proportional_shares_are_those_of_the_rows():
     """Guards against tasks drawn with equal chances, or by their batches. Expected: rows / all rows; a share
     of 20,000 draws is within .02 of its chance, five standard deviations."""
-    mix = Mix((6000, 3000, 1000), 1, 20_000, seed=3)
-    assert shares(proportional(mix, 0)) == pytest.approx([0.6, 0.3, 0.1], abs=0.02)
+    length = RunLength((6000, 3000, 1000), 1, 20_000, seed=3)
+    assert shares(proportional(length, 0)) == pytest.approx([0.6, 0.3, 0.1], abs=0.02)
 
 
 @pytest.mark.parametrize(("epoch", "exponent"), [(0, 1.0), (1, 0.6), (2, 0.2)])
 def test_annealed_shares(epoch, exponent):
     """Guards against an exponent that grows, or that never leaves 1. Expected by hand: α = 1 - .8 e/(E-1)."""
-    mix = Mix((8000, 1000), 3, 20_000, seed=3)
+    length = RunLength((8000, 1000), 3, 20_000, seed=3)
     expected = 8**exponent / (8**exponent + 1)
-    assert shares(annealed(mix, epoch))[0] == pytest.approx(expected, abs=0.02)
+    assert shares(annealed(length, epoch))[0] == pytest.approx(expected, abs=0.02)
 
 
 def test_annealing_in_one_epoch_is_proportional():
     """Guards against a division by zero."""
-    mix = Mix((8000, 1000), 1, 50, seed=3)
-    assert annealed(mix, 0) == proportional(mix, 0)
+    length = RunLength((8000, 1000), 1, 50, seed=3)
+    assert annealed(length, 0) == proportional(length, 0)
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_an_epoch_depends_on_the_seed_and_its_number_alone(name):
     """Guards against a resumed run that takes other batches than the interrupted one."""
-    mix = Mix((500, 300, 200), 4, 40, seed=5)
-    assert SCHEDULES[name](mix, 2) == SCHEDULES[name](mix, 2)
+    length = RunLength((500, 300, 200), 4, 40, seed=5)
+    assert SCHEDULES[name](length, 2) == SCHEDULES[name](length, 2)
     if name in ("proportional", "annealed"):
-        other = mix._replace(seed=6)
-        assert SCHEDULES[name](mix, 2) != SCHEDULES[name](other, 2)
-        assert SCHEDULES[name](mix, 1) != SCHEDULES[name](mix, 2)
+        other = length._replace(seed=6)
+        assert SCHEDULES[name](length, 2) != SCHEDULES[name](other, 2)
+        assert SCHEDULES[name](length, 1) != SCHEDULES[name](length, 2)
 
 
 def test_joint_steps_have_a_batch_of_every_task(tokenizer):
     """Guards against an epoch of `joint` that sees each row three times, or cuts tasks to the shortest."""
-    assert joint(Mix((5, 6, 7), 1, 2, seed=0), 0) == [(0, 1, 2), (0, 1, 2)]
+    assert joint(RunLength((5, 6, 7), 1, 2, seed=0), 0) == [(0, 1, 2), (0, 1, 2)]
     loaders = loaders_of(tokenizer, {"sst": 16, "para": 80, "sts": 24})
-    plan = plan_steps(TrainConfig(epochs=2, schedule="joint"), loaders)
+    plan = plan_of(TrainConfig(epochs=2, schedule="joint"), loaders)
     assert plan.per_epoch == 3  # batches of sts, the median task
     assert plan.steps == [tuple((name, k) for name in ("sst", "para", "sts")) for k in range(6)]
 
@@ -118,7 +133,7 @@ def test_no_batch_is_left_out_or_repeated(tokenizer):
     """Guards against a task whose batches are numbered by the step."""
     loaders = loaders_of(tokenizer, {"sst": 16, "para": 80, "sts": 24})
     for name in SCHEDULES:
-        plan = plan_steps(TrainConfig(epochs=3, schedule=name), loaders)
+        plan = plan_of(TrainConfig(epochs=3, schedule=name), loaders)
         for task in loaders:
             numbers = [k for parts in plan.steps for other, k in parts if other == task]
             assert numbers == list(range(len(numbers)))

@@ -13,13 +13,13 @@ import transformers
 import multitask_classifier
 from bert import BertModel
 from datasets import read_examples, tokenize
-from evaluation import pearson, predict
+from evaluation import predict
 from helpers import SAMPLE, run_program, sample_examples
 from short_runs import FAST
 from support.checkpoint import load_checkpoint, save_checkpoint
 from support.devices import COMPUTE_TYPES
 from support.errors import UserError
-from tasks import TASKS
+from tasks import TASKS, pearson
 
 # ------------------------------------------------------------------------------ what a run leaves
 

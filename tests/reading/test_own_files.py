@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from datasets import Example, class_label, read_examples
+from datasets import Example, read_examples
 from helpers import warnings_of
 from support.errors import UserError
-from tasks import TASKS
+from tasks import TASKS, class_label
 
 SST = TASKS["sst"]
 PARA = TASKS["para"]
