@@ -200,8 +200,8 @@ def combine_by_pcgrad(
 ) -> Tensor:
     """Set each parameter's gradient to PCGrad's. Returns each task's share of conflicts (K,).
 
-    of_tasks: for each of K tasks the gradient of each parameter. seed: of the order, the same in every
-    process.
+    of_tasks: for each of K tasks the gradient of each parameter. A parameter that has none in any task gets
+    none, so the optimizer does not decay it. seed: of the order, the same in every process.
     """
     random = np.random.default_rng(seed)
     others = [[j for j in range(len(of_tasks)) if j != i] for i in range(len(of_tasks))]
@@ -212,8 +212,9 @@ def combine_by_pcgrad(
     ]
     combined, conflicts = pcgrad(flat, orders)
     parts = combined.split([param.numel() for param in params])
-    for param, part in zip(params, parts, strict=True):
-        param.grad = part.view_as(param)
+    for param, part, *gradients in zip(params, parts, *of_tasks, strict=True):
+        if any(grad is not None for grad in gradients):
+            param.grad = part.view_as(param)
     return conflicts
 
 

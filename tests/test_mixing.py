@@ -85,6 +85,13 @@ def test_the_order_is_drawn_from_the_seed():
     assert len(found) > 2
 
 
+def test_a_parameter_that_no_task_trains_has_no_gradient():
+    """Guards against AdamW decaying a head or a pooler that no batch of the step has used."""
+    params = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(1))]
+    combine_by_pcgrad(params, [[torch.ones(2), None], [-torch.ones(2), None]], seed=0)
+    assert params[0].grad is not None and params[1].grad is None
+
+
 # ------------------------------------------------------------------------------------ weights of tasks
 
 
