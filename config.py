@@ -315,7 +315,7 @@ class TrainConfig:
     adversary: str = flag(
         "smart",
         "smart: R_s compares the outputs under the worst move of the embeddings with the clean ones; freelb:"
-        " instead the task's own loss, its mean over the moves on the way there (FreeLB). There"
+        " instead of the task's own loss its mean over the moves on the way there (FreeLB). There"
         " --smart_epsilon and --smart_step_size are lengths of a whole text's move, such as .3 and .1, and"
         " --smart_steps is 2 or 3",
         choices=("smart", "freelb"),
@@ -364,7 +364,9 @@ class TrainConfig:
         choices=("student", "teacher", "best"),
     )
     rdrop_weight: Weight = flag(
-        0.0, "weight of R-Drop, which compares two passes with different dropout masks (independent of SMART)"
+        0.0,
+        "α of R-Drop: the task loss of two passes with different dropout masks, and α times half their symmetric"
+        " divergence (independent of SMART)",
     )
     contrastive_weight: Weight = flag(
         0.0,
@@ -444,6 +446,11 @@ class TrainConfig:
         self._check_unlabelled()
         if self.adversary == "freelb" and self.use_smart and self.smart_steps < 1:
             raise UserError(f"--adversary freelb: needs --smart_steps 1 or more, not {self.smart_steps}")
+        if self.adversary == "freelb" and self.use_smart:
+            given = self.smart_weight.values() if isinstance(self.smart_weight, dict) else [self.smart_weight]
+            if not set(given) <= {0.0, 1.0}:
+                why = "its loss takes the place of the task's own, so a weight is 1 or 0"
+                raise UserError(f"--smart_weight {as_text(self.smart_weight)}: with --adversary freelb {why}")
         takes_turns = self.schedule in ("interleaved", "sequential")
         if takes_turns and self.steps_per_epoch and self.steps_per_epoch < len(self.sources):
             raise UserError(
@@ -537,7 +544,14 @@ class TrainConfig:
             only = setting.metadata["only"]
             if weight and (needs is None or getattr(self, needs)) and (only is None or only(task)):
                 weights[setting.name.removesuffix("_weight")] = weight
+        if self.adversary == "freelb":  # which is no further term, see `has_freelb`
+            weights.pop("smart", None)
         return weights
+
+    def has_freelb(self, task: str) -> bool:
+        """Whether this task's loss is FreeLB's."""
+        weight = self.smart_weight.get(task, 0) if isinstance(self.smart_weight, dict) else self.smart_weight
+        return self.use_smart and self.adversary == "freelb" and weight == 1
 
     def beta(self, step: int, total_steps: int) -> float:
         """β of the Bregman teacher after step 0, 1, ..."""

@@ -308,9 +308,16 @@ def training_loss(
 
     terms: dict[str, Tensor] = {}
     measured: dict[str, Tensor] = {}
-    if "smart" in weights and config.adversary == "freelb":
-        terms["smart"] = freelb_term(encode, task, batch, embeddings, mask, logits, config)
-    elif "smart" in weights:  # R_s, equation 2
+    if batch.labels is not None:
+        terms["task"] = task.loss(logits, batch.labels)  # L
+        weights = weights | {"task": config.task_weight(task.name)}
+    if config.has_freelb(task.name):  # in place of L
+        size = (config.smart_steps, config.smart_step_size, config.smart_epsilon)
+        noise = batch.noise(embeddings)
+        terms["task"] = mysmartloss.freelb_loss(
+            encode, task.loss, embeddings, batch.labels, mask, noise, *size
+        )
+    if "smart" in weights:  # R_s, equation 2
         smart = smart_loss(encode, task, batch, config)
         delta = smart.perturbation(embeddings, logits, mask)  # Algorithm 1, lines 6 to 10
         terms["smart"] = smart.at(delta, embeddings, logits)
@@ -322,16 +329,15 @@ def training_loss(
         terms["bregman"] = teacher(
             logits, lambda other: other(task.name, *batch.inputs), task.divergence, generator
         )
-    if "rdrop" in weights:  # a second pass, with other dropout masks
-        terms["rdrop"] = task.divergence(model(task.name, *batch.inputs), logits)
+    if "rdrop" in weights:  # Wu et al. 2021, equations 2 to 4: a second pass, with other dropout masks
+        second = model(task.name, *batch.inputs)
+        terms["task"] = terms["task"] + task.loss(second, batch.labels)
+        terms["rdrop"] = 0.5 * task.divergence(second, logits)
     if "contrastive" in weights:
         terms["contrastive"] = contrastive_term(model, task, batch, logits)
 
     total = sum(weights[name] * term for name, term in terms.items())
-    if batch.labels is None:
-        return terms | measured | {"total": cast(Tensor, total)}
-    loss = task.loss(logits, batch.labels)  # L
-    return {"task": loss} | terms | measured | {"total": config.task_weight(task.name) * loss + total}
+    return terms | measured | {"total": cast(Tensor, total)}
 
 
 def smart_loss(
@@ -361,23 +367,6 @@ def rounding_floor(
         return {"smart_floor": smart.at(below, embeddings, logits)}
 
 
-def freelb_term(
-    encode: mysmartloss.DropoutReplay,
-    task: Task,
-    batch: Batch,
-    embeddings: Tensor,
-    mask: Tensor | None,
-    logits: Tensor,
-    config: TrainConfig,
-) -> Tensor:
-    """FreeLB's loss less the clean loss, so that the total is FreeLB's."""
-    assert batch.labels is not None, "the settings refuse texts without labels"
-    size = (config.smart_steps, config.smart_step_size, config.smart_epsilon)
-    noise = batch.noise(embeddings)
-    loss = mysmartloss.freelb_loss(encode, task.loss, embeddings, batch.labels, mask, noise, *size)
-    return loss - task.loss(logits, batch.labels)
-
-
 def contrastive_term(model: MultitaskBERT, task: Task, batch: Batch, logits: Tensor) -> Tensor:
     """`in_batch_negatives` on the pairs of the batch that mean the same; each text in a pass of its own.
 
@@ -399,9 +388,11 @@ def forward_passes(config: TrainConfig, task: str) -> int:
     """
     steps = config.smart_steps
     costs = {"smart": 2 * steps + 3, "bregman": 1, "rdrop": 3, "contrastive": 3}
-    if config.adversary == "freelb":  # K passes with their backward, K - 1 of them to the embeddings as well
-        costs["smart"] = 4 * steps - 1
-    return 3 + sum(costs[name] for name in config.weights(task))
+    terms = config.weights(task)
+    # FreeLB: K passes with their backward, K - 1 of them to the embeddings as well; and the clean pass, which
+    # goes backward for other terms alone
+    freelb = 4 * steps - 1 - (0 if terms else 2) if config.has_freelb(task) else 0
+    return 3 + freelb + sum(costs[name] for name in terms)
 
 
 # ----------------------------------------------------------------------------------------- training

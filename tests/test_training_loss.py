@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from base_bert import to_published
 from bert import BertModel
@@ -185,3 +186,26 @@ def test_a_large_head_does_not_blind_the_ascent_in_fp16(task):
         config = TrainConfig(use_smart=True, bregman_weight=0.0, **ascent)
         found[precision] = training_loss(model, TASKS[task], tiny_batch(task), config)["smart"].item()
     assert found["fp16"] == pytest.approx(found["fp32"], rel=1e-3)
+
+
+@pytest.mark.parametrize("task", ["sst", "para"])
+def test_rdrop_is_the_papers(task):
+    """Guards against a second pass that pays no task loss, a divergence with the clean side detached, and
+    twice its weight. Expected: CE(p) + CE(q) + α ½ (KL(p‖q) + KL(q‖p)), value and gradient (Wu et al. 2021)."""
+    record = TASKS[task]
+    batch = tiny_batch(task)
+    model = tiny_model()
+    torch.manual_seed(3)
+    losses = training_loss(model, record, batch, TrainConfig(rdrop_weight=0.7))
+    losses["total"].backward()
+    found = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    torch.manual_seed(3)
+    outputs = [model(task, *batch.inputs) for _ in range(2)]
+    logs = [F.log_softmax(x if task == "sst" else F.pad(x, (1, 0)), -1) for x in outputs]
+    kl = sum((a.exp() * (a - b)).sum(-1).mean() for a, b in (logs, logs[::-1]))
+    expected = sum(F.nll_loss(log, batch.labels.long()) for log in logs) + 0.7 * 0.5 * kl
+    assert losses["total"].item() == pytest.approx(expected.item(), rel=1e-5)
+    expected.backward()
+    for mine, parameter in zip(found, model.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad, rtol=1e-4, atol=1e-6)

@@ -63,8 +63,18 @@ def test_dropout_masks_are_those_of_the_clean_pass():
     model = tiny_model(hidden_dropout_prob=0.5).train()
     ball = {"smart_steps": 2, "smart_step_size": 0.0, "smart_epsilon": 1e-9}
     config = TrainConfig(tasks=("sst",), **SETTINGS, **ball)
+    torch.manual_seed(0)
     losses = training_loss(model, TASKS["sst"], tiny_batch("sst"), config)
-    assert losses["smart"].item() == pytest.approx(0.0, abs=1e-6)
+    torch.manual_seed(0)
+    clean = training_loss(model, TASKS["sst"], tiny_batch("sst"), TrainConfig(tasks=("sst",)))
+    assert losses["task"].item() == pytest.approx(clean["task"].item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.5, {"sst": 2.0}])
+def test_a_weight_other_than_1_is_refused(weight):
+    """Guards against λ A + (1 - λ) clean under the name of FreeLB."""
+    with pytest.raises(UserError, match="--smart_weight .* with --adversary freelb"):
+        TrainConfig(**SETTINGS, smart_weight=weight)
 
 
 def test_no_ascent_is_refused():
