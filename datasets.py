@@ -469,6 +469,12 @@ class Loader:
             self._batches = length_buckets(self.dataset.lengths, *limits)
         return self._batches
 
+    def padding(self) -> float:
+        """Share of padding in the tokens of the first epoch."""
+        lengths = self.dataset.lengths
+        padded = sum(lengths[rows].max() * len(rows) for rows in self.epoch_batches(0))
+        return 1 - lengths.sum() / padded
+
     def largest_batch(self) -> Batch:
         """The longest rows, as many as a part of a batch can have."""
         longest = int(self.dataset.lengths.max())

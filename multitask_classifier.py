@@ -296,48 +296,41 @@ def training_loss(
     """F = L + λ_s R_s + μ D_Breg of one batch: each part as a scalar, and their weighted sum, `total`.
 
     Other terms are on where their weight is above 0. A batch without labels has no L. With `measure`, also
-    returns diagnostics of the attack (one more forward pass; see `SMARTLoss.evidence`).
+    returns diagnostics of the attack, for one or two forward passes more.
     """
     weights = config.weights(UNLABELLED if batch.labels is None else task.name)
     generator = mysmartloss.generator_state(batch.input_ids.device)  # before the dropout masks are drawn
-
     ids, mask, types = model.sequences(task.name, *batch.inputs)
     embeddings = model.bert.embed(ids, types)  # (B,T,H), shared by all passes
     encode = mysmartloss.DropoutReplay(lambda x: model.logits(task.name, x, mask))
     logits = encode(embeddings)  # (B,C), the clean pass; later calls reuse its dropout masks
-
-    terms: dict[str, Tensor] = {}
+    losses: dict[str, Tensor] = {}
     measured: dict[str, Tensor] = {}
-    if batch.labels is not None:
-        terms["task"] = task.loss(logits, batch.labels)  # L
-        weights = weights | {"task": config.task_weight(task.name)}
+    if batch.labels is not None:  # L
+        losses["task"] = task.loss(logits, batch.labels)
+        weights["task"] = config.task_weight(task.name)
     if config.has_freelb(task.name):  # in place of L
-        size = (config.smart_steps, config.smart_step_size, config.smart_epsilon)
-        noise = batch.noise(embeddings)
-        terms["task"] = mysmartloss.freelb_loss(
-            encode, task.loss, embeddings, batch.labels, mask, noise, *size
-        )
+        losses["task"] = freelb_loss(encode, task, batch, embeddings, mask, config)
     if "smart" in weights:  # R_s, equation 2
         smart = smart_loss(encode, task, batch, config)
         delta = smart.perturbation(embeddings, logits, mask)  # Algorithm 1, lines 6 to 10
-        terms["smart"] = smart.at(delta, embeddings, logits)
+        losses["smart"] = smart.at(delta, embeddings, logits)
         if measure:
-            measured = smart.evidence(delta, embeddings, logits, terms["smart"])
-            measured |= rounding_floor(smart, delta, embeddings, logits, config.precision)
-    if "bregman" in weights:  # D_Breg, equation 3
-        assert teacher is not None, "the term is on, so there is a teacher"
-        terms["bregman"] = teacher(
+            measured = attack_evidence(smart, delta, embeddings, logits, losses["smart"], config.precision)
+    if "bregman" in weights and teacher:  # D_Breg, equation 3
+        losses["bregman"] = teacher(
             logits, lambda other: other(task.name, *batch.inputs), task.divergence, generator
         )
-    if "rdrop" in weights:  # Wu et al. 2021, equations 2 to 4: a second pass, with other dropout masks
+    if (
+        "rdrop" in weights and batch.labels is not None
+    ):  # Wu et al. 2021, equations 2 to 4: a second pass, with other dropout masks
         second = model(task.name, *batch.inputs)
-        terms["task"] = terms["task"] + task.loss(second, batch.labels)
-        terms["rdrop"] = 0.5 * task.divergence(second, logits)
+        losses["task"] = losses["task"] + task.loss(second, batch.labels)
+        losses["rdrop"] = 0.5 * task.divergence(second, logits)
     if "contrastive" in weights:
-        terms["contrastive"] = contrastive_term(model, task, batch, logits)
-
-    total = sum(weights[name] * term for name, term in terms.items())
-    return terms | measured | {"total": cast(Tensor, total)}
+        losses["contrastive"] = contrastive_loss(model, task, batch, logits)
+    total = sum(weights[name] * loss for name, loss in losses.items())
+    return losses | measured | {"total": cast(Tensor, total)}
 
 
 def smart_loss(
@@ -356,18 +349,39 @@ def smart_loss(
     )
 
 
-def rounding_floor(
-    smart: mysmartloss.SMARTLoss, delta: Tensor, embeddings: Tensor, logits: Tensor, precision: str
+def attack_evidence(
+    smart: mysmartloss.SMARTLoss,
+    delta: Tensor,
+    embeddings: Tensor,
+    logits: Tensor,
+    value: Tensor,
+    precision: str,
 ) -> dict[str, Tensor]:
-    """What R_s reads from rounding alone: at a δ so small that bf16 and fp16 round it away."""
-    if precision == "fp32":
-        return {}
-    below = delta * (FLOOR_DELTA / delta.abs().amax())
-    with torch.no_grad():
-        return {"smart_floor": smart.at(below, embeddings, logits)}
+    """`SMARTLoss.evidence`, and in bf16 and fp16 `smart_floor`, what R_s reads from rounding alone."""
+    measured = smart.evidence(delta, embeddings, logits, value)
+    if precision != "fp32":
+        below = delta * (FLOOR_DELTA / delta.abs().amax())
+        with torch.no_grad():
+            measured["smart_floor"] = smart.at(below, embeddings, logits)
+    return measured
 
 
-def contrastive_term(model: MultitaskBERT, task: Task, batch: Batch, logits: Tensor) -> Tensor:
+def freelb_loss(
+    encode: mysmartloss.DropoutReplay,
+    task: Task,
+    batch: Batch,
+    embeddings: Tensor,
+    mask: Tensor | None,
+    config: TrainConfig,
+) -> Tensor:
+    """FreeLB's loss with the run's K, α and ε."""
+    assert batch.labels is not None, "the settings refuse texts without labels"
+    noise = batch.noise(embeddings)
+    size = (config.smart_steps, config.smart_step_size, config.smart_epsilon)
+    return mysmartloss.freelb_loss(encode, task.loss, embeddings, batch.labels, mask, noise, *size)
+
+
+def contrastive_loss(model: MultitaskBERT, task: Task, batch: Batch, logits: Tensor) -> Tensor:
     """`in_batch_negatives` on the pairs of the batch that mean the same; each text in a pass of its own.
 
     Under torchrun the negatives are those of the process. 0 where there is only one such pair.
@@ -415,33 +429,26 @@ def describe(
 ) -> None:
     """Print what the run is about to do and what it will cost."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decayed = sum(parameter.numel() for parameter in trained if parameter.ndim >= 2)
     several = f", {parallel.size()} processes" if parallel.size() > 1 else ""
     if config.gradient_accumulation_steps > 1:
         several += f", {config.gradient_accumulation_steps} batches a step"
-    print(
-        f"{config.option} on {trained[0].device} in {config.precision}{several}:"
-        f" {sum(parameter.numel() for parameter in trained):,} parameters to train, {decayed:,} of them with"
-        " weight decay"
-    )
+    where = f"{config.option} on {trained[0].device} in {config.precision}{several}"
+    print(f"{where}: {sum(parameter.numel() for parameter in trained):,} parameters to train")
     rows = [["task", "rows", "batches", "tokens/row", "padding", "steps", "passes"]]
     examples = []
     tokens = 0.0  # real ones that the run trains on
     flops = 0.0
     encoder = sum(parameter.numel() for parameter in model.bert.bert_layers.parameters())
     for name, loader in loaders.items():
-        lengths = loader.dataset.lengths
-        batches = loader.epoch_batches(0)
-        padded = sum(lengths[batch].max() * len(batch) for batch in batches)
-        count = sum(task == name for tasks in plan.steps for task, _ in tasks)
-        tokens += count * lengths.sum() / len(batches)
-        flops += 2 * encoder * count * lengths.sum() / len(batches) * forward_passes(config, name)
-        padding = 1 - lengths.sum() / padded
-        sizes = [f"{len(loader.dataset):,}", f"{len(batches):,}", f"{lengths.mean():.1f}", f"{padding:.1%}"]
-        rows.append([name, *sizes, f"{count:,}", f"{count / len(batches):.2f}"])
+        batches = loader.batches_per_epoch
+        steps = sum(task == name for tasks in plan.steps for task, _ in tasks)
+        of_task = steps * loader.dataset.lengths.sum() / batches
+        tokens += of_task
+        flops += 2 * encoder * of_task * forward_passes(config, name)
+        sizes = [f"{len(loader.dataset):,}", f"{batches:,}", f"{loader.dataset.lengths.mean():.1f}"]
+        rows.append([name, *sizes, f"{loader.padding():.1%}", f"{steps:,}", f"{steps / batches:.2f}"])
         first_row = loader.dataset.tokens[: loader.dataset.starts[1]].tolist()
-        text = tokenizer.decode(first_row, skip_special_tokens=False)
-        examples.append(cut(f"{name}, for example: {text}"))
+        examples.append(cut(f"{name}, for example: {tokenizer.decode(first_row, skip_special_tokens=False)}"))
     print("\n".join([table(rows), *examples]))
     length = f"{len(plan.steps):,} steps, {plan.per_epoch:,} an epoch ({config.schedule}), warm-up {warmup:,}"
     print(f"{length}; {tokens:,.0f} tokens, about {flops / 1e12:,.1f} TFLOP of arithmetic")
