@@ -147,8 +147,8 @@ class MultitaskBERT(nn.Module):
 
     def pooled(self, pooling: str, embeddings: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Embeddings (B,T,H), mask (B,T) or None -> sentence vectors (B,H) by a way of `--pooling`."""
-        narrow = torch.autocast(embeddings.device.type, self.compute_type) if self.compute_type else None
-        with narrow or contextlib.nullcontext():
+        autocast = torch.autocast(embeddings.device.type, self.compute_type) if self.compute_type else None
+        with autocast or contextlib.nullcontext():
             hidden = self.bert.encode(embeddings, attention_mask)  # (B,T,H)
         hidden = hidden.to(embeddings.dtype)
         if pooling == "cls":
