@@ -276,8 +276,8 @@ def make_report(config: TrainConfig) -> None:
     if config.no_report or parallel.rank() != 0:
         return
     try:
-        import run_report  # imported here, so that training starts sooner
+        import report  # imported here, so that training starts sooner
 
-        print(f"report: {run_report.write_report(Path(config.output_dir))}")
+        print(f"report: {report.write_report(Path(config.output_dir))}")
     except (Exception, KeyboardInterrupt) as error:
         log.warning("report.html was not made (%s)", one_line(error))

@@ -117,6 +117,11 @@ def parse_json(path: str | Path, data: bytes) -> dict[str, Any]:
     return value
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError, which names the file."""
+    return parse_json(path, read_bytes(path))
+
+
 def read_bytes(path: str | Path, otherwise: str = "cannot be read") -> bytes:
     """The file's content. Raises UserError, which names the file and continues with the text `otherwise`."""
     try:

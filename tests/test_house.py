@@ -18,7 +18,7 @@ FLOORS = [
     {"config", "model_card"},
     {"tasks"},
     {"evaluation", "bert"},
-    {"datasets", "base_bert", "run_report"},
+    {"datasets", "base_bert", "report"},
     {"support", "optimizer", "mysmartloss"},
 ]
 MODULES = {path.stem: path for path in ROOT.glob("*.py")}
