@@ -28,8 +28,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import ask
 import mysmartloss
-import raw_text
 import resume
 import submit
 from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, seeded_linear
@@ -593,7 +593,7 @@ def evaluate_checkpoint(config: TrainConfig) -> None:
 def predict_with_checkpoint(config: TrainConfig) -> int | None:
     """--option predict: a saved model's predictions for unlabelled files, or answers to raw text."""
     if config.task:
-        return raw_text.answer_all(config, open_checkpoint)
+        return ask.answer_all(config, open_checkpoint)
     check_outputs(config)
     config, model, tokenizer, _ = open_checkpoint(config)
     files, _ = find_files(config, [(name, "test") for name in config.eval_tasks])

@@ -340,7 +340,7 @@ def write_report(folder: Path) -> Path:
         problem = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{folder}: its files are not those of a run ({problem})") from None
     path = folder / "report.html"
-    write_text(path, html.encode("utf-8", "backslashreplace").decode())
+    write_text(path, html)
     return path
 
 

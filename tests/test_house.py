@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"multitask_classifier"},
     {"resume", "submit"},
-    {"training", "run_files", "raw_text"},
+    {"training", "run_files", "ask"},
     {"losses"},
     {"config", "model_card"},
     {"tasks"},
