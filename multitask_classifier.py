@@ -66,7 +66,7 @@ from support.dropout import Dropout, keep_masks
 from support.errors import UserError, exit_status, one_line
 from support.files import write_text
 from support.hub import hub_folder
-from support.reporting import RunLog, SilentLog
+from support.log import RunLog, SilentLog
 from support.screen import scores_table
 from tasks import TASKS
 from training import (
@@ -422,7 +422,7 @@ def train(
                 due = progress.step % config.save_steps == 0
             else:
                 due = time.monotonic() - saved_at > SAVE_SECONDS
-            signal, saves = parallel.largest(stop.received or 0, due or ends_epoch or scores)
+            signal, saves = parallel.all_reduce_max(stop.received or 0, due or ends_epoch or scores)
             saves = saves or signal
 
             # look at its numbers, which waits for a GPU
@@ -448,7 +448,7 @@ def train(
             if progress.out_of_patience(config.patience):
                 tqdm.write(f"early stopping: {progress.stale} scorings without a better mean on dev")
                 break
-    parallel.wait_for_all()  # until `best` is written
+    parallel.barrier()  # until `best` is written
     if not progress.best:  # it was lost, and no epoch has followed
         score_dev(models, dev, run, f"step {progress.step}")
     return progress.best | progress.cost() | peak_memory(learner.device)

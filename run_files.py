@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from config import TRAINING, UNLABELLED, TrainConfig
 from datasets import TokenizedDataset, read_examples, read_unlabelled, sample_rows, tokenize
-from evaluation import Evaluation, evaluate, write_predictions
+from evaluation import Evaluation, evaluate, six_digits, write_predictions
 from support import parallel
 from support.errors import UserError, one_line
 from support.files import check_writable, stream_of, write_text
@@ -231,11 +231,6 @@ def dev_rows(dataset: TokenizedDataset, logits: Tensor, predictions: np.ndarray)
         if values:
             row["probabilities"] = dict(zip(names, map(six_digits, values), strict=True))
         yield row
-
-
-def six_digits(value: float) -> float:
-    """The number with six significant digits; fp32 has about seven."""
-    return float(f"{value:.6g}")
 
 
 def write_dev_rows(folder: Path, datasets: list[TokenizedDataset], result: Evaluation) -> None:

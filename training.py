@@ -29,7 +29,7 @@ from losses import TERMS
 from optimizer import AdamW, parameter_groups
 from support import devices, memory, parallel
 from support.errors import UserError, one_line
-from support.reporting import RunLog, SilentLog
+from support.log import RunLog, SilentLog
 from support.screen import cut, duration, numbers_line, step_line, table
 
 log = logging.getLogger("smart_bert")
@@ -153,7 +153,7 @@ class Learner:
                     self.scaler.scale(losses["total"] * weight).backward()
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value.detach() * share
-            found.append(parallel.mean(sums, 1.0))
+            found.append(parallel.all_reduce_mean(sums))
             if self.surgery:
                 of_tasks.append(self._taken_gradients())
         if self.surgery:

@@ -10,7 +10,7 @@ from kill_and_resume import RUN, outcome
 from resume import Progress
 from support import devices
 from support.devices import choose_precision, pick_device, start_watch
-from support.reporting import Interval
+from support.log import Interval
 from tiny_bert import tiny_batch
 
 SHORT = [*RUN, "--epochs=1", "--steps_per_epoch=6"]

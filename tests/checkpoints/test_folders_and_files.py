@@ -15,7 +15,7 @@ from run_files import check_outputs
 from support.errors import UserError
 from support.files import check_writable, write_text
 from support.locks import LOCK, locked
-from support.reporting import RunLog
+from support.log import RunLog
 
 
 def test_a_folder_has_one_process(tmp_path):
