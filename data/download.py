@@ -130,7 +130,7 @@ def find_commit(dataset: str, revision: str) -> str:
         # without a network this fails at once; a download would retry for a minute
         sha = huggingface_hub.HfApi(_endpoint()).dataset_info(dataset, revision=revision, timeout=10).sha
     except RevisionNotFoundError:
-        hint = "each data set has commits of its own: --revision sst=COMMIT,sts=COMMIT"
+        hint = "each data set has commits of its own: --tasks sst --revision COMMIT"
         raise UserError(f"--revision {revision}: {dataset} has no such revision; {hint}") from None
     except RepositoryNotFoundError:
         raise UserError(f"{dataset}: {_endpoint()} has no such public data set") from None
@@ -239,7 +239,7 @@ def course_id(*parts: object) -> str:
 # ------------------------------------------------------------------------------------------ program
 
 
-def download(names: Sequence[str], folder: Path, revisions: dict[str, str]) -> None:
+def download(names: Sequence[str], folder: Path, revision: str) -> None:
     """Fetch what is missing of each task's files. Raises UserError; the files that are finished stay."""
     check_writable(folder / RECORD, "--data_dir")
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
@@ -255,7 +255,7 @@ def download(names: Sequence[str], folder: Path, revisions: dict[str, str]) -> N
         if len(kept) == len(paths):
             continue
         dataset = SOURCES[name].dataset
-        commit = find_commit(dataset, revisions[name])
+        commit = find_commit(dataset, revision)
         print(f"{name}: {dataset} at commit {commit}")
         if any(path.name not in record for path in kept):
             print(f"{name}: the kept files are from elsewhere, so rows of one file may be in another, too")
@@ -293,24 +293,8 @@ def task_names(words: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def revisions_by_task(text: str, names: Sequence[str]) -> dict[str, str]:
-    """A revision for each task: the same, or those of `sst=COMMIT,sts=COMMIT` and main for the others.
-
-    Raises UserError for one that names a task which is not fetched.
-    """
-    if "=" not in text:
-        return dict.fromkeys(names, text)
-    revisions = dict.fromkeys(names, "main")
-    for part in text.split(","):
-        name, _, revision = (word.strip() for word in part.partition("="))
-        if name not in revisions:
-            raise UserError(f"--revision {part[:60]}: {name[:40]!r} is not one of {', '.join(names)}")
-        revisions[name] = revision
-    return revisions
-
-
-def run(arguments: Sequence[str] | None) -> int:
-    """Parse the command line, and download."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit status."""
     parser = Parser(
         prog="data.download",
         description="Fetch real data from the Hugging Face hub, and write them in the course's layout.",
@@ -320,18 +304,16 @@ def run(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--tasks", nargs="+", default=list(SOURCES), metavar="NAME", help=tasks)
     where = "where the files are written; those that are there are kept (default: data)"
     parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="FOLDER", help=where)
-    which = "branch, tag or commit of the data sets, or one by task: sst=COMMIT,sts=COMMIT (default: main)"
+    which = "branch, tag or commit; a commit is one data set's, so name its task by --tasks (default: main)"
     parser.add_argument("--revision", default="main", metavar="REVISION", help=which)
-    given = parser.parse_args(arguments)
-    names = task_names(given.tasks)
-    download(names, given.data_dir, revisions_by_task(given.revision, names))
-    print(f"{given.data_dir}: ready; {RECORD} says where each file is from, data/README.md what differs")
-    return 0
 
+    def program() -> int:
+        given = parser.parse_args(arguments)
+        download(task_names(given.tasks), given.data_dir, given.revision)
+        print(f"{given.data_dir}: ready; {RECORD} says where each file is from, data/README.md what differs")
+        return 0
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit status."""
-    return exit_status("data.download", lambda: run(arguments))
+    return exit_status("data.download", program)
 
 
 if __name__ == "__main__":

@@ -253,14 +253,12 @@ def test_the_command_line_reads_hf_endpoint(hub, tmp_path):
 # --------------------------------------------------------------------------------------- revisions
 
 
-def test_a_revision_by_its_commit_or_by_task(hub, tmp_path, capsys):
+def test_a_revision_by_its_commit(hub, tmp_path, capsys):
     """Guards against a revision that is asked for and not taken."""
     sst_commit = hub.commits["SetFit/sst5"]
     assert fetch(tmp_path / "one", "--tasks", "sst", "--revision", sst_commit) == 0
-    by_task = f"sst={sst_commit},sts=main"
-    assert fetch(tmp_path / "two", "--tasks", "sst,sts", "--revision", by_task) == 0
-    assert [line.split("/")[-1] for line in hub.asked if "/revision/" in line] == [sst_commit] * 2 + ["main"]
-    named = (f"--revision {sst_commit}: SetFit/stsb has no such revision", "--revision sst=COMMIT")
+    assert [line.split("/")[-1] for line in hub.asked if "/revision/" in line] == [sst_commit]
+    named = (f"--revision {sst_commit}: SetFit/stsb has no such revision", "--tasks sst --revision COMMIT")
     refused(capsys, tmp_path / "three", "--tasks", "sts", "--revision", sst_commit, named=named)
 
 
@@ -321,7 +319,6 @@ def test_an_empty_text_is_a_row_that_training_skips(hub, tmp_path, caplog):
     [
         ("--tasks qqp", "--tasks qqp: must be one or more of sst, sts, cfimdb, para"),
         ("--tasks spara", "did you mean para?"),
-        ("--tasks sts --revision sst=main", "'sst' is not one of sts"),
         ("--revisoin main", "did you mean --revision?"),
     ],
 )
