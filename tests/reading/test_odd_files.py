@@ -131,14 +131,14 @@ def test_too_many_unusable_rows_are_an_error(tmp_path):
     assert str(error.value).startswith(f"{path}:11: ")
 
 
-@pytest.mark.parametrize("fields", ["one\t\t3", "one\ttwo\t5.1", "one\ttwo"])
+@pytest.mark.parametrize("fields", ["one\t\t3", "one\ttwo\t5.1"])
 def test_unusable_pairs_are_skipped(tmp_path, caplog, fields):
     """Guards against pairs with only one text, and scores outside the scale."""
     rows = [f"{i}\tid{i}\tone\ttwo\t{i / 20}" for i in range(100)]
     rows[50] = "50\tbad\t" + fields
     examples = read_examples(write(tmp_path, lines("\tid\tsentence1\tsentence2\tsimilarity", *rows)), STS)
     assert [example.label for example in examples] == [i / 20 for i in range(100) if i != 50]
-    assert len(warnings_of(caplog)) == 1 and "1 of 100 rows" in caplog.text and "(line 52;" in caplog.text
+    assert "1 of 100 rows" in caplog.text and "(line 52;" in caplog.text
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -153,46 +153,29 @@ def test_an_id_that_comes_twice_is_reported(tmp_path, caplog, labelled):
 
 # ------------------------------------------------------------------------------------ unusable files
 
+ROW = "0\ta\tplain\t1"
+UNLABELLED = "\tid\tsentence"
+LATIN = lines(HEADER, ROW, "1\tb\tcafé\t1").encode("latin-1")
 UNUSABLE_FILES = {
-    "no label column": (lines("\tid\tsentence", "0\ta\tplain"), True, 1, "sentiment"),
+    "no label column": (lines(UNLABELLED, "0\ta\tplain"), True, 1, "sentiment"),
     "an id column in capitals": (lines("ID\tsentence\tsentiment", "a\tplain\t1"), True, 1, "id"),
     "two id columns": (lines("id\tid\tsentence", "a\tb\tplain"), False, 1, "id"),
-    "header after blank lines": (lines("", "", "\tid\tsentence", "0\ta\tplain"), True, 3, "sentiment"),
+    "header after blank lines": (lines("", "", UNLABELLED, "0\ta\tplain"), True, 3, "sentiment"),
     "no header": (lines(*good_rows(3)), True, 1, "sentence"),
     "empty": (b"", True, 1, "empty"),
     "header only": (lines(HEADER), True, 1, "no rows"),
-    "Latin-1": (
-        lines(HEADER, "0\ta\tplain\t1", "1\tb\tplain\t1", "2\tc\tcafé\t1").encode("latin-1"),
-        True,
-        4,
-        "UTF-8",
-    ),
-    "Latin-1, BOM": (
-        b"\xef\xbb\xbf" + lines(HEADER, "0\ta\tplain\t1", "é\tb\tplain\t1").encode("latin-1"),
-        True,
-        3,
-        "UTF-8",
-    ),
-    "open quote": (lines(HEADER, "0\ta\tplain\t1", '1\tb\t"open\t1', *good_rows(300)), True, 3, "quote"),
-    "open quote, unlabelled": (
-        lines("\tid\tsentence", "0\ta\tplain", '1\tb\t"open', "2\tc\tplain"),
-        False,
-        3,
-        "quote",
-    ),
+    "Latin-1": (LATIN, True, 3, "UTF-8"),
+    "Latin-1, BOM": (b"\xef\xbb\xbf" + LATIN, True, 3, "UTF-8"),
+    "open quote": (lines(HEADER, ROW, '1\tb\t"open\t1', *good_rows(300)), True, 3, "quote"),
+    "open quote, unlabelled": (lines(UNLABELLED, "0\ta\tx", '1\tb\t"open', "2\tc\ty"), False, 3, "quote"),
     "open quote, closed by a later one": (
         lines(HEADER, '0\ta\t"open\t1', '1\tb\tan "innocent" row\t1'),
         True,
         2,
         "quote",
     ),
-    "unlabelled row without id": (lines("\tid\tsentence", "0\ta\tplain", "1\t\tplain"), False, 3, "id"),
-    "unlabelled id that ends like the separator": (
-        lines("\tid\tsentence", "0\ta\tplain", "1\tb ,\tplain"),
-        False,
-        3,
-        "id",
-    ),
+    "unlabelled row without id": (lines(UNLABELLED, "0\ta\tplain", "1\t\tplain"), False, 3, "id"),
+    "unlabelled id that ends like the separator": (lines(UNLABELLED, "1\tb ,\tplain"), False, 2, "id"),
 }
 
 
@@ -205,26 +188,8 @@ def test_unusable_files_are_refused_with_file_and_line(tmp_path, content, labell
     assert str(error.value).startswith(f"{path}:{line}: ")
 
 
-@pytest.mark.parametrize("name", ["missing.csv", ""])
-def test_what_is_no_file_is_refused(tmp_path, name):
+def test_what_is_no_file_is_refused(tmp_path):
     """Guards against a traceback for a mistyped path."""
-    write(tmp_path, lines(HEADER, *good_rows(3)))
-    path = tmp_path / name
-    with pytest.raises(UserError) as error:
-        read_examples(path, SST)
-    assert str(error.value).startswith(f"{path}: cannot be read")
-
-
-@pytest.mark.parametrize(
-    ("content", "line"),
-    [
-        # Every field quoted.
-        ('"0"\t"id"\t"sentence1"\t"sentence2"\n"0"\t"a"\t"x"\t"y\n"1"\t"b"\t"y"\t"z"\n', 2),
-        ('\tid\tsentence1\tsentence2\n0\ta\tb\t"c\n1\tb\tx\ty\n2\tc\tx\ty\n', 2),
-    ],
-)
-def test_an_open_quote_does_not_swallow_rows(tmp_path, content, line):
-    """Guards against rows of a test file that vanish into the field before them, ids and all."""
-    path = write(tmp_path, content)
-    with pytest.raises(UserError, match=f"{re.escape(str(path))}:{line}: .*quote"):
-        read_examples(path, TASKS["para"], labelled=False)
+    for path in (tmp_path / "missing.csv", tmp_path):
+        with pytest.raises(UserError, match=f"^{re.escape(str(path))}: cannot be read"):
+            read_examples(path, SST)
