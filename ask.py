@@ -76,7 +76,8 @@ def read_questions(task: Task, stream: BinaryIO, count: int, is_json: bool) -> I
     for lines in blocks_of_lines(stream, count):
         if number == 0:
             lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
-            is_json = is_json or lines[0].lstrip().startswith(b'{"')
+            first = next(filter(bytes.strip, lines), b"")  # that is not blank
+            is_json = is_json or first.replace(b" ", b"").startswith(b'{"')
         yield [read_line(task, n, line, is_json) for n, line in enumerate(lines, start=number + 1)]
         number += len(lines)
 

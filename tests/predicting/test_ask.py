@@ -69,6 +69,11 @@ def test_all_layouts_give_the_same_answers(ask, tmp_path):
     plain = "".join(f"{a}\t{b}\n" for a, b in PAIRS).encode()
     rows = [{"text": a, "text_pair": b, "label": 3} for a, b in PAIRS]
     as_json = "\n".join(map(json.dumps, rows)).encode()  # without an end of the last line
+    blank_first = b"\n" + as_json
+    _, answers, _ = ask("--task", "sts", stdin=blank_first)
+    assert "error" in answers[0] and [answer["value"] for answer in answers[1:]] == [
+        a["value"] for a in expected
+    ]
     crlf = b"\xef\xbb\xbf" + plain.replace(b"\n", b"\r\n")
     for number, content in enumerate((plain, as_json, crlf)):
         file = tmp_path / f"{number}.txt"
