@@ -28,7 +28,7 @@ from datasets import Task
 from evaluation import answers, checked_texts
 from support import parallel
 from support.errors import UserError
-from support.files import check_writable, parse_json, replacing
+from support.files import atomic_write, check_writable, parse_json
 from tasks import TASKS
 
 log = logging.getLogger("smart_bert")
@@ -137,7 +137,7 @@ def answer_all(
         check_writable(config.output, "--output")
         if config.input and os.path.realpath(config.input) == os.path.realpath(config.output):
             raise UserError(f"--output {config.output}: would be written over --input")
-    target = replacing(config.output, "w") if config.output else contextlib.nullcontext(sys.stdout)
+    target = atomic_write(config.output, "w") if config.output else contextlib.nullcontext(sys.stdout)
     total = num_cut = num_bad = 0
     first_bad = ""
     try:

@@ -66,12 +66,12 @@ class Row(NamedTuple):
 class Run(NamedTuple):
     """What the files of a run say.
 
-    ended: whether all of its steps are done and tested. says: `results.json`; of a run that has not ended,
+    ended: whether all of its steps are done and tested. results: `results.json`; of a run that has not ended,
     the same about its best epoch so far. records: `metrics.jsonl`, by kind. rows: dev rows by task.
     """
 
     ended: bool
-    says: Record
+    results: Record
     records: dict[str, list[Record]]
     rows: dict[str, list[Row]]
 
@@ -136,7 +136,7 @@ def constant_scores(rows: Sequence[Row]) -> tuple[str, dict[str, str]]:
 def score_table(run: Run, task: str) -> dict[str, Any]:
     """The scores of a task, a line a metric: the model's, the constant's, the untrained encoder's cosine."""
     rows = run.rows[task]
-    scores = dict(run.says["dev"][task])
+    scores = dict(run.results["dev"][task])
     trained = scores.pop("trained", True)
     main_metric = next(iter(scores))
     words, constant = constant_scores(rows)
@@ -144,7 +144,7 @@ def score_table(run: Run, task: str) -> dict[str, Any]:
         scores["mean squared error"] = statistics.fmean(row.loss for row in rows)
     lines = []
     for metric, value in scores.items():
-        cosine = run.says.get("untrained_cosine", {}).get(task) if metric == main_metric else None
+        cosine = run.results.get("untrained_cosine", {}).get(task) if metric == main_metric else None
         shown = "" if cosine is None else f"{cosine:.3f}"
         lines.append((metric.replace("_", " "), f"{value:.3f}", constant.get(metric, "–"), shown))
     return {"trained": trained, "rows": len(rows), "constant": words, "lines": lines}
@@ -166,32 +166,32 @@ def worst_mistakes(rows: Sequence[Row]) -> list[Row]:
 
 def cost_rows(run: Run) -> list[tuple[str, str]]:
     """Time and memory, by what they were spent on."""
-    says = run.says
+    results = run.results
     table = []
     for name, words in {"train_seconds": "training steps", "save_seconds": "writing checkpoints"}.items():
-        if says.get(name):
-            table.append((words, duration(says[name])))
-    if "examples_per_second" in says:
-        table.append(("speed", f"{says['examples_per_second']:,.1f} rows a second"))
+        if results.get(name):
+            table.append((words, duration(results[name])))
+    if "examples_per_second" in results:
+        table.append(("speed", f"{results['examples_per_second']:,.1f} rows a second"))
     for task in run.tasks:
         names = ("ms_per_step", "tokens_per_second")
         pace, tokens = (statistics.median(r[name] for r in run.records[f"train/{task}"]) for name in names)
         table.append((f"a step on {task}", f"{pace:,.0f} ms, {tokens:,.0f} tokens a second (medians)"))
     peaks = {"peak_memory_gib": "peak memory", "peak_gpu_memory_gib": "peak memory of the GPU"}
-    return table + [(words, f"{says[name]:.2f} GiB") for name, words in peaks.items() if name in says]
+    return table + [(words, f"{results[name]:.2f} GiB") for name, words in peaks.items() if name in results]
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
     """What else decides the numbers."""
-    says, config = run.says, run.says["config"]
+    results, config = run.results, run.results["config"]
     return [
         ("option", config["option"]),
         ("encoder", config["checkpoint"] or config["model_name_or_path"]),
-        ("trained tasks", ", ".join(says["trained_tasks"])),
-        ("data", says["data"]),
-        ("precision", ", ".join(filter(None, [config["precision"], says.get("precision_reason")]))),
+        ("trained tasks", ", ".join(results["trained_tasks"])),
+        ("data", results["data"]),
+        ("precision", ", ".join(filter(None, [config["precision"], results.get("precision_reason")]))),
         ("seed", str(config["seed"])),
-        *says.get("versions", {}).items(),
+        *results.get("versions", {}).items(),
     ]
 
 
@@ -265,9 +265,9 @@ def curves(run: Run) -> dict[str, list[Markup]]:
     def points(kind: str, name: str) -> list[tuple[int, float]]:
         return [(record["step"], record[name]) for record in run.records.get(kind, []) if name in record]
 
-    weights = [name for name in run.says["config"] if name.endswith("_weight")]
+    weights = [name for name in run.results["config"] if name.endswith("_weight")]
     plots: dict[str, list[Markup]] = {"dev": [], "loss": [], "smart": []}
-    for task, scores in run.says.get("dev", {}).items():
+    for task, scores in run.results.get("dev", {}).items():
         metric = next(iter(scores))
         of_roles = {"student": points(f"dev/{task}", metric), "teacher": points(f"teacher/{task}", metric)}
         if lines := {role: found for role, found in of_roles.items() if found}:
@@ -310,11 +310,11 @@ def page(run: Run) -> str:
         task: [record for record in run.records[f"train/{task}"] if "ascent_divergence" in record]
         for task in run.tasks
     }
-    config = run.says["config"]
+    config = run.results["config"]
     resume = ["python", "multitask_classifier.py", "--resume", "--output_dir", config["output_dir"]]
     return environment.get_template("report.html").render(
         run=run,
-        says=run.says,
+        results=run.results,
         config=config,
         resume_command=shlex.join(resume),
         score_tables={task: score_table(run, task) for task in run.rows},

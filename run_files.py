@@ -27,7 +27,7 @@ from datasets import TokenizedDataset, read_examples, read_unlabelled, sample_ro
 from evaluation import Evaluation, evaluate, six_digits, write_predictions
 from support import parallel
 from support.errors import UserError, one_line
-from support.files import check_writable, stream_of, write_text
+from support.files import check_writable, stdout_or_pipe, write_text
 from support.locks import locked
 from tasks import TASKS
 
@@ -66,7 +66,7 @@ def check_outputs(config: TrainConfig, inputs: Mapping[Key, Path] | None = None)
         flag = f"--{name}" if name in config.files else "--output_dir"
         output = prediction_path(config, folder, task, split)
         check_writable(output, flag)
-        if stream_of(output) is not None:
+        if stdout_or_pipe(output) is not None:
             continue
         if other := taken.get(os.path.realpath(output)):
             raise UserError(f"{flag} {output}: is {other}, which would be replaced; name another file")
@@ -231,7 +231,7 @@ def restore_dev_files(config: TrainConfig, best: nn.Module, data: Data) -> None:
     lost = []
     for name in config.eval_tasks:
         path = prediction_path(config, folder, name, "dev")
-        if stream_of(path) is None and not path.exists():
+        if stdout_or_pipe(path) is None and not path.exists():
             lost.append(data[name, "dev"])
     if lost:
         result = evaluate(best, lost, config.batch_size, config.tasks)

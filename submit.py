@@ -21,7 +21,7 @@ from config import TrainConfig
 from datasets import Task, read_examples
 from run_files import RECORD, find_files, prediction_path
 from support.errors import UserError
-from support.files import check_writable, read_bytes, read_json, replacing
+from support.files import atomic_write, check_writable, read_bytes, read_json
 from support.tables import read_utf8
 from tasks import TASKS
 
@@ -51,7 +51,7 @@ def submit(config: TrainConfig) -> None:
         rows = check_predictions(path, files[task, split], TASKS[task], labelled=split == "dev")
         members[f"predictions/{task}-{split}-output.csv"] = path
         print(f"{path}: {rows:,} predictions, one for each row of {files[task, split]}")
-    with replacing(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with atomic_write(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, path in members.items():
             archive.writestr(name, read_bytes(path))
     print(f"{target}: {len(members)} files")

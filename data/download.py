@@ -167,7 +167,7 @@ def _unreachable(what: str, error: Exception) -> UserError:
     return UserError(f"{what}: cannot be fetched from {_endpoint()} ({why}); {mend}")
 
 
-# --------------------------------------------------------------------------- from there to here
+# --------------------------------------------------------------------------- the course's layout
 
 
 def read_records(where: str, path: Path) -> Iterator[tuple[int, Record]]:
@@ -219,8 +219,8 @@ def _label(source: Source, record: Record) -> str:
     value = record[source.label_field]
     label = source.label(value)
     name = record.get("label_text")
-    if source.names and name is not None and name.casefold() != source.names[value]:
-        raise ValueError(f"label {value} is called {name!r:.40}, not {source.names[value]!r}")
+    if source.names and name is not None and name.casefold() != source.names[int(value)]:
+        raise ValueError(f"label {value} is called {name!r:.40}, not {source.names[int(value)]!r}")
     return label
 
 

@@ -15,7 +15,7 @@ from support.errors import UserError, one_line
 PART = ".part"  # ending of a file that is being written
 
 
-def stream_of(path: str | Path) -> int | str | Path | None:
+def stdout_or_pipe(path: str | Path) -> int | str | Path | None:
     """What to open where `path` is no file: a descriptor for /dev/stdout, the path itself for a named pipe.
 
     None for a file.
@@ -34,7 +34,7 @@ def check_writable(path: str | Path, flag: str) -> None:
     """
     problem = ""
     try:
-        if stream_of(path) is not None:
+        if stdout_or_pipe(path) is not None:
             return
         target = Path(os.path.realpath(path))
         if target.exists() and not target.is_file():
@@ -49,7 +49,7 @@ def check_writable(path: str | Path, flag: str) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file to write to, which takes the place of `path` when the block ends; after an error nothing does.
 
     Its folder is made if missing. A symbolic link stays, and the file that it leads to is replaced. A pipe or
@@ -57,7 +57,7 @@ def replacing(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     written; the old content is then unchanged.
     """
     encoding = None if "b" in mode else "utf-8"
-    stream = stream_of(path)
+    stream = stdout_or_pipe(path)
     if stream is not None:
         sys.stdout.flush()
         with open(os.dup(stream) if isinstance(stream, int) else stream, mode, encoding=encoding) as file:
@@ -84,13 +84,13 @@ def replacing(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replace the file's content in one step, and wait until it is on disk; see `replacing`."""
+    """Replace the file's content in one step, and wait until it is on disk; see `atomic_write`."""
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """`write_text` for content that is no text."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(data)
 
 

@@ -115,9 +115,10 @@ def content(folder: Path, task: str, split: str) -> list[tuple[tuple[str, ...], 
 # ----------------------------------------------------------------------------------- what is written
 
 
-def test_the_files_are_read_as_the_courses(hub, tmp_path):
+def test_the_files_are_read_as_the_courses(hub, tmp_path, monkeypatch):
     """Guards against a label that moves by one, a score with the noise of a 32-bit float, a text that a tab
-    cuts, and test labels that leak."""
+    cuts, test labels that leak, and hours of predictions for Quora's 390,965 public test rows."""
+    monkeypatch.setitem(SOURCES, "para", SOURCES["para"]._replace(test_limit=4))
     assert fetch(tmp_path / "data") == 0
     folder = tmp_path / "data"
     assert content(folder, "sst", "train") == [
@@ -135,6 +136,7 @@ def test_the_files_are_read_as_the_courses(hub, tmp_path):
         (("Fine.",), 1.0),
     ]
     assert content(folder, "cfimdb", "test") == [(("Never again.",), None)]
+    assert [texts[0] for texts, _ in content(folder, "para", "test")] == [f"Is it {i}?" for i in range(4)]
     lines = (folder / "quora-train.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "\tid\tsentence1\tsentence2\tis_duplicate" and lines[2].endswith("\t1.0")
     assert (folder / "sts-test-student.csv").read_text().splitlines()[0] == "\tid\tsentence1\tsentence2"
@@ -163,16 +165,6 @@ def test_the_commit_is_printed_and_kept(hub, tmp_path, capsys):
     assert (entry["dataset"], entry["file"], entry["commit"]) == ("SetFit/sst5", "train.jsonl", commit)
     assert entry["rows"] == 3
     assert [line for line in hub.asked if "/resolve/" in line and commit not in line] == []
-
-
-def test_a_long_test_file_is_cut(hub, tmp_path, monkeypatch):
-    """Guards against hours of predictions after every run: Quora's public test file has 390,965 rows."""
-    assert SOURCES["para"].test_limit == 40431
-    monkeypatch.setitem(SOURCES, "para", SOURCES["para"]._replace(test_limit=4))
-    assert fetch(tmp_path / "data", "--tasks", "para") == 0
-    assert [texts[0] for texts, _ in content(tmp_path / "data", "para", "test")] == [
-        f"Is it {i}?" for i in range(4)
-    ]
 
 
 def test_the_program_trains_on_what_is_written(hub, encoder, tmp_path, no_course_data, capsys):
@@ -301,17 +293,6 @@ def test_a_data_set_of_another_form_is_refused(hub, tmp_path, capsys, task, line
     hub.files[source.dataset][source.files[1]] = lines
     refused(capsys, tmp_path / "data", "--tasks", task, named=(f"{source.dataset}/{source.files[1]}", named))
     assert not (tmp_path / "data" / TASKS[task].filename("dev")).exists()
-
-
-def test_an_empty_text_is_a_row_that_training_skips(hub, tmp_path, caplog):
-    """Guards against a download that ends at one of the few rows of Quora without a question."""
-    rows = [quora(f"Is it {i}?", "Is it?", 0) for i in range(200)]
-    rows[50]["text1"] = None
-    rows[51]["text2"] = ""
-    hub.files["SetFit/qqp"]["train.jsonl"] = json_lines(*rows)
-    assert fetch(tmp_path / "data", "--tasks", "para") == 0
-    assert len(content(tmp_path / "data", "para", "train")) == 198
-    assert "2 of 200 rows cannot be used" in caplog.text
 
 
 @pytest.mark.parametrize(
