@@ -235,16 +235,16 @@ def answers(
         )
     predictions = task.predict(logits).tolist()
     if not task.label_names:
-        return [{"value": _short(value)} for value in predictions], dataset.num_truncated
+        return [{"value": six_digits(value)} for value in predictions], dataset.num_truncated
     found = [{"label": int(label), "name": task.label_names[int(label)]} for label in predictions]
     if task.probabilities is not None:
         for answer, row in zip(found, task.probabilities(logits).tolist(), strict=True):
-            answer["probabilities"] = dict(zip(task.label_names, map(_short, row), strict=True))
+            answer["probabilities"] = dict(zip(task.label_names, map(six_digits, row), strict=True))
     return found, dataset.num_truncated
 
 
-def _short(value: float) -> float:
-    """The number, rounded to 6 digits."""
+def six_digits(value: float) -> float:
+    """The number with six significant digits; fp32 has about seven."""
     return float(f"{value:.6g}")
 
 

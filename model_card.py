@@ -8,20 +8,16 @@ Not handled: a description of the user's own data, which they write into the car
 
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from base_bert import EMBEDDED
 from tasks import TASKS
 
-if TYPE_CHECKING:
-    from huggingface_hub import EvalResult
-
-# encoders whose licence is known: by the name that the user gives, hub id and licence
-MINILM = ("sentence-transformers/all-MiniLM-L6-v2", "apache-2.0")
-ENCODERS = {EMBEDDED: MINILM, MINILM[0]: MINILM}
+# encoders whose licence is known: by the name that the user gives, the name on the hub; all are Apache-2.0
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+ENCODERS = {EMBEDDED: MINILM, MINILM: MINILM}
 for size in ("base-uncased", "base-cased", "large-uncased", "large-cased"):
-    for name in (f"bert-{size}", f"google-bert/bert-{size}"):
-        ENCODERS[name] = (f"google-bert/bert-{size}", "apache-2.0")
+    ENCODERS |= dict.fromkeys((f"bert-{size}", f"google-bert/bert-{size}"), f"google-bert/bert-{size}")
 
 TEXT = """# {name}
 
@@ -51,7 +47,7 @@ The encoder alone, without the heads, opens with `transformers.AutoModel.from_pr
 
 ## Licence
 
-{licence}
+The weights derive from the encoder, {encoder}, {licence}. The code of SMART-BERT is under MIT.
 """
 
 
@@ -59,58 +55,17 @@ def model_card(run: dict[str, Any]) -> str:
     """The card's text.
 
     run: the record of the run as a checkpoint has it: `config`, `trained_tasks`, `data`, and `dev`, the
-    scores of the best epoch by task and metric.
+    scores of the best epoch by task and metric. Of files the card has the names alone, never a path.
     """
-    from huggingface_hub import ModelCard, ModelCardData  # imported here, so that training starts sooner
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData  # here, so that training starts sooner
 
     config = run["config"]
     encoder = config["model_name_or_path"]
-    base_model, licence = ENCODERS.get(encoder, (encoder if _is_hub_id(encoder) else None, "unknown"))
+    is_hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", encoder) and not os.path.exists(encoder)
+    base_model = ENCODERS.get(encoder, encoder if is_hub_id else None)
+    licence = "apache-2.0" if encoder in ENCODERS else "unknown"
     name = f"SMART-BERT on {', '.join(run['trained_tasks'])}"
-    results = _results(run)
-    rows = [(f"`{r.dataset_type}`", r.dataset_name, r.metric_name, f"{r.metric_value:.3f}") for r in results]
-    data = ModelCardData(
-        license=licence,
-        base_model=base_model,
-        library_name="smart-bert",
-        pipeline_tag="text-classification",
-        tags=["bert", "multi-task", *run["trained_tasks"]],
-        model_name=name,
-        eval_results=results,
-    )
-    first = TASKS[run["trained_tasks"][0]]
-    text = TEXT.format(
-        name=name,
-        tasks=", ".join(f"`{task}`" for task in run["trained_tasks"]),
-        encoder=_encoder_words(base_model),
-        smart="with" if config["use_smart"] else "without",
-        rows="\n".join(f"| {' | '.join(map(str, row))} |" for row in rows),
-        first_task=first.name,
-        first_text='"I loved it."' if len(first.text_columns) == 1 else '("A cat sleeps.", "A cat naps.")',
-        limits="\n".join(f"- {limit}" for limit in _limits(run)),
-        licence=_licence_words(base_model, licence),
-    )
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
-
-
-def _is_hub_id(name: str) -> bool:
-    """Whether an encoder's name is one on the hub. The path of a local folder is nobody else's business."""
-    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None and not os.path.exists(name)
-
-
-def _dataset_name(run: dict[str, Any], task: str) -> str:
-    """Which rows the scores are of. Only the name of a file, never its path."""
-    given = run["config"]["files"].get(f"{task}_dev")
-    if run["data"] == "sample":
-        return f"{TASKS[task].filename('dev')} of the project's own sample"
-    return os.path.basename(given) if given else TASKS[task].filename("dev")
-
-
-def _results(run: dict[str, Any]) -> "list[EvalResult]":
-    """The dev scores of the trained tasks, one record a metric."""
-    from huggingface_hub import EvalResult
-
-    return [
+    results = [
         EvalResult(
             task_type="text-classification" if TASKS[task].label_names else "sentence-similarity",
             dataset_type=task,
@@ -120,10 +75,42 @@ def _results(run: dict[str, Any]) -> "list[EvalResult]":
             metric_name=metric,
             metric_value=round(value, 4),
         )
-        for task, scores in run["dev"].items()
-        if task in run["trained_tasks"]
-        for metric, value in scores.items()
+        for task in run["trained_tasks"]
+        for metric, value in run["dev"].get(task, {}).items()
     ]
+    header = ModelCardData(
+        license=licence,
+        base_model=base_model,
+        library_name="smart-bert",
+        pipeline_tag="text-classification",
+        tags=["bert", "multi-task", *run["trained_tasks"]],
+        model_name=name,
+        eval_results=results,
+    )
+    rows = [
+        f"| `{r.dataset_type}` | {r.dataset_name} | {r.metric_name} | {r.metric_value:.3f} |" for r in results
+    ]
+    first = TASKS[run["trained_tasks"][0]]
+    text = TEXT.format(
+        name=name,
+        tasks=", ".join(f"`{task}`" for task in run["trained_tasks"]),
+        encoder=f"`{base_model}`" if base_model else "one from a local folder",
+        smart="with" if config["use_smart"] else "without",
+        rows="\n".join(rows),
+        first_task=first.name,
+        first_text='"I loved it."' if len(first.text_columns) == 1 else '("A cat sleeps.", "A cat naps.")',
+        limits="\n".join(f"- {limit}" for limit in _limits(run)),
+        licence=f"which is under {licence}" if encoder in ENCODERS else "whose licence you must look up",
+    )
+    return str(ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text}"))
+
+
+def _dataset_name(run: dict[str, Any], task: str) -> str:
+    """Which rows the scores are of."""
+    usual = TASKS[task].filename("dev")
+    if run["data"] == "sample":
+        return f"{usual} of the project's own sample"
+    return os.path.basename(run["config"]["files"].get(f"{task}_dev", usual))
 
 
 def _limits(run: dict[str, Any]) -> list[str]:
@@ -142,21 +129,9 @@ def _limits(run: dict[str, Any]) -> list[str]:
         limits.append(f"At most {config['max_train_samples']} training rows of each task were used.")
     if "para" in run["trained_tasks"] and ENCODERS.get(config["model_name_or_path"]) == MINILM:
         limits.append(
-            "The encoder saw duplicate pairs of Quora in its pre-training, so scores on Quora are flattered."
+            "The encoder saw duplicate pairs of Quora in its pre-training, so that score is flattered."
         )
     limits.append(
-        "They say nothing about other kinds of text, or about languages other than that of the training data."
+        "They say nothing about other kinds of text, or about languages other than that of the data."
     )
     return limits
-
-
-def _encoder_words(base_model: str | None) -> str:
-    return f"`{base_model}`" if base_model else "one from a local folder"
-
-
-def _licence_words(base_model: str | None, licence: str) -> str:
-    terms = (
-        "look its licence up before you share them" if licence == "unknown" else f"which is under {licence}"
-    )
-    encoder = f"The weights derive from the encoder, {_encoder_words(base_model)}, {terms}."
-    return f"{encoder} The code of SMART-BERT is under the MIT licence."

@@ -29,8 +29,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import ask
 import mysmartloss
-import raw_text
 import resume
 import submit
 from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, seeded_linear
@@ -74,8 +74,8 @@ from support.dropout import Dropout
 from support.errors import UserError, exit_status, one_line
 from support.files import write_text
 from support.hub import hub_folder
+from support.log import RunLog, SilentLog
 from support.messages import out_of_memory_advice
-from support.reporting import RunLog, SilentLog
 from support.screen import cut, duration, numbers_line, scores_table, step_line, table
 from tasks import TASKS, Task, constant_loss, in_batch_negatives
 
@@ -606,7 +606,7 @@ def train(
                         sums[key] = sums.get(key, 0.0) + value.detach() * (
                             part.weight * parallel.size() / shares
                         )
-                losses.append(parallel.mean(sums, 1.0))
+                losses.append(parallel.all_reduce_mean(sums))
                 if config.gradient_surgery == "pcgrad":
                     parallel.sum_gradients(parameters)
                     of_tasks.append([parameter.grad for parameter in parameters])
@@ -642,7 +642,7 @@ def train(
             due = time.monotonic() - saved_at > SAVE_SECONDS
             if config.save_steps:
                 due = progress.step % config.save_steps == 0
-            signal, saves = parallel.largest(stop.received or 0, due or ends_epoch or scores)
+            signal, saves = parallel.all_reduce_max(stop.received or 0, due or ends_epoch or scores)
             saves = saves or signal
 
             # log, which syncs a GPU
@@ -668,7 +668,7 @@ def train(
             if progress.out_of_patience(config.patience):
                 tqdm.write(f"early stopping: {progress.stale} scorings without a better mean on dev")
                 break
-    parallel.wait_for_all()  # until `best` is written
+    parallel.barrier()  # until `best` is written
     if not progress.best:  # it was lost, and no epoch has followed
         score_dev(models, dev, run, f"step {progress.step}")
     return progress.best | progress.cost() | peak_memory(device)
@@ -836,7 +836,7 @@ def evaluate_checkpoint(config: TrainConfig) -> None:
 def predict_with_checkpoint(config: TrainConfig) -> int | None:
     """--option predict: a saved model's predictions for unlabelled files, or answers to raw text."""
     if config.task:
-        return raw_text.answer_all(config, open_checkpoint)
+        return ask.answer_all(config, open_checkpoint)
     check_outputs(config)
     config, model, tokenizer, _ = open_checkpoint(config)
     files, _ = find_files(config, [(name, "test") for name in config.eval_tasks])

@@ -48,7 +48,7 @@ from support.checkpoint import (
 )
 from support.errors import UserError, one_line
 from support.files import sync_folder
-from support.reporting import Interval, RunLog, SilentLog
+from support.log import Interval, RunLog, SilentLog
 from support.screen import duration, epoch_table
 
 log = logging.getLogger("smart_bert")
@@ -474,7 +474,7 @@ def started_with(folder: str) -> dict:
         raise UserError(f"--resume: {last} does not exist, so there is no run to go on with")
     if parallel.rank() == 0:
         mend_last(Path(folder))
-    parallel.wait_for_all()
+    parallel.barrier()
     try:
         return load_checkpoint(last, endings=("json",)).records["run"]["config"]
     except (KeyError, TypeError):

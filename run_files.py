@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from config import TRAINING, UNLABELLED, TrainConfig
 from datasets import TokenizedDataset, read_examples, read_unlabelled, sample_rows, tokenize
-from evaluation import Evaluation, evaluate, write_predictions
+from evaluation import Evaluation, evaluate, six_digits, write_predictions
 from support import parallel
 from support.errors import UserError, one_line
-from support.files import check_writable, stream_of, write_text
+from support.files import check_writable, stdout_or_pipe, write_text
 from support.locks import locked
 from tasks import TASKS
 
@@ -51,63 +51,45 @@ def check_outputs(config: TrainConfig, inputs: Mapping[Key, Path] | None = None)
     """Check where a run will write, before the hours of work that lead there.
 
     inputs: the files that it reads, apart from those that flags name. Raises UserError if an output can't be
-    written, if it is an input, another output or a file of a model, or if the results of a training run would
-    be replaced by those of another option.
+    written, if it is an input or another output, or if the results of a training run would be replaced by
+    those of another option.
     """
-    taken = {_identity(path): f"the input {path}" for path in (inputs or {}).values()}
+    taken = {os.path.realpath(path): f"the input {path}" for path in (inputs or {}).values()}
+    given = {name: path for name, path in config.files.items() if not name.endswith("_out")}
     if config.unlabelled_file:
-        taken[_identity(Path(config.unlabelled_file))] = "the input --unlabelled_file"
-    for name, path in config.files.items():
-        if not name.endswith("_out"):
-            taken[_identity(Path(path))] = f"the input --{name}"
+        given["unlabelled_file"] = config.unlabelled_file
+    taken |= {os.path.realpath(path): f"the input --{name}" for name, path in given.items()}
     folder = Path(config.output_dir)
-    models = [folder / "last", folder / "best"]
-    for place in (config.checkpoint, config.model_name_or_path):
-        if place and os.path.isdir(place):
-            models.append(Path(place, "best") if os.path.isdir(Path(place, "best")) else Path(place))
     splits = ("test",) if config.option == "predict" else ("dev", "test")
     for task, split in ((task, split) for task in config.eval_tasks or () for split in splits):
-        flag = f"--{task}_{split}_out"
+        name = f"{task}_{split}_out"
+        flag = f"--{name}" if name in config.files else "--output_dir"
         output = prediction_path(config, folder, task, split)
-        if flag[2:] not in config.files:
-            flag = "--output_dir"
         check_writable(output, flag)
-        if stream_of(output) is not None:
+        if stdout_or_pipe(output) is not None:
             continue
-        if other := taken.get(_identity(output)):
+        if other := taken.get(os.path.realpath(output)):
             raise UserError(f"{flag} {output}: is {other}, which would be replaced; name another file")
-        taken[_identity(output)] = f"the output of --{task}_{split}_out, too"
-        for model in models:
-            if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(model)):
-                raise UserError(f"{flag} {output}: lies in {model}, a model's folder; name another place")
+        taken[os.path.realpath(output)] = f"the output of --{name}, too"
     check_writable(folder / "results.json", "--output_dir")
-    if config.option not in TRAINING and os.path.lexists(folder / "metrics.jsonl"):
+    if config.option not in TRAINING and (folder / "metrics.jsonl").exists():
         why = "holds a training run, whose results would be replaced; name another folder"
-        raise UserError(f"--output_dir {config.output_dir}: {why}")
-
-
-def _identity(path: Path) -> Any:
-    """Equal for two names of one file, whether they are links, hard links or have `..` in them."""
-    try:
-        status = os.stat(path)
-        return status.st_dev, status.st_ino
-    except (OSError, ValueError):
-        return os.path.abspath(os.path.realpath(path)) if "\0" not in str(path) else str(path)
+        raise UserError(f"--output_dir {folder}: {why}")
 
 
 @contextlib.contextmanager
 def locked_folder(config: TrainConfig) -> Iterator[None]:
-    """Hold --output_dir within the block; several processes of one run hold it together.
+    """Hold --output_dir within the block; the ranks of one run hold it together.
 
     Raises UserError that says who holds it already.
     """
     with contextlib.ExitStack() as stack:
         problem = ""
-        if parallel.rank() == 0 and not config.task:  # answers to raw text go to no folder
-            try:
+        try:
+            if parallel.rank() == 0 and not config.task:  # answers to texts go to no folder
                 stack.enter_context(locked(Path(config.output_dir)))
-            except UserError as error:
-                problem = str(error)
+        except UserError as error:
+            problem = str(error)
         if problem := parallel.gather(problem)[0]:
             raise UserError(problem)
         yield
@@ -116,10 +98,9 @@ def locked_folder(config: TrainConfig) -> Iterator[None]:
 def find_files(config: TrainConfig, wanted: Sequence[Key]) -> tuple[dict[Key, Path], str]:
     """The path of each (task, split), and in a word or two where the files are from.
 
-    Files that are named by a flag come first, then the data folder. Where there are none at all, the sample
-    is used, and a line says so. A test file may be missing: a line says so, and the result lacks it. It may
-    not for --option predict and submit, or where a flag names the file or its predictions.
-    Raises UserError that names the first missing file.
+    A file that a flag names comes first, then --data_dir. Where there are none at all, the sample is used,
+    and a line says so. A test file may be missing, with a line, unless its flag is given or the option needs
+    it. Raises UserError that names the first missing file.
     """
     chosen = config.data_dir or os.environ.get("SMART_BERT_DATA_DIR")
     folder = Path(chosen or "data")
@@ -129,19 +110,16 @@ def find_files(config: TrainConfig, wanted: Sequence[Key]) -> tuple[dict[Key, Pa
     if len(missing) == len(files) and not chosen and not given:
         sample = {key: HERE / "data" / "sample" / TASKS[key[0]].filename(key[1]) for key in wanted}
         if all(path.is_file() for path in sample.values()):
-            print(
-                "No course files found: this run uses data/sample. python -m data.download fetches real ones."
-            )
+            fetch = "python -m data.download fetches real ones"
+            print(f"No course files found: this run uses data/sample. {fetch}.")
             return sample, "sample"
-    for key in missing:
-        task, split = key
-        named = key in given or f"{task}_test_out" in config.files
+    for task, split in missing:
+        named = (task, split) in given or f"{task}_test_out" in config.files
         if split != "test" or config.option in ("predict", "submit") or named:
             mend = f"give it with --{task}_{split}, or its folder with --data_dir (see data/README.md)"
-            raise UserError(f"{files[key]}: no such file; {mend}")
+            raise UserError(f"{files[task, split]}: no such file; {mend}")
     for task, split in missing:
-        print(f"no test file {files[task, split]}: no test predictions for {task}")
-    files = {key: path for key, path in files.items() if key not in missing}
+        print(f"no test file {files.pop((task, split))}: no test predictions for {task}")
     return files, str(folder) if len(given) < len(files) else "files given by flag"
 
 
@@ -150,18 +128,18 @@ def load_data(config: TrainConfig, files: Mapping[Key, Path], tokenizer: Tokeniz
     limits = {"train": config.max_train_samples, "dev": config.max_eval_samples, "test": None}
     data = {}
     bar = tqdm(files.items(), desc="reading", leave=False, disable=parallel.bar_disabled())
-    for (task, split), path in bar:
-        examples = read_examples(path, TASKS[task], labelled=split != "test")
-        examples = sample_rows(examples, limits[split])
-        data[task, split] = tokenize(examples, TASKS[task], tokenizer, config.max_length)
+    for (name, split), path in bar:
+        task = TASKS[name]
+        examples = sample_rows(read_examples(path, task, labelled=split != "test"), limits[split])
+        dataset = tokenize(examples, task, tokenizer, config.max_length)
         if split == "dev":
-            data[task, split] = replace(data[task, split], texts=[example.texts for example in examples])
-        cut = data[task, split].num_truncated
-        if cut:
+            dataset = replace(dataset, texts=[example.texts for example in examples])
+        if dataset.num_truncated:
             words = "%s: %d of %d rows cut to --max_length %d tokens"
-            log.warning(words, path, cut, len(examples), config.max_length)
+            log.warning(words, path, dataset.num_truncated, len(examples), config.max_length)
         if split == "train":
-            warn_of_useless_rows(path, data[task, split], tokenizer)
+            warn_of_useless_rows(path, dataset, tokenizer)
+        data[name, split] = dataset
     if config.unlabelled_file and config.unlabelled_task:
         task = TASKS[config.unlabelled_task]
         examples = read_unlabelled(config.unlabelled_file, task)
@@ -170,7 +148,7 @@ def load_data(config: TrainConfig, files: Mapping[Key, Path], tokenizer: Tokeniz
 
 
 def warn_of_useless_rows(path: Path, dataset: TokenizedDataset, tokenizer: Tokenizer) -> None:
-    """A line where nothing can be learned from a training file: all labels are equal, or all texts empty."""
+    """Warn if a training file teaches nothing: all labels are equal, or all texts empty."""
     if dataset.labels is not None and len(dataset.labels.unique()) == 1:
         log.warning("%s: every row has the label %g, so there is nothing to learn", path, dataset.labels[0])
     special = tokenizer.num_special_tokens_to_add(len(dataset.task.text_columns) > 1)
@@ -198,22 +176,18 @@ def write_all_predictions(
     datasets: list[TokenizedDataset],
     predictions: Mapping[str, np.ndarray],
 ) -> list[Path]:
-    """Write the course's prediction files, and return their paths.
-
-    They go to `folder`/predictions, or where --<task>_<split>_out says.
-    """
+    """Write the course's prediction files to `folder`/predictions or where flags say; returns their paths."""
     paths = []
     for dataset in datasets:
         name = dataset.task.name
-        path = prediction_path(config, folder, name, split)
+        paths.append(prediction_path(config, folder, name, split))
         if parallel.rank() == 0:
-            write_predictions(path, dataset.task.prediction_column, dataset.ids, predictions[name])
-        paths.append(path)
+            write_predictions(paths[-1], dataset.task.prediction_column, dataset.ids, predictions[name])
     return paths
 
 
 def dev_rows(dataset: TokenizedDataset, logits: Tensor, predictions: np.ndarray) -> Iterator[dict[str, Any]]:
-    """What a row of a labelled file says and what the model says of it, as JSON can hold it.
+    """What each row of a labelled file says and what the model says of it, as JSON can hold it.
 
     Classes stand under their names, numbers have six digits. logits: (rows,C). predictions: (rows,).
     """
@@ -222,20 +196,16 @@ def dev_rows(dataset: TokenizedDataset, logits: Tensor, predictions: np.ndarray)
     of_class = dataset.task.probabilities
     probabilities = of_class(logits).tolist() if of_class else [[]] * len(dataset)
 
-    def said(value: float) -> str | float:
+    def named(value: float) -> str | float:
         return names[int(value)] if names else six_digits(value)
 
     columns = (dataset.ids, dataset.texts, dataset.labels.tolist(), predictions.tolist(), probabilities)
     for id, texts, label, prediction, values in zip(*columns, strict=True):
-        row: dict[str, Any] = {"id": id, "texts": texts, "label": said(label), "prediction": said(prediction)}
+        row: dict[str, Any] = {"id": id, "texts": texts}
+        row |= {"label": named(label), "prediction": named(prediction)}
         if values:
             row["probabilities"] = dict(zip(names, map(six_digits, values), strict=True))
         yield row
-
-
-def six_digits(value: float) -> float:
-    """The number with six significant digits; fp32 has about seven."""
-    return float(f"{value:.6g}")
 
 
 def write_dev_rows(folder: Path, datasets: list[TokenizedDataset], result: Evaluation) -> None:
@@ -258,10 +228,11 @@ def write_dev_rows(folder: Path, datasets: list[TokenizedDataset], result: Evalu
 def restore_dev_files(config: TrainConfig, best: nn.Module, data: Data) -> None:
     """Write the dev predictions of the best epoch again where they are gone."""
     folder = Path(config.output_dir)
-    paths = {name: prediction_path(config, folder, name, "dev") for name in config.eval_tasks}
-    lost = [
-        data[name, "dev"] for name, path in paths.items() if stream_of(path) is None and not path.exists()
-    ]
+    lost = []
+    for name in config.eval_tasks:
+        path = prediction_path(config, folder, name, "dev")
+        if stdout_or_pipe(path) is None and not path.exists():
+            lost.append(data[name, "dev"])
     if lost:
         result = evaluate(best, lost, config.batch_size, config.tasks)
         write_all_predictions(config, folder, "dev", lost, result.predictions)
@@ -276,8 +247,8 @@ def make_report(config: TrainConfig) -> None:
     if config.no_report or parallel.rank() != 0:
         return
     try:
-        import run_report  # imported here, so that training starts sooner
+        import report  # imported here, so that training starts sooner
 
-        print(f"report: {run_report.write_report(Path(config.output_dir))}")
+        print(f"report: {report.write_report(Path(config.output_dir))}")
     except (Exception, KeyboardInterrupt) as error:
         log.warning("report.html was not made (%s)", one_line(error))

@@ -2,12 +2,13 @@
 
     python -m data.download
 
-    find_commit ─> commit, names of its files ─ fetch ─> *.jsonl or *.tsv, in the hub's own cache
-    ─ read_records ─> records with their lines ─ course_file ─> the text of <data_dir>/<stem>-<split>.csv
+    find_commit ─> commit ─ fetch ─> *.jsonl or *.tsv, in the hub's own cache
+    ─ read_records ─> records ─ course_file ─> the text of <data_dir>/<stem>-<split>.csv
     and <data_dir>/download.json, which says where each file is from
 
 A file that is there already is kept, so the same command goes on after a break. data/README.md says which
-rows differ from the course's. Not handled: private data sets.
+rows differ from the course's. Fields, labels and numbers of rows were looked up on 2026-11-27, on the stored
+pages of the data sets. Not handled: private data sets.
 """
 
 import csv
@@ -17,59 +18,129 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from data.sources import SOURCES, Record, Source
 from datasets import Task
 from run_files import RECORD
 from support.errors import UserError, exit_status, one_line
-from support.files import check_writable, parse_json, read_bytes, write_text
+from support.files import check_writable, parse_json, read_json, write_text
 from support.flags import Parser, did_you_mean
+from support.tables import read_utf8
 from tasks import TASKS
 
 SPLITS = ("train", "dev", "test")
+Record = dict[str, Any]  # a row of a data set, by the names of its fields
 
-# ---------------------------------------------------------------------------------------- the hub
-
-
-def endpoint() -> str:
-    """Address of the hub. The library reads HF_ENDPOINT once, when it is imported; this reads it now."""
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+# ------------------------------------------------------------------------------------------ sources
 
 
-def find_commit(source: Source, revision: str) -> tuple[str, set[str]]:
-    """The commit that a revision of a data set stands for, and the names of its files.
+class Source(NamedTuple):
+    """A data set of the hub that has the rows of a task."""
 
-    Raises UserError if the hub cannot be reached, or has no such data set or revision.
-    """
+    dataset: str
+    commit: str  # the commit whose rows were counted, or how it begins
+    files: tuple[str, str, str]  # of train, dev, test
+    rows: tuple[int, int, int]  # of train, dev, test at that commit
+    text_fields: tuple[str, ...]  # one for each text column of the task
+    label_field: str
+    label: Callable[[Any], str]  # the field's value -> label as the course writes it; raises ValueError
+    names: tuple[str, ...] = ()  # what the field label_text calls the classes, where there is such a field
+    test_limit: int | None = None  # only so many test rows are taken, the first ones
+
+
+def classes(count: int, as_written: type = int) -> Callable[[Any], str]:
+    """A label that is one of the whole numbers below `count`, written as an int or as a float."""
+
+    def label(value: Any) -> str:
+        if isinstance(value, bool) or value not in range(count):
+            raise ValueError(f"label {value!r:.40} is not one of 0 to {count - 1}")
+        return str(as_written(value))
+
+    return label
+
+
+def sts_label(value: Any) -> str:
+    """0.0 to 5.0. The hub has 3.8 as the 32-bit float 3.7999999523; the benchmark has three decimals."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 5:
+        raise ValueError(f"label {value!r:.40} is not a number from 0 to 5")
+    return str(round(float(value), 3))
+
+
+def cfimdb_label(value: Any) -> str:
+    """0 (negative) or 1 (positive)."""
+    if value not in ("Negative", "Positive"):
+        raise ValueError(f"Sentiment {value!r:.40} is not Negative or Positive")
+    return "1" if value == "Positive" else "0"
+
+
+JSON_LINES = ("train.jsonl", "validation.jsonl", "test.jsonl")
+SOURCES = {
+    "sst": Source(
+        "SetFit/sst5",
+        "e51bdcd8cd3a30da231967c1a249ba59361279a3",
+        ("train.jsonl", "dev.jsonl", "test.jsonl"),
+        (8544, 1101, 2210),
+        ("text",),
+        "label",
+        classes(5),
+        TASKS["sst"].label_names,
+    ),
+    "sts": Source(
+        "SetFit/stsb",
+        "77bd85cf73a244d4503e477ce6de81196187839f",
+        JSON_LINES,
+        (5749, 1500, 1379),
+        ("text1", "text2"),
+        "label",
+        sts_label,
+    ),
+    "cfimdb": Source(
+        "tasksource/counterfactually-augmented-imdb",
+        "fd42efb815508d02beb7d478eae41a8a2e7100a3",
+        ("train.tsv", "dev.tsv", "test.tsv"),
+        (1707, 245, 488),
+        ("Text",),
+        "Sentiment",
+        cfimdb_label,
+    ),
+    "para": Source(  # the largest comes last
+        "SetFit/qqp",
+        "df33eff",
+        JSON_LINES,
+        (363846, 40430, 390965),
+        ("text1", "text2"),
+        "label",
+        classes(2, float),
+        ("not duplicate", "duplicate"),
+        test_limit=40431,  # as many as the course's; all would take an hour to predict on a CPU
+    ),
+}
+
+# ------------------------------------------------------------------------------------------ the hub
+
+
+def find_commit(dataset: str, revision: str) -> str:
+    """The commit that a revision of a data set stands for. Raises UserError if the hub has none."""
     import huggingface_hub
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         # without a network this fails at once; a download would retry for a minute
-        api = huggingface_hub.HfApi(endpoint=endpoint())
-        info = api.dataset_info(source.dataset, revision=revision, timeout=10)
+        sha = huggingface_hub.HfApi(_endpoint()).dataset_info(dataset, revision=revision, timeout=10).sha
     except RevisionNotFoundError:
-        hint = "each data set has commits of its own: --revision sst=COMMIT,sts=COMMIT"
-        raise UserError(f"--revision {revision}: {source.dataset} has no such revision; {hint}") from None
+        hint = "each data set has commits of its own: --tasks sst --revision COMMIT"
+        raise UserError(f"--revision {revision}: {dataset} has no such revision; {hint}") from None
     except RepositoryNotFoundError:
-        raise UserError(f"{source.dataset}: {endpoint()} has no such public data set") from None
+        raise UserError(f"{dataset}: {_endpoint()} has no such public data set") from None
     except Exception as error:  # no network, HF_HUB_OFFLINE, a proxy's answer: the user has to act
-        raise UserError(_unreachable(source.dataset, error)) from None
-    if not info.sha:
-        raise UserError(f"{source.dataset}: {endpoint()} names no commit of revision {revision}")
-    return info.sha, {file.rfilename for file in info.siblings or []}
+        raise _unreachable(dataset, error) from None
+    assert sha is not None
+    return sha
 
 
-def _unreachable(what: str, error: Exception) -> str:
-    why = f"{type(error).__name__}: {one_line(error):.150}"
-    mend = "what is written stays; the same command goes on"
-    return f"{what}: cannot be fetched from {endpoint()} ({why}); {mend}"
-
-
-def fetch(source: Source, file: str, commit: str) -> Path:
+def fetch(dataset: str, file: str, commit: str) -> Path:
     """Path of a data set's file in the hub's cache; an interrupted download is continued.
 
     Raises UserError if it cannot be fetched.
@@ -78,63 +149,62 @@ def fetch(source: Source, file: str, commit: str) -> Path:
 
     try:
         path = huggingface_hub.hf_hub_download(
-            source.dataset, file, repo_type="dataset", revision=commit, endpoint=endpoint()
+            dataset, file, repo_type="dataset", revision=commit, endpoint=_endpoint()
         )
-    except Exception as error:  # as above, or a full disk
-        raise UserError(_unreachable(f"{source.dataset}, {file}", error)) from None
+    except Exception as error:  # as above, no such file, or a full disk
+        raise _unreachable(f"{dataset}, {file} at commit {commit:.7}", error) from None
     return Path(path)
 
 
-# ------------------------------------------------------------------------------------ from there to here
+def _endpoint() -> str:
+    """Address of the hub. The library reads HF_ENDPOINT once, when it is imported; this reads it now."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
 
 
-def read_records(where: str, path: Path, fields: Sequence[str]) -> Iterator[tuple[int, Record]]:
+def _unreachable(what: str, error: Exception) -> UserError:
+    why = f"{type(error).__name__}: {one_line(error):.150}"
+    mend = "what is written stays; the same command goes on"
+    return UserError(f"{what}: cannot be fetched from {_endpoint()} ({why}); {mend}")
+
+
+# --------------------------------------------------------------------------- the course's layout
+
+
+def read_records(where: str, path: Path) -> Iterator[tuple[int, Record]]:
     """The records of a file of JSON lines, or of a .tsv with a header, each with its line number.
 
-    where: what messages call the file. Raises UserError, with the line, for one that lacks a field.
+    where: what messages call the file.
     """
-    try:
-        text = read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 ({error})") from None
-    csv.field_size_limit(2**31 - 1)  # reviews are long
-    records = _tsv_records(text) if where.endswith(".tsv") else _json_records(where, text)
-    for line, record in records:
-        for field in fields:
-            if field not in record:
-                names = ", ".join(map(repr, record))
-                raise UserError(f"{where}:{line}: no field {field!r} (it has {names:.200})")
-        yield line, record
-
-
-def _tsv_records(text: str) -> Iterator[tuple[int, Record]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t")
-    for record in reader:
-        yield reader.line_num, {name: value for name, value in record.items() if value is not None}
-
-
-def _json_records(where: str, text: str) -> Iterator[tuple[int, Record]]:
+    text = read_utf8(path)
+    if where.endswith(".tsv"):
+        csv.field_size_limit(2**31 - 1)  # reviews are long
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t")
+        yield from ((reader.line_num, record) for record in reader)
+        return
     for line, row in enumerate(text.split("\n"), start=1):
         if row.strip():
             yield line, parse_json(f"{where}:{line}", row.encode())
 
 
-def course_file(task: Task, source: Source, split: str, where: str, path: Path) -> tuple[str, int, int]:
+def course_file(
+    task: Task, source: Source, split: str, where: str, records: Iterable[tuple[int, Record]]
+) -> tuple[str, int, int]:
     """A file of the hub in the course's layout, its rows, and how many rows the hub's file has.
 
     Raises UserError, with the line, for a row that has no such texts or label.
     """
     labelled = split != "test"
-    label_field = (source.label_field,) if labelled else ()
     rows: list[list[str]] = []
     count = 0
-    for line, record in read_records(where, path, (*source.text_fields, *label_field)):
+    for line, record in records:
         count += 1
         if not labelled and source.test_limit is not None and count > source.test_limit:
             continue
         try:
             texts = [_one_line(field, record[field]) for field in source.text_fields]
-            label = [source.label(record)] if labelled else []
+            label = [_label(source, record)] if labelled else []
+        except KeyError as error:
+            raise UserError(f"{where}:{line}: no field {error} (it has {', '.join(record)})") from None
         except ValueError as error:
             raise UserError(f"{where}:{line}: {error}") from None
         rows.append([str(len(rows)), course_id(task.name, split, len(rows), texts), *texts, *label])
@@ -144,12 +214,20 @@ def course_file(task: Task, source: Source, split: str, where: str, path: Path) 
     return buffer.getvalue(), len(rows), count
 
 
+def _label(source: Source, record: Record) -> str:
+    """The label as the course writes it, after a check that its name is the one that we know."""
+    value = record[source.label_field]
+    label = source.label(value)
+    name = record.get("label_text")
+    if source.names and name is not None and name.casefold() != source.names[int(value)]:
+        raise ValueError(f"label {value} is called {name!r:.40}, not {source.names[int(value)]!r}")
+    return label
+
+
 def _one_line(field: str, text: object) -> str:
     """The text without the tabs and line breaks that would end a field of the course's files."""
     if text is not None and not isinstance(text, str):
         raise ValueError(f"{field} {text!r:.40} is not a text")
-    if any("\ud800" <= letter <= "\udfff" for letter in text or ""):
-        raise ValueError(f"{field} is not UTF-8 (half of a surrogate pair)")
     return re.sub(r"[\t\r\n]+", " ", text or "")
 
 
@@ -161,49 +239,39 @@ def course_id(*parts: object) -> str:
 # ------------------------------------------------------------------------------------------ program
 
 
-def download(names: Sequence[str], folder: Path, revisions: dict[str, str]) -> None:
+def download(names: Sequence[str], folder: Path, revision: str) -> None:
     """Fetch what is missing of each task's files. Raises UserError; the files that are finished stay."""
     check_writable(folder / RECORD, "--data_dir")
-    record = parse_json(folder / RECORD, read_bytes(folder / RECORD)) if (folder / RECORD).is_file() else {}
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     for name in names:
         paths = {split: folder / TASKS[name].filename(split) for split in SPLITS}
-        missing = [split for split, path in paths.items() if not os.path.lexists(path)]
-        for split in SPLITS:
-            if split not in missing:
-                print(f"{paths[split]}: kept, {_origin(paths[split], record)}")
-        if not missing:
+        kept = [path for path in paths.values() if os.path.lexists(path)]
+        for path in kept:
+            entry = record.get(path.name)
+            origin = (
+                f"{entry['dataset']} at commit {entry['commit'][:12]}" if entry else "not from this program"
+            )
+            print(f"{path}: kept, {origin}")
+        if len(kept) == len(paths):
             continue
-        source = SOURCES[name]
-        commit, published = find_commit(source, revisions[name])
-        print(f"{name}: {source.dataset} at commit {commit}")
-        if any(split not in missing and paths[split].name not in record for split in SPLITS):
+        dataset = SOURCES[name].dataset
+        commit = find_commit(dataset, revision)
+        print(f"{name}: {dataset} at commit {commit}")
+        if any(path.name not in record for path in kept):
             print(f"{name}: the kept files are from elsewhere, so rows of one file may be in another, too")
-        for split in missing:
-            record[paths[split].name] = _convert(name, split, commit, published, paths[split])
-            write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
+        for split, path in paths.items():
+            if path not in kept:
+                record[path.name] = write_split(name, split, commit, path)
+                write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
 
 
-def _origin(path: Path, record: dict[str, Any]) -> str:
-    """Where a file that is kept is from, as far as the folder's record knows."""
-    entry = record.get(path.name)
-    if not isinstance(entry, dict):
-        return "not from this program"
-    changed = path.is_file() and hashlib.sha256(read_bytes(path)).hexdigest() != entry.get("sha256")
-    commit = str(entry.get("commit"))[:12]
-    return f"{entry.get('dataset')} at commit {commit}{', changed since' if changed else ''}"
-
-
-def _convert(name: str, split: str, commit: str, published: set[str], target: Path) -> dict[str, Any]:
-    """Write one file. Returns what the record says of it."""
+def write_split(name: str, split: str, commit: str, target: Path) -> Record:
+    """Write one file. Returns what `download.json` says of it. Raises UserError."""
     source = SOURCES[name]
-    index = SPLITS.index(split)
-    file = source.files[index]
-    if file not in published:
-        there = ", ".join(sorted(published)) or "no files"
-        raise UserError(f"{source.dataset}: no {file} at commit {commit} (it has {there:.200})")
+    file, expected = dict(zip(SPLITS, zip(source.files, source.rows, strict=True), strict=True))[split]
     where = f"{source.dataset}/{file}"
-    text, rows, count = course_file(TASKS[name], source, split, where, fetch(source, file, commit))
-    expected = source.rows[index]
+    records = read_records(where, fetch(source.dataset, file, commit))
+    text, rows, count = course_file(TASKS[name], source, split, where, records)
     if count != expected:
         found = f"{where}: {count:,} rows, and {expected:,} at commit {source.commit[:7]}"
         if not count or commit.startswith(source.commit):
@@ -217,75 +285,35 @@ def _convert(name: str, split: str, commit: str, published: set[str], target: Pa
 
 def task_names(words: Sequence[str]) -> list[str]:
     """The tasks that are named, separated by commas or spaces. Raises UserError for an unknown one."""
-    names = [name for name in re.split(r"[\s,]+", " ".join(words)) if name]
+    names = re.split(r"[\s,]+", " ".join(words))
     for name in names:
         if name not in SOURCES:
             hint = did_you_mean(name, SOURCES)
             raise UserError(f"--tasks {name[:40]}: must be one or more of {', '.join(SOURCES)}{hint}")
-    if not names:
-        raise UserError(f"--tasks: must be one or more of {', '.join(SOURCES)}")
     return list(dict.fromkeys(names))
 
 
-def revisions_by_task(text: str, names: Sequence[str]) -> dict[str, str]:
-    """A revision for each task: the same, or those of `sst=COMMIT,sts=COMMIT` and main for the others.
-
-    Raises UserError for one that names a task which is not fetched.
-    """
-    if "=" not in text:
-        revisions = dict.fromkeys(names, text.strip())
-    else:
-        revisions = dict.fromkeys(names, "main")
-        for part in text.split(","):
-            name, _, revision = (word.strip() for word in part.partition("="))
-            if name not in revisions:
-                raise UserError(
-                    f"--revision {part.strip()[:60]}: {name[:40]!r} is not one of {', '.join(names)}"
-                )
-            revisions[name] = revision
-    if not all(revisions.values()):
-        raise UserError("--revision: must not be empty")
-    return revisions
-
-
-def run(arguments: Sequence[str] | None) -> int:
-    """Parse the command line, and download."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit status."""
     parser = Parser(
         prog="data.download",
         description="Fetch real data from the Hugging Face hub, and write them in the course's layout.",
         usage="python -m data.download [--flag value ...]",
     )
-    parser.add_argument(
-        "--tasks",
-        nargs="+",
-        default=[",".join(SOURCES)],
-        metavar="NAME",
-        help=f"of {', '.join(SOURCES)} (default: all)",
-    )
-    parser.add_argument(
-        "--data_dir",
-        default="data",
-        metavar="FOLDER",
-        help="where the files are written; those that are there are kept (default: data)",
-    )
-    parser.add_argument(
-        "--revision",
-        default="main",
-        metavar="REVISION",
-        help="branch, tag or commit of the data sets, or one by task: sst=COMMIT,sts=COMMIT (default: main)",
-    )
-    given = parser.parse_args(arguments)
-    if not given.data_dir.strip():
-        raise UserError("--data_dir: must not be empty")
-    names = task_names(given.tasks)
-    download(names, Path(given.data_dir), revisions_by_task(given.revision, names))
-    print(f"{given.data_dir}: ready; {RECORD} says where each file is from, data/README.md what differs")
-    return 0
+    tasks = f"of {', '.join(SOURCES)} (default: all)"
+    parser.add_argument("--tasks", nargs="+", default=list(SOURCES), metavar="NAME", help=tasks)
+    where = "where the files are written; those that are there are kept (default: data)"
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="FOLDER", help=where)
+    which = "branch, tag or commit; a commit is one data set's, so name its task by --tasks (default: main)"
+    parser.add_argument("--revision", default="main", metavar="REVISION", help=which)
 
+    def program() -> int:
+        given = parser.parse_args(arguments)
+        download(task_names(given.tasks), given.data_dir, given.revision)
+        print(f"{given.data_dir}: ready; {RECORD} says where each file is from, data/README.md what differs")
+        return 0
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit status."""
-    return exit_status("data.download", lambda: run(arguments))
+    return exit_status("data.download", program)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where a run computes: device, compute type, memory and threads. This module knows no model.
+"""Where a run computes: device, compute type, memory and threads. Knows no model.
 
 Not handled: several devices in one process. Several processes do that (`parallel.py`).
 """
@@ -9,9 +9,9 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol, SupportsFloat, TypeVar
+from typing import Any, NamedTuple, SupportsFloat
 
 import torch
 
@@ -33,51 +33,39 @@ M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
 
 log = logging.getLogger("smart_bert")
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-class Mapper(Protocol):
-    """A function with the arguments of `map`."""
-
-    def __call__(self, function: Callable[[Item], Result], items: Iterable[Item], /) -> Iterable[Result]: ...
 
 
 def pick_device(use_gpu: bool) -> torch.device:
     """The device to compute on: CUDA if there is one, else Apple's MPS, else the CPU.
 
-    Several processes on one machine each take a CUDA device of their own. Raises UserError if `use_gpu` is
-    set and there is no CUDA device, and if there are more processes than CUDA devices.
+    Each of several processes takes a CUDA device of its own. Raises UserError if `use_gpu` is set and there
+    is no CUDA device, and if there are more processes than CUDA devices.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(
-                "--nproc_per_node: more processes than this machine's"
-                f" {torch.cuda.device_count()} CUDA devices"
-            )
+        count = torch.cuda.device_count()
+        if local_rank >= count:
+            raise UserError(f"--nproc_per_node: more processes than this machine's {count} CUDA devices")
         torch.cuda.set_device(local_rank)
         # --precision fp32 is fp32: no TF32, which keeps three digits
         torch.set_float32_matmul_precision("highest")
-        # Of cuDNN's attention there is a plan for each shape, and batches differ in length. The other kernels
-        # (flash, memory-efficient) take any length.
+        # cuDNN's attention makes a plan for each shape, and batches differ in length; flash and
+        # memory-efficient attention take any length
         torch.backends.cuda.enable_cudnn_sdp(False)
         return torch.device("cuda", local_rank)
     if use_gpu:
-        raise UserError(
-            "--use_gpu: this PyTorch finds no CUDA device; leave the flag out to use another device"
-        )
+        raise UserError("--use_gpu: this PyTorch finds no CUDA device; leave the flag out to use another one")
     if torch.backends.mps.is_available() and parallel.size() == 1:
         return torch.device("mps")
     keep_freed_memory()
-    # `mapper` calls set_num_threads too, which can change results. A resumed run must compute like the
+    # `mapper` calls set_num_threads, too, which can change results. A resumed run must compute like the
     # original run from its first step, so the call is made here once.
     torch.set_num_threads(torch.get_num_threads())
     return torch.device("cpu")
 
 
 def make_deterministic() -> None:
-    """Take kernels that give the same bits in every run, where PyTorch has one; an error where it has none.
+    """Use kernels that give the same bits in every run; an operation without one raises an error.
 
     To be called before anything is computed: cuBLAS reads its variable when it starts.
     """
@@ -89,7 +77,7 @@ def make_deterministic() -> None:
 
 
 class Elapsed(NamedTuple):
-    """The time between two events in the queue of a GPU. `float`, in seconds, waits for the later one."""
+    """The seconds between two CUDA events, by `float`, which syncs the GPU."""
 
     begin: Any
     end: Any
@@ -102,8 +90,7 @@ class Elapsed(NamedTuple):
 def start_watch(device: torch.device) -> Callable[[], SupportsFloat]:
     """Start timing the work that is given to the device. A call of the result gives its seconds so far.
 
-    The host runs ahead of a GPU, so its clock would time the launching. There, events are put before and
-    after the work, and nothing waits until the number is read.
+    The host runs ahead of a GPU, so events in the GPU's queue are timed there, without a sync.
     """
     if device.type in ("cpu", "meta"):
         begin = time.perf_counter()
@@ -128,11 +115,11 @@ class Precision(NamedTuple):
 def choose_precision(device: torch.device, asked: str | None, resumed: bool = False) -> Precision:
     """The compute type of a run on this device. This is the only place that decides it.
 
-    asked: the one that the user, or with `resumed` the run that goes on, has named; None for the default. The
-    default is bf16 where the device computes faster in it, else fp32. The environment variable
-    SMART_BERT_PRECISION sets another default, for tests.
+    asked: the one that the user, or with `resumed` the run that goes on, has named; None for the default:
+    bf16 where the device computes faster in it, else fp32. The environment variable SMART_BERT_PRECISION sets
+    another default, for tests.
     """
-    fast, reason = bf16_is_fast(device)
+    fast, reason = _bf16_is_fast(device)
     name = "bf16" if fast else "fp32"
     if asked:
         if asked == "bf16" and not fast:
@@ -147,7 +134,7 @@ def choose_precision(device: torch.device, asked: str | None, resumed: bool = Fa
     return Precision(name, f"{reason}, TF32 off" if (device.type, name) == ("cuda", "fp32") else reason)
 
 
-def bf16_is_fast(device: torch.device) -> tuple[bool, str]:
+def _bf16_is_fast(device: torch.device) -> tuple[bool, str]:
     """Whether the device has instructions for products in bf16, and the words that say so."""
     if device.type == "cuda":
         has = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -189,7 +176,7 @@ def workers(device: torch.device) -> int:
 
 
 @contextlib.contextmanager
-def mapper(device: torch.device) -> Iterator[Mapper]:
+def mapper(device: torch.device) -> Iterator[Callable[..., Any]]:
     """A function like `map` for work on the device. On a CPU it uses one thread for each core, 8 at most.
 
     One batch for each core is 10 to 20 % faster than all cores working on the same batch.

@@ -1,5 +1,4 @@
-"""The project's error type, and what a program says of it. It has a file of its own, so that every module can
-raise it without a circular import."""
+"""The project's error type, and what a program says of it."""
 
 import signal
 import sys
@@ -31,7 +30,7 @@ def exit_status(name: str, program: Callable[[], int]) -> int:
         message, status = f"error: {one_line(error)}", 2
     except OSError as error:
         what = f"{error.filename or 'input or output'}: {error.strerror or one_line(error)}"
-        message, status = f"error: {' '.join(what.split())}", 2
+        message, status = f"error: {what}", 2
     except KeyboardInterrupt as interruption:
         message, status = "interrupted", 128 + int(*interruption.args or (signal.SIGINT,))
     print(f"{name}: {message}", file=sys.stderr)

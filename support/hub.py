@@ -13,23 +13,19 @@ def hub_file(repo: str, wanted: Sequence[str], unknown: str) -> Path:
     Raises UserError: the words `unknown` if there is no such model, or that it has none of the files.
     """
     import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         for file in wanted:
-            try:
-                return Path(huggingface_hub.hf_hub_download(repo, file, local_files_only=True))
-            except LocalEntryNotFoundError:
-                continue
-        # Without a network this request fails at once. A download would retry for a minute.
+            cached = huggingface_hub.try_to_load_from_cache(repo, file)
+            if isinstance(cached, str):
+                return Path(cached)
+        # without a network this fails at once; a download would retry for a minute
         info = huggingface_hub.HfApi().model_info(repo, timeout=10)
         published = {file.rfilename for file in info.siblings or []}
         for file in wanted:
             if file in published:
                 return Path(huggingface_hub.hf_hub_download(repo, file))
-    except (
-        Exception
-    ) as error:  # no such model, no network, a proxy's answer, a full disk: the user has to act
+    except Exception as error:  # no such model, no network, a proxy's answer, a full disk
         raise UserError(f"{unknown} ({type(error).__name__})") from None
     raise UserError(f"{repo!r}: the model has no {' or '.join(wanted)}")
 
@@ -39,7 +35,7 @@ def hub_folder(name_or_path: str, endings: Sequence[str]) -> Path:
 
     Without a network they come from the cache. Raises UserError if there is no such folder and no such model.
     """
-    # a path that is no name on the hub, or the rest of an interrupted save: the reader says what is wrong
+    # what stands there and is no model, or the rest of an interrupted save: the reader says what is wrong
     if os.path.lexists(name_or_path) or os.path.isdir(f"{name_or_path}.old"):
         return Path(name_or_path)
     import huggingface_hub

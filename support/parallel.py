@@ -1,8 +1,7 @@
 """Several processes that train one model together, started by `torchrun`.
 
-Built on `torch.distributed`: gloo between CPUs, nccl between GPUs. This module knows tensors, no model.
-Without `torchrun` there is one process, and every function returns at once.
-Not handled: a number of processes that changes during a run.
+Built on `torch.distributed`: gloo between CPUs, nccl between GPUs. Without `torchrun` there is one process,
+and every function returns at once. Not handled: a number of processes that changes during a run.
 """
 
 import logging
@@ -25,20 +24,20 @@ Value = TypeVar("Value")
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Inside the block, the processes of `torchrun` are connected. Only process 0 prints and logs.
+    """Connect the processes of `torchrun` within the block. Only rank 0 prints and logs.
 
-    They leave it together: one that ended while process 0 was writing could end the whole run.
+    Barrier at exit, so that no rank quits while rank 0 saves: torchrun would end the whole run.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
-    # Numbers and objects on the host go through gloo on every machine, so the host never waits for a GPU.
+    # numbers and objects on the host go through gloo, which needs no GPU sync
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
         logging.disable(logging.WARNING if rank() else logging.NOTSET)
         try:
             yield
-            wait_for_all()
+            barrier()
         finally:
             dist.destroy_process_group()
 
@@ -54,65 +53,63 @@ def size() -> int:
 
 
 def bar_disabled() -> bool | None:
-    """The value for `tqdm`'s argument `disable`. Process 0 shows a bar if its stderr is a terminal."""
+    """`tqdm`'s argument `disable`: rank 0 shows a bar if its stderr is a terminal (None), others never."""
     return True if rank() else None
 
 
-def wait_for_all() -> None:
-    """Returns when every process has called it."""
+def barrier() -> None:
+    """Wait until every rank has called it."""
     if size() > 1:
         dist.barrier()
 
 
 def gather(value: Value) -> list[Value]:
-    """The values of all processes, in the order of their numbers. Every process gets the list."""
+    """The values of all ranks, in their order, on every rank."""
     values = [value] * size()
     if size() > 1:
         dist.all_gather_object(values, value)
     return values
 
 
-def largest(*numbers: int) -> list[int]:
-    """The maximum of each number over the processes."""
+def all_reduce_max(*numbers: int) -> list[int]:
+    """The maximum of each number over the ranks."""
     if size() == 1:
         return list(numbers)
-    agreed = torch.tensor(numbers)
-    dist.all_reduce(agreed, dist.ReduceOp.MAX)
-    return agreed.tolist()
+    maxima = torch.tensor(numbers)
+    dist.all_reduce(maxima, dist.ReduceOp.MAX)
+    return maxima.tolist()
 
 
-def mean(losses: dict[str, Tensor], weight: float) -> dict[str, Tensor]:
-    """Mean over the processes of each scalar times the process's `weight`, detached. No host sync."""
+def all_reduce_mean(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean of each scalar over the ranks, detached. No GPU sync."""
     if size() == 1:
         return {name: loss.detach() for name, loss in losses.items()}
-    values = torch.stack([loss.detach().float() for loss in losses.values()]) * (weight / size())
+    values = torch.stack([loss.detach().float() for loss in losses.values()]) / size()
     dist.all_reduce(values)
     return dict(zip(losses, values, strict=True))
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replaces each gradient, in place, by its sum over the processes. No host sync.
+    """Replace each gradient, in place, by its sum over the ranks. No GPU sync.
 
-    A parameter without a gradient is left out: the processes train the same task at the same step, so in all
-    of them the heads of the other tasks have none.
+    All ranks train the same task at the same step, so the same parameters have a gradient on each.
     """
     if size() == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    # all on their way before the first is waited for
     for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
         work.wait()
 
 
 @contextmanager
 def lost_worker_advice(where: str | Path) -> Iterator[None]:
-    """Turns a lost connection to a worker into a UserError that says how to resume the run in `where`."""
+    """Turn a lost connection to another rank into a UserError that says how to resume the run in `where`."""
     try:
         yield
     except RuntimeError as error:
         if size() == 1 or not any(sign in str(error).lower() for sign in ("gloo", "nccl", "connection")):
             raise
-        # torchrun stops this process when another worker has failed. The message must come first.
+        # torchrun sends SIGTERM when another rank has failed; the message must come first
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         message = f"process {rank()} lost another one ({one_line(error)[:80]}); its own message says why"
         advice = f"resume with the same command and --resume --output_dir {where}"

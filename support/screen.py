@@ -1,7 +1,5 @@
 """What a run shows on the screen: tables and lines that fit 100 columns. Knows names and numbers only."""
 
-import math
-
 COLUMNS = 100
 
 
@@ -40,8 +38,8 @@ def step_line(
     loss: None for rows without labels.
     """
     terms = "".join(f"  {name} +{value:.3g}" for name, value in added.items())
-    said = "" if loss is None else f" loss {loss:.4f}"
-    line = f"step {step:>{len(str(total))}}/{total}  {task:<7}{said}{terms}"
+    shown = "" if loss is None else f" loss {loss:.4f}"
+    line = f"step {step:>{len(str(total))}}/{total}  {task:<7}{shown}{terms}"
     return cut(f"{line}  ({duration(seconds_left)} left)")
 
 
@@ -58,14 +56,13 @@ def scores_table(dev: dict[str, dict[str, float]], untrained: dict[str, float] |
     """
     rows = [["task", "main metric", "dev", *(["untrained cosine"] if untrained else []), "also", "dev"]]
     for task, scores in dev.items():
-        named = [(name, value) for name, value in scores.items() if name != "trained"]
-        main, value = named[0]
-        other, other_value = named[1] if len(named) > 1 else ("", math.nan)
+        (main, value), *others = [(name, score) for name, score in scores.items() if name != "trained"]
         mark = "" if scores.get("trained", True) else " (not trained)"
-        cells = [task + mark, main, f"{value:.3f}", other, f"{other_value:.3f}" if other else ""]
+        cells = [task + mark, main, f"{value:.3f}"]
         if untrained:
-            cells.insert(3, f"{untrained[task]:.3f}" if task in untrained else "")
-        rows.append(cells)
+            cells.append(f"{untrained[task]:.3f}" if task in untrained else "")
+        other = [others[0][0], f"{others[0][1]:.3f}"] if others else ["", ""]
+        rows.append(cells + other)
     return table(rows)
 
 
@@ -78,15 +75,13 @@ def epoch_table(
     best: the role whose mean is the best so far, which gets a star; None if it is an earlier epoch's.
     """
     rows = [[title, *(cell for role in scores for cell in (role, "change"))]]
-    for name in next(iter(scores.values())):
-        is_mean = name == list(next(iter(scores.values())))[-1]
-        cells = []
+    names = list(next(iter(scores.values())))
+    for name in names:
+        cells = [name]
         for role, values in scores.items():
-            star = "*" if is_mean and role == best else " "
+            star = "*" if name == names[-1] and role == best else " "
             earlier = before.get(role, {}).get(name)
-            cells += [
-                f"{values[name]:.3f}{star}",
-                "" if earlier is None else f"{values[name] - earlier:+.3f}",
-            ]
-        rows.append([name, *cells])
+            change = "" if earlier is None else f"{values[name] - earlier:+.3f}"
+            cells += [f"{values[name]:.3f}{star}", change]
+        rows.append(cells)
     return table(rows)

@@ -20,9 +20,9 @@ SEPARATORS = {"tab": "\t", "comma": ","}
 class Table(NamedTuple):
     """A file's header and its rows, without blank lines.
 
-    separator: "tab" or "comma". strict: quoting must be proper, and a quoted text may hold the separator.
-    Only files with a tab in the header, the course's, are read more loosely. rows: (line number where the
-    row starts, its fields); iterating raises UserError with file and line at an open quote.
+    separator: "tab" or "comma". strict: quoting must be proper, and a quoted text may hold the separator;
+    files with a tab in the header, the course's, are read more loosely. rows: (line number where the row
+    starts, its fields); iterating raises UserError with file and line at an open quote.
     """
 
     separator: str
@@ -34,40 +34,30 @@ class Table(NamedTuple):
 
 def read_utf8(path: str | Path) -> str:
     """The text of a file, without a byte-order mark. Raises UserError with the line if it is not UTF-8."""
-    data = read_bytes(path)
     try:
-        return data.decode("utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        before = error.object[: error.start]  # without the BOM
-        byte = error.object[error.start]
+        before = error.object[: error.start]  # without the byte-order mark
         line = 1 + before.count(b"\n") + before.count(b"\r") - before.count(b"\r\n")
-        raise UserError(f"{path}:{line}: not UTF-8 (byte 0x{byte:02x})") from None
+        raise UserError(f"{path}:{line}: not UTF-8 (byte 0x{error.object[error.start]:02x})") from None
 
 
 def read_table(path: str | Path) -> Table:
-    """The table in a file. The header alone decides whether its fields are separated by tabs or by commas.
+    """The table in a file. The header decides: tabs separate if one is in it, else commas if one is in it.
 
+    A file of one column counts as tab-separated, so its texts may hold commas without quotes.
     Raises UserError with file and line if the file cannot be read, is empty or is not UTF-8.
     """
     text = read_utf8(path)
     csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters is too small for long documents
-    separator, strict = _layout(text)
+    names: list[str] = next(filter(None, csv.reader(io.StringIO(text, newline=""))), [])
+    strict = not any("\t" in name for name in names)
+    separator = "comma" if strict and len(names) > 1 else "tab"
     rows = _rows(path, text, separator, strict)
     header_line, header = next(rows, (1, None))
     if header is None:
         raise UserError(f"{path}:1: the file is empty")
     return Table(separator, strict, header_line, header, rows)
-
-
-def _layout(text: str) -> tuple[str, bool]:
-    """Separator, and whether quoting must be proper: commas, where they split the header and no tab is in it.
-
-    So a file with one column counts as tab-separated, and its texts may hold commas without quotes.
-    """
-    header = next(filter(None, csv.reader(io.StringIO(text, newline=""))), [])
-    if any("\t" in name for name in header):
-        return "tab", False
-    return "comma" if len(header) > 1 else "tab", True
 
 
 def _rows(path: str | Path, text: str, separator: str, strict: bool) -> Iterator[tuple[int, list[str]]]:
@@ -78,7 +68,7 @@ def _rows(path: str | Path, text: str, separator: str, strict: bool) -> Iterator
     reader = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=SEPARATORS[separator],
-        strict=strict,  # an open quote shows by what stands behind the quote that closes it
+        strict=strict,  # an error if text follows a closing quote, or the file ends within quotes
         skipinitialspace=strict,  # `1, "a text, with a comma"`
     )
     line = 1
@@ -86,7 +76,7 @@ def _rows(path: str | Path, text: str, separator: str, strict: bool) -> Iterator
     try:
         for row in reader:
             width = width or len(row)
-            # An open quote joins lines, so the row has more fields than the header.
+            # an open quote joins lines, so the row has more fields than the header
             swallowed = reader.line_num > line and any(row[width:])
             if swallowed and strict:
                 problem = f"a quote is not closed, or a text that holds a {separator} is not in quotes"
@@ -97,7 +87,6 @@ def _rows(path: str | Path, text: str, separator: str, strict: bool) -> Iterator
             if row:
                 yield line, row
             line = reader.line_num + 1
-    except csv.Error as error:
-        # strict: text follows a closing quote, or the file ends within quotes
-        improper = "a field opens with a quote that is not closed, or holds a quote that is not doubled"
-        raise UserError(f"{path}:{line}: {improper if strict else error}") from None
+    except csv.Error:
+        problem = "a field opens with a quote that is not closed, or holds a quote that is not doubled"
+        raise UserError(f"{path}:{line}: {problem}") from None

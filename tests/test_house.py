@@ -13,10 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"multitask_classifier"},
     {"resume", "submit"},
-    {"run_files", "raw_text"},
+    {"run_files", "ask"},
     {"config", "model_card"},
     {"evaluation", "bert"},
-    {"datasets", "base_bert", "run_report"},
+    {"datasets", "base_bert", "report"},
     {"tasks"},
     {"support", "optimizer", "mysmartloss"},
 ]

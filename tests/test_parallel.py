@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -99,36 +98,22 @@ def test_a_lost_worker_ends_the_run_and_resuming_is_bit_identical(encoder, whole
     assert outcome(tmp_path / "run") == outcome(whole)
 
 
-def test_sigterm_saves_in_all_processes_at_the_same_step(encoder, tmp_path):
-    """Guards against processes that stop at different steps, and then wait for each other for ever."""
-    places = ["--model_name_or_path", encoder, "--output_dir", tmp_path / "run"]
-    process = start(2, *RUN, "--epochs=500", *places)
-    wait_for(process, tmp_path / "run" / "last" / "manifest.json")
-    time.sleep(0.3)
-    process.send_signal(signal.SIGTERM)
-    _, complained = process.communicate(timeout=120)
-    assert (
-        "interrupted, and saved; go on with: python multitask_classifier.py --resume"
-        f" --output_dir {tmp_path / 'run'}" in complained
-    )
-
-
-def test_the_processes_of_a_run_hold_its_folder_together(encoder, tmp_path):
-    """Guards against processes that lock each other out, against a second start beside a living run,
-    and against a lock that outlives its run."""
+def test_processes_hold_their_folder_and_stop_together(encoder, tmp_path):
+    """Guards against processes that lock each other out, against a second start beside a living run, against
+    processes that stop at different steps and then wait for each other for ever, and against a lock that
+    outlives its run."""
     folder = tmp_path / "run"
     places = ["--model_name_or_path", encoder, "--output_dir", folder]
     process = start(2, *RUN, "--epochs=500", *places)
     try:
         wait_for(process, folder / "last" / "manifest.json")
-        for processes, way in ((1, ["--resume", "--output_dir", folder]), (2, [*RUN, *places])):
-            status, _, complained = run(processes, *way)
-            assert status != 0
-            assert f"--output_dir {folder}: in use by process " in complained  # each process says it
+        status, _, complained = run(2, *RUN, *places)
+        assert status != 0 and f"--output_dir {folder}: in use by process " in complained
         assert process.poll() is None, "the first run has ended"
         process.send_signal(signal.SIGTERM)
         _, complained = process.communicate(timeout=120)
-        assert "interrupted, and saved" in complained
+        said = "interrupted, and saved; go on with: python multitask_classifier.py --resume --output_dir"
+        assert f"{said} {folder}" in complained
     finally:
         process.kill()
     with locked(folder):
@@ -150,7 +135,7 @@ def batch(tokenizer) -> Batch:
     return sample_batch("para", tokenizer, 5, seed=7)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("size", [2, 5, 8])
 def test_shares_of_a_batch_make_up_the_batch(batch, size):
     """Guards against rows computed by no process or by two, and against unequal shares with equal weights."""
     shares = [batch.share(rank, size) for rank in range(size)]
@@ -160,10 +145,7 @@ def test_shares_of_a_batch_make_up_the_batch(batch, size):
     real = [share for share in shares if share.weight]
     assert sorted(row for share in real for row in share.rows[share.part]) == [0, 1, 2, 3, 4]
     assert all(share.rows[share.part].tolist() == [0] for share in shares if not share.weight)
-    for share in shares:
-        assert torch.equal(share.input_ids, batch.input_ids[share.part])
-        assert torch.equal(share.labels, batch.labels[share.part])
-        assert share.num_tokens == batch.num_tokens
+    assert all(torch.equal(share.labels, batch.labels[share.part]) for share in shares)
 
 
 def test_noise_of_a_row_is_the_same_in_every_share(batch):

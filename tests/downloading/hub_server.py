@@ -2,7 +2,7 @@
 
 GET  /api/datasets/<owner>/<name>/revision/<revision>   the commit, and the names of the files
 HEAD /datasets/<owner>/<name>/resolve/<commit>/<file>   size, checksum and commit of a file
-GET  the same                                           its content, also from a byte on
+GET  the same                                           its content
 """
 
 import hashlib
@@ -20,7 +20,6 @@ class Hub:
     files: dict[str, dict[str, bytes]]
     commits: dict[str, str]  # by name
     branches: tuple[str, ...] = ("main",)
-    broken: set[str] = field(default_factory=set)  # files that end in the middle
     asked: list[str] = field(default_factory=list)  # "METHOD path"
     address: str = ""
 
@@ -64,22 +63,16 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
         headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": commit}
-        asked_from = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        start = int(asked_from[1]) if asked_from else 0
-        headers["Accept-Ranges"] = "bytes"
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        self.reply(206 if start else 200, content[start:], headers, half=f"{name}/{file}" in self.hub.broken)
+        self.reply(200, content, headers)
 
-    def reply(self, status: int, body: bytes, headers: dict[str, str], half: bool = False) -> None:
+    def reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body[: len(body) // 2] if half else body)
-            self.close_connection = self.close_connection or half
+            self.wfile.write(body)
 
 
 def start(hub: Hub) -> ThreadingHTTPServer:

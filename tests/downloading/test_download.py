@@ -14,7 +14,7 @@ import pytest
 import hub_server
 from config import COURSE_TASKS
 from data import download
-from data.sources import SOURCES
+from data.download import SOURCES
 from datasets import Example, read_examples
 from helpers import ROOT, run_program
 from tasks import TASKS
@@ -115,9 +115,10 @@ def content(folder: Path, task: str, split: str) -> list[tuple[tuple[str, ...], 
 # ----------------------------------------------------------------------------------- what is written
 
 
-def test_the_files_are_read_as_the_courses(hub, tmp_path):
+def test_the_files_are_read_as_the_courses(hub, tmp_path, monkeypatch):
     """Guards against a label that moves by one, a score with the noise of a 32-bit float, a text that a tab
-    cuts, and test labels that leak."""
+    cuts, test labels that leak, and hours of predictions for Quora's 390,965 public test rows."""
+    monkeypatch.setitem(SOURCES, "para", SOURCES["para"]._replace(test_limit=4))
     assert fetch(tmp_path / "data") == 0
     folder = tmp_path / "data"
     assert content(folder, "sst", "train") == [
@@ -135,6 +136,7 @@ def test_the_files_are_read_as_the_courses(hub, tmp_path):
         (("Fine.",), 1.0),
     ]
     assert content(folder, "cfimdb", "test") == [(("Never again.",), None)]
+    assert [texts[0] for texts, _ in content(folder, "para", "test")] == [f"Is it {i}?" for i in range(4)]
     lines = (folder / "quora-train.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "\tid\tsentence1\tsentence2\tis_duplicate" and lines[2].endswith("\t1.0")
     assert (folder / "sts-test-student.csv").read_text().splitlines()[0] == "\tid\tsentence1\tsentence2"
@@ -145,13 +147,11 @@ def test_ids_are_the_courses_in_form_and_the_same_each_time(hub, tmp_path):
     """Guards against predictions that cannot be told apart, or that fit no other download."""
     for folder in ("one", "two"):
         assert fetch(tmp_path / folder) == 0
-    ids = []
-    for name in os.listdir(tmp_path / "one"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-        if name.endswith(".csv"):
-            ids += [line.split("\t")[1] for line in (tmp_path / "one" / name).read_text().splitlines()[1:]]
-    assert len(ids) == len(set(ids)) > 15
-    assert all(len(id) == 25 and int(id, 16) >= 0 for id in ids)
+    files = sorted((tmp_path / "one").iterdir())
+    assert all(file.read_bytes() == (tmp_path / "two" / file.name).read_bytes() for file in files)
+    rows = [row for file in files if file.suffix == ".csv" for row in file.read_text().splitlines()[1:]]
+    ids = [row.split("\t")[1] for row in rows]
+    assert len(ids) == len(set(ids)) > 15 and all(len(id) == 25 and int(id, 16) >= 0 for id in ids)
 
 
 def test_the_commit_is_printed_and_kept(hub, tmp_path, capsys):
@@ -165,16 +165,6 @@ def test_the_commit_is_printed_and_kept(hub, tmp_path, capsys):
     assert (entry["dataset"], entry["file"], entry["commit"]) == ("SetFit/sst5", "train.jsonl", commit)
     assert entry["rows"] == 3
     assert [line for line in hub.asked if "/resolve/" in line and commit not in line] == []
-
-
-def test_a_long_test_file_is_cut(hub, tmp_path, monkeypatch):
-    """Guards against hours of predictions after every run: Quora's public test file has 390,965 rows."""
-    assert SOURCES["para"].test_limit == 40431
-    monkeypatch.setitem(SOURCES, "para", SOURCES["para"]._replace(test_limit=4))
-    assert fetch(tmp_path / "data", "--tasks", "para") == 0
-    assert [texts[0] for texts, _ in content(tmp_path / "data", "para", "test")] == [
-        f"Is it {i}?" for i in range(4)
-    ]
 
 
 def test_the_program_trains_on_what_is_written(hub, encoder, tmp_path, no_course_data, capsys):
@@ -206,26 +196,17 @@ def test_files_that_are_there_are_kept_without_the_network(hub, tmp_path, capsys
     assert "sst: the kept files are from elsewhere" in out
     assert (folder / "ids-sst-train.csv").read_text() == "the course's own"
     assert (folder / "ids-sst-dev.csv").exists()
-    (folder / "sts-dev.csv").write_text("edited")
-    assert fetch(folder, "--tasks", "sts") == 0
-    assert "sts-dev.csv: kept, SetFit/stsb at commit bbbbbbbbbbbb, changed since" in capsys.readouterr().out
 
 
 def test_a_break_leaves_what_is_finished_and_the_rest_follows(hub, tmp_path, capsys):
     """Guards against starting again from nothing, and against half a file that counts as one."""
     folder = tmp_path / "data"
     del hub.files["SetFit/stsb"]["validation.jsonl"]
-    refused(
-        capsys, folder, "--tasks", "sst", "sts", named=("SetFit/stsb: no validation.jsonl at commit bbbb",)
-    )
+    named = ("SetFit/stsb, validation.jsonl at commit bbbb", "goes on")
+    refused(capsys, folder, "--tasks", "sst", "sts", named=named)
     written = sorted(os.listdir(folder))
-    assert written == [
-        "download.json",
-        "ids-sst-dev.csv",
-        "ids-sst-test-student.csv",
-        "ids-sst-train.csv",
-        "sts-train.csv",
-    ]
+    sst = ["ids-sst-dev.csv", "ids-sst-test-student.csv", "ids-sst-train.csv"]
+    assert written == ["download.json", *sst, "sts-train.csv"]
     hub.files["SetFit/stsb"] = dict(FILES["SetFit/stsb"])
     hub.asked.clear()
     assert fetch(folder, "--tasks", "sst", "sts") == 0
@@ -234,17 +215,7 @@ def test_a_break_leaves_what_is_finished_and_the_rest_follows(hub, tmp_path, cap
     assert len(json.loads((folder / "download.json").read_text())) == 6
 
 
-def test_a_connection_that_breaks(hub, tmp_path, capsys):
-    """Guards against half a file that counts as one. The library tries again for some seconds."""
-    hub.broken.add("SetFit/sst5/dev.jsonl")
-    refused(capsys, tmp_path / "data", "--tasks", "sst", named=("SetFit/sst5, dev.jsonl: cannot be fetched",))
-    assert not (tmp_path / "data" / "ids-sst-dev.csv").exists()
-    hub.broken.clear()
-    assert fetch(tmp_path / "data", "--tasks", "sst") == 0
-    assert content(tmp_path / "data", "sst", "dev") == [(("not for me",), 1.0)]
-
-
-@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "http://no-such-host.invalid", "nonsense"])
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "nonsense"])
 def test_offline(hub, tmp_path, capsys, monkeypatch, address):
     """Guards against a traceback, or a minute of silence, without a network."""
     monkeypatch.setenv("HF_ENDPOINT", address)
@@ -274,14 +245,12 @@ def test_the_command_line_reads_hf_endpoint(hub, tmp_path):
 # --------------------------------------------------------------------------------------- revisions
 
 
-def test_a_revision_by_its_commit_or_by_task(hub, tmp_path, capsys):
+def test_a_revision_by_its_commit(hub, tmp_path, capsys):
     """Guards against a revision that is asked for and not taken."""
     sst_commit = hub.commits["SetFit/sst5"]
     assert fetch(tmp_path / "one", "--tasks", "sst", "--revision", sst_commit) == 0
-    by_task = f"sst={sst_commit},sts=main"
-    assert fetch(tmp_path / "two", "--tasks", "sst,sts", "--revision", by_task) == 0
-    assert [line.split("/")[-1] for line in hub.asked if "/revision/" in line] == [sst_commit] * 2 + ["main"]
-    named = (f"--revision {sst_commit}: SetFit/stsb has no such revision", "--revision sst=COMMIT")
+    assert [line.split("/")[-1] for line in hub.asked if "/revision/" in line] == [sst_commit]
+    named = (f"--revision {sst_commit}: SetFit/stsb has no such revision", "--tasks sst --revision COMMIT")
     refused(capsys, tmp_path / "three", "--tasks", "sts", "--revision", sst_commit, named=named)
 
 
@@ -305,26 +274,17 @@ def test_row_counts_are_those_of_the_known_commit(hub, tmp_path, capsys, monkeyp
     ("task", "lines", "named"),
     [
         ("sst", json_lines(sst("a", 1), {"sentence": "b", "label": 1}), ":2: no field 'text'"),
-        ("sst", json_lines({"text": "b"}), ":1: no field 'label'"),
         ("sst", json_lines(sst("a", 5, "great")), ":1: label 5 is not one of 0 to 4"),
-        ("sst", json_lines(sst("a", -1, "unlabeled")), ":1: label -1 is not one of"),
         ("sst", json_lines(sst("a", 0, "very positive")), "label 0 is called 'very positive'"),
-        ("sst", json_lines({"text": "a", "label": "1"}), "label '1' is not one of"),
-        ("sst", json_lines({"text": "a", "label": True}), "label True is not one of"),
         ("sst", json_lines({"text": "a", "label": 1.5}), "label 1.5 is not one of"),
         ("sst", json_lines({"text": ["a"], "label": 1}), "text ['a'] is not a text"),
-        ("sst", b'{"text": "\\ud800", "label": 1}\n', ":1: text is not UTF-8"),
         ("sst", b'{"text": "a"\n', ":1: not JSON"),
-        ("sst", b"[]\n", ":1: holds a JSON list"),
-        ("sst", b'{"text": "\xff", "label": 1}\n', "not UTF-8"),
         ("sst", b"", "0 rows"),
         ("sts", json_lines(pair("a", "b", 5.5)), ":1: label 5.5 is not a number from 0 to 5"),
         ("sts", json_lines(pair("a", "b", -1.0)), ":1: label -1.0 is not a number"),
-        ("sts", json_lines(pair("a", "b", float("nan"))), ":1: label nan is not a number"),
-        ("sts", json_lines(pair("a", "b", True)), ":1: label True is not a number"),
         ("para", json_lines(quora("a", "b", 1) | {"label": 0}), "label 0 is called 'duplicate'"),
         ("cfimdb", reviews(("Mixed", "So so.")), ":2: Sentiment 'Mixed' is not Negative or Positive"),
-        ("cfimdb", b"label\ttext\n1\ta\n", ":2: no field 'Text' (it has 'label', 'text')"),
+        ("cfimdb", b"label\ttext\n1\ta\n", ":2: no field 'Text' (it has label, text)"),
     ],
 )
 def test_a_data_set_of_another_form_is_refused(hub, tmp_path, capsys, task, lines, named):
@@ -335,27 +295,12 @@ def test_a_data_set_of_another_form_is_refused(hub, tmp_path, capsys, task, line
     assert not (tmp_path / "data" / TASKS[task].filename("dev")).exists()
 
 
-def test_an_empty_text_is_a_row_that_training_skips(hub, tmp_path, caplog):
-    """Guards against a download that ends at one of the few rows of Quora without a question."""
-    rows = [quora(f"Is it {i}?", "Is it?", 0) for i in range(200)]
-    rows[50]["text1"] = None
-    rows[51]["text2"] = ""
-    hub.files["SetFit/qqp"]["train.jsonl"] = json_lines(*rows)
-    assert fetch(tmp_path / "data", "--tasks", "para") == 0
-    assert len(content(tmp_path / "data", "para", "train")) == 198
-    assert "2 of 200 rows cannot be used" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("words", "named"),
     [
         ("--tasks qqp", "--tasks qqp: must be one or more of sst, sts, cfimdb, para"),
-        ("--tasks ,", "--tasks: must be one or more of"),
         ("--tasks spara", "did you mean para?"),
-        ("--revision sst=", "--revision: must not be empty"),
-        ("--tasks sts --revision sst=main", "'sst' is not one of sts"),
         ("--revisoin main", "did you mean --revision?"),
-        ("--data_dir=", "--data_dir: must not be empty"),
     ],
 )
 def test_a_wrong_flag_is_one_line(words, named, tmp_path, capsys, monkeypatch):
@@ -366,19 +311,11 @@ def test_a_wrong_flag_is_one_line(words, named, tmp_path, capsys, monkeypatch):
     assert error.count("\n") == 1 and named in error
 
 
-def test_folders_that_cannot_be_used(hub, tmp_path, capsys):
-    """Guards against a download of minutes that cannot be written at its end."""
+def test_what_cannot_be_written_or_is_not_there(hub, tmp_path, capsys):
+    """Guards against a download of minutes that cannot be written at its end, and against a traceback where a
+    data set was taken down or renamed."""
     (tmp_path / "file").write_text("")
     refused(capsys, tmp_path / "file", named=("--data_dir", "file"))
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "download.json").write_text("{")
-    refused(capsys, tmp_path / "data", named=("download.json: not JSON",))
     assert hub.asked == []
-
-
-def test_a_hub_without_the_data_set(hub, tmp_path, capsys):
-    """Guards against a traceback where a data set was taken down or renamed."""
     del hub.files["SetFit/sst5"]
-    refused(
-        capsys, tmp_path / "data", "--tasks", "sst", named=("SetFit/sst5: ", "has no such public data set")
-    )
+    refused(capsys, tmp_path / "data", named=("SetFit/sst5: ", "has no such public data set"))

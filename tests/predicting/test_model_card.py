@@ -33,16 +33,10 @@ def test_the_header_has_tasks_metrics_and_their_data():
         ("sts", "pearson"): 0.75,
         ("sts", "spearman"): 0.125,
     }
-    first = results["sst", "accuracy"]
-    assert (first.task_type, first.dataset_name, first.dataset_split) == (
-        "text-classification",
-        "ids-sst-dev.csv",
-        "dev",
-    )
-    last = results["sts", "pearson"]
+    first, last = results["sst", "accuracy"], results["sts", "pearson"]
+    assert (first.task_type, first.dataset_name) == ("text-classification", "ids-sst-dev.csv")
     assert (last.task_type, last.dataset_name) == ("sentence-similarity", "mine.csv")
     assert card.data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
-    assert card.data.license == "apache-2.0"
     assert "secret" not in card.content and "private" not in card.content and "0.750" in card.text
 
 
@@ -52,7 +46,6 @@ def test_the_header_has_tasks_metrics_and_their_data():
         ("bert-base-uncased", "google-bert/bert-base-uncased", "apache-2.0"),
         ("someone/bert", "someone/bert", "unknown"),
         ("/home/me/bert", None, "unknown"),
-        ("../bert", None, "unknown"),
         ("encoder", None, "unknown"),  # a folder in the test below
     ],
 )
@@ -63,7 +56,7 @@ def test_the_licence_is_the_encoders_or_unknown(tmp_path, monkeypatch, encoder, 
     card = ModelCard(model_card(record(model_name_or_path=encoder)))
     assert (card.data.base_model, card.data.license) == (base, licence)
     assert base or encoder not in card.content.replace("The encoder", "").replace("the encoder", "")
-    assert "look its licence up" in card.text or licence != "unknown"
+    assert "licence you must look up" in card.text or licence != "unknown"
 
 
 def test_what_the_scores_do_not_say():
@@ -96,13 +89,8 @@ def test_a_saved_model_has_a_card_and_transformers_opens_it(run_folder):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("change", ["edited", "removed"])
-def test_a_card_may_be_edited_or_removed(run_folder, tmp_path, change):
+def test_a_card_may_be_edited(run_folder, tmp_path):
     """Guards against a model that no longer opens because somebody described it."""
     shutil.copytree(run_folder / "best", tmp_path / "best")
-    card = tmp_path / "best" / "README.md"
-    if change == "edited":
-        card.write_bytes(b"\xff mine")
-    else:
-        card.unlink()
+    (tmp_path / "best" / "README.md").write_bytes(b"\xff mine")
     assert MultitaskBERT.from_pretrained(tmp_path / "best").predict("sst", ["a"])

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from helpers import ROOT, SAMPLE, run_program
-from short_runs import FAST
 from submit import ZIP_NAME
 
 TASK_NAMES = ("sst", "para", "sts")
@@ -63,6 +62,7 @@ def refused(capsys, run: Path, *words: str, arguments=()) -> None:
 def test_the_zip_has_the_courses_files(run, capsys):
     """Guards against a zip that Gradescope cannot grade: a file is missing, or its content is another's.
     What is there beyond the course's list is support/, which our code imports."""
+    (run / ZIP_NAME).write_bytes(b"an older one")
     assert submit("--output_dir", run) == 0
     with zipfile.ZipFile(run / ZIP_NAME) as archive:
         assert archive.testzip() is None
@@ -82,21 +82,9 @@ def test_the_code_in_the_zip_runs(run, tmp_path):
     with zipfile.ZipFile(run / ZIP_NAME) as archive:
         archive.extractall(tmp_path / "unpacked")
     command = [sys.executable, "multitask_classifier.py", "--option", "submit", "--output_dir", run]
-    result = subprocess.run(
-        command,
-        cwd=tmp_path / "unpacked",
-        env=os.environ | {"PYTHONPATH": ""},
-        capture_output=True,
-        check=False,
-    )
+    environment = os.environ | {"PYTHONPATH": ""}
+    result = subprocess.run(command, cwd=tmp_path / "unpacked", env=environment, capture_output=True)
     assert result.returncode == 0, result.stderr
-
-
-def test_an_older_zip_is_replaced(run):
-    """Guards against predictions of an older run in the zip."""
-    (run / ZIP_NAME).write_bytes(b"old")
-    assert submit("--output_dir", run) == 0
-    assert zipfile.is_zipfile(run / ZIP_NAME)
 
 
 def test_the_data_are_those_of_the_run(run, finished, capsys):
@@ -138,12 +126,9 @@ def edited(run: Path, name: str, line: int, text: str | None) -> str:
         ("sst-test-output.csv", 3, "strange , 2 \n", "the id 'strange' is not in"),
         ("sst-test-output.csv", 3, "no comma\n", "'no comma' is not 'ID , VALUE'"),
         ("sst-test-output.csv", 1, "", "the header must be"),
-        ("sst-test-output.csv", 1, "id\n", "the header must be"),
         ("sst-dev-output.csv", 4, "{id} , 5 \n", "'5' is not one of 0 to 4"),
-        ("sst-dev-output.csv", 4, "{id} , \n", "'' is not one of 0 to 4"),
         ("para-dev-output.csv", 4, "{id} , 0.7 \n", "'0.7' is not one of 0 to 1"),
         ("sts-dev-output.csv", 51, "{id} , nan \n", "'nan' is not a number"),
-        ("sts-dev-output.csv", 51, "{id} , high \n", "'high' is not a number"),
     ],
 )
 def test_a_wrong_line_is_named(run, capsys, name, line, text, words):
@@ -162,12 +147,8 @@ def test_each_row_has_one_prediction(run, capsys):
     refused(capsys, run, f"{path}:5: a second prediction for the id '{lines[4].split(' ,')[0]}'")
     edited(run, path.name, 3, None)
     refused(capsys, run, f"{path}: 1 of 51 rows of", f"(first: id '{lines[2].split(' ,')[0]}'")
-
-
-def test_dev_predictions_are_no_test_predictions(run, capsys):
-    """Guards against one file copied over the other."""
-    shutil.copy(run / "predictions" / "sst-dev-output.csv", run / "predictions" / "sst-test-output.csv")
-    refused(capsys, run, "sst-test-output.csv:2: the id ", "ids-sst-test-student.csv")
+    edited(run, "sst-dev-output.csv", 3, None)
+    refused(capsys, run, "1 of 50 rows", "--max_eval_samples")
 
 
 def test_missing_predictions_are_listed(run, capsys, tmp_path):
@@ -176,27 +157,6 @@ def test_missing_predictions_are_listed(run, capsys, tmp_path):
         (run / "predictions" / name).unlink()
     refused(capsys, run, "sst-dev-output.csv, ", "sts-test-output.csv: no such file")
     refused(capsys, tmp_path / "nowhere", "nowhere", "no such file")
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"id \t X \nab\xff , 1 \n"])
-def test_a_file_of_something_else(run, capsys, content):
-    """Guards against a traceback for an empty file or other bytes."""
-    (run / "predictions" / "sst-dev-output.csv").write_bytes(content)
-    refused(capsys, run, "sst-dev-output.csv:")
-
-
-def test_a_missing_test_file_is_an_error(run, finished, capsys, tmp_path):
-    """Guards against a zip whose predictions nobody compared with their rows."""
-    shutil.copytree(finished / "data", tmp_path / "data")
-    (tmp_path / "data" / "quora-test-student.csv").unlink()
-    refused(capsys, run, "quora-test-student.csv: no such file", arguments=("--data_dir", tmp_path / "data"))
-
-
-def test_a_run_on_a_part_of_dev_is_told_why(encoder, tmp_path, capsys, no_course_data):
-    """Guards against a quick trial that is handed in."""
-    run = tmp_path / "run"
-    assert run_program("--model_name_or_path", encoder, *FAST, "--no_report", "--output_dir", run) == 0
-    refused(capsys, run, "26 of 50 rows", "--max_eval_samples")
 
 
 def test_predictions_for_the_sample_are_said_to_be_no_submission(run, capsys):
@@ -209,19 +169,9 @@ def test_predictions_for_the_sample_are_said_to_be_no_submission(run, capsys):
 
 def test_settings_that_cannot_be_read(run, capsys):
     """Guards against a traceback where results.json is something else."""
-    for text in ("{", "[]", json.dumps({"config": {"lr": "high"}}), "{}"):
+    for text in ("{", json.dumps({"config": {"lr": "high"}}), "{}"):
         (run / "results.json").write_text(text)
         refused(capsys, run, "results.json")
-
-
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [("--checkpoint x", "--checkpoint"), ("--resume", "--resume"), ("--task sst", "--task")],
-)
-def test_flags_that_mean_nothing_here(words, named, capsys, tmp_path):
-    """Guards against a flag that is silently ignored."""
-    assert submit(*words.split(), "--output_dir", tmp_path / "out") == 2
-    assert named in capsys.readouterr().err
 
 
 def test_nothing_is_half_written(run, capsys, monkeypatch):
@@ -234,9 +184,3 @@ def test_nothing_is_half_written(run, capsys, monkeypatch):
     monkeypatch.setattr("support.files.os.fsync", full)
     refused(capsys, run, ZIP_NAME, "No space left on device")
     assert (run / ZIP_NAME).read_bytes() == b"old"
-
-
-def test_a_folder_in_the_way(run, capsys):
-    """Guards against a traceback where the zip cannot stand."""
-    (run / ZIP_NAME).mkdir()
-    refused(capsys, run, ZIP_NAME, "a folder stands there")

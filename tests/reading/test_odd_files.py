@@ -36,26 +36,18 @@ def good_rows(count: int) -> list[str]:
 
 VALID_FILES = {
     "doubled quotes": (lines(HEADER, '0\ta\t"say ""no"" twice"\t3'), 'say "no" twice'),
-    "inch sign": (lines(HEADER, '0\ta\ta 5" disk\t3'), 'a 5" disk'),
     "BOM": ("\ufeff" + lines(HEADER, "0\ta\tplain\t3"), "plain"),
-    "BOM before id": ("\ufeff" + lines("id\tsentence\tsentiment", "a\tplain\t3"), "plain"),
     "CRLF": (lines(HEADER, "0\ta\tplain\t3", end="\r\n"), "plain"),
-    "CR": (lines(HEADER, "0\ta\tplain\t3", end="\r"), "plain"),
-    "no last newline": (lines(HEADER, "0\ta\tplain\t3")[:-1], "plain"),
     "NUL": (lines(HEADER, "0\ta\tnul\0byte\t3"), "nul\0byte"),
-    "emoji": (lines(HEADER, "0\ta\tbravo 🎬👍🏽\t3"), "bravo 🎬👍🏽"),
     "line separators": (
         lines(HEADER, "0\ta\tone\u2028two\x85three\x0bfour\t3"),
         "one\u2028two\x85three\x0bfour",
     ),
     "quoted newline": (lines(HEADER, '0\ta\t"one\ntwo"\t3'), "one\ntwo"),
     "trailing empty fields": (lines(HEADER, "0\ta\tplain\t3\t\t"), "plain"),
-    "trailing empty columns": (lines(HEADER + "\t\t", "0\ta\tplain\t3\t\t"), "plain"),
     "blank lines": (lines("", HEADER, "", "0\ta\tplain\t3", "", ""), "plain"),
-    "spaces around": (lines("\t id \t sentence\tsentiment ", "0\t a \t plain \t 3 "), "plain"),
     "other order": (lines("sentiment\tnote\tsentence\tid", "3.0\tx\tplain\ta"), "plain"),
     "long text": (lines(HEADER, f"0\ta\t{'long ' * 40000}end\t3"), "long " * 40000 + "end"),
-    "formula": (lines(HEADER, "0\ta\t=1+1\t3"), "=1+1"),
 }
 
 
@@ -102,23 +94,16 @@ def test_similarity_labels_stay_floats(tmp_path, tokenizer):
 
 BAD_ROWS = {
     "no label": "0\tbad\ttext\t",
-    "blank label": "0\tbad\ttext\t  ",
     "too high": "0\tbad\ttext\t5",
-    "too low": "0\tbad\ttext\t-1",
     "between classes": "0\tbad\ttext\t1.5",
     "nan": "0\tbad\ttext\tnan",
-    "inf": "0\tbad\ttext\tinf",
     "a word": "0\tbad\ttext\tgood",
     "a number to Python only": "0\tbad\ttext\t0_1",
-    "a digit of another script": "0\tbad\ttext\t\u0661",
     "empty text": "0\tbad\t\t1",
-    "blank text": "0\tbad\t  \t1",
     "no id": "0\t\ttext\t1",
     "id with a line break": "0\tb\u2028d\ttext\t1",
-    "id with the separator of predictions": "0\tb , d\ttext\t1",
     "too few fields": "0\tbad\ttext",
     "unquoted tab": "0\tbad\tte\txt\t1",
-    "unquoted tab, number": "0\tbad\ttext\t3\t1",
 }
 
 
@@ -135,29 +120,25 @@ def test_unusable_rows_are_skipped_and_reported_once(tmp_path, caplog, row):
     assert "4 of 400 rows" in caplog.text and "(line 11, 101, 201, ...;" in caplog.text
 
 
-@pytest.mark.parametrize("row", BAD_ROWS.values(), ids=BAD_ROWS)
-def test_too_many_unusable_rows_are_an_error(tmp_path, row):
+def test_too_many_unusable_rows_are_an_error(tmp_path):
     """Guards against training on the readable part of a file of another kind."""
     rows = good_rows(399)
     for place in (9, 99, 199, 299):
-        rows[place] = row
+        rows[place] = BAD_ROWS["no label"]
     path = write(tmp_path, lines(HEADER, *rows))
     with pytest.raises(UserError, match="4 of 399 rows") as error:
         read_examples(path, SST)
     assert str(error.value).startswith(f"{path}:11: ")
 
 
-@pytest.mark.parametrize(
-    "fields",
-    ["\ttwo\t3", "one\t\t3", "one\ttwo\t", "one\ttwo\t5.1", "one\ttwo\tnan", "one\ttwo", "o\tne\ttwo\t3"],
-)
+@pytest.mark.parametrize("fields", ["one\t\t3", "one\ttwo\t5.1"])
 def test_unusable_pairs_are_skipped(tmp_path, caplog, fields):
     """Guards against pairs with only one text, and scores outside the scale."""
     rows = [f"{i}\tid{i}\tone\ttwo\t{i / 20}" for i in range(100)]
     rows[50] = "50\tbad\t" + fields
     examples = read_examples(write(tmp_path, lines("\tid\tsentence1\tsentence2\tsimilarity", *rows)), STS)
     assert [example.label for example in examples] == [i / 20 for i in range(100) if i != 50]
-    assert len(warnings_of(caplog)) == 1 and "1 of 100 rows" in caplog.text and "(line 52;" in caplog.text
+    assert "1 of 100 rows" in caplog.text and "(line 52;" in caplog.text
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -172,74 +153,29 @@ def test_an_id_that_comes_twice_is_reported(tmp_path, caplog, labelled):
 
 # ------------------------------------------------------------------------------------ unusable files
 
+ROW = "0\ta\tplain\t1"
+UNLABELLED = "\tid\tsentence"
+LATIN = lines(HEADER, ROW, "1\tb\tcafé\t1").encode("latin-1")
 UNUSABLE_FILES = {
-    "no label column": (lines("\tid\tsentence", "0\ta\tplain"), True, 1, "sentiment"),
-    "no text column": (lines("\tid\tsentiment", "0\ta\t1"), True, 1, "sentence"),
+    "no label column": (lines(UNLABELLED, "0\ta\tplain"), True, 1, "sentiment"),
     "an id column in capitals": (lines("ID\tsentence\tsentiment", "a\tplain\t1"), True, 1, "id"),
-    "an id column behind two BOMs": ("\ufeff\ufeff" + lines("id\tsentence", "a\tplain"), False, 1, "id"),
     "two id columns": (lines("id\tid\tsentence", "a\tb\tplain"), False, 1, "id"),
-    "a column twice": (lines("id\tsentence\tsentence\tsentiment", "a\tone\ttwo\t1"), True, 1, "sentence"),
-    "header after blank lines": (lines("", "", "\tid\tsentence", "0\ta\tplain"), True, 3, "sentiment"),
+    "header after blank lines": (lines("", "", UNLABELLED, "0\ta\tplain"), True, 3, "sentiment"),
     "no header": (lines(*good_rows(3)), True, 1, "sentence"),
     "empty": (b"", True, 1, "empty"),
-    "only newlines": (b"\n\r\n\n", True, 1, "empty"),
-    "only a BOM": (b"\xef\xbb\xbf", True, 1, "empty"),
     "header only": (lines(HEADER), True, 1, "no rows"),
-    "header only, unlabelled": (lines("\tid\tsentence"), False, 1, "no rows"),
-    "Latin-1": (
-        lines(HEADER, "0\ta\tplain\t1", "1\tb\tplain\t1", "2\tc\tcafé\t1").encode("latin-1"),
-        True,
-        4,
-        "UTF-8",
-    ),
-    "Latin-1, CR": (
-        lines(HEADER, "0\ta\tplain\t1", "1\tb\tcafé\t1", end="\r").encode("latin-1"),
-        True,
-        3,
-        "UTF-8",
-    ),
-    "Latin-1, CRLF": (
-        lines(HEADER, "0\ta\tplain\t1", "1\tb\tcafé\t1", end="\r\n").encode("latin-1"),
-        True,
-        3,
-        "UTF-8",
-    ),
-    "Latin-1, BOM": (
-        b"\xef\xbb\xbf" + lines(HEADER, "0\ta\tplain\t1", "é\tb\tplain\t1").encode("latin-1"),
-        True,
-        3,
-        "UTF-8",
-    ),
-    "cut in a character": (lines(HEADER, "0\ta\tcafé").encode()[:-2], True, 2, "UTF-8"),
-    "UTF-16": (lines(HEADER, "0\ta\tplain\t1").encode("utf-16"), True, 1, "UTF-8"),
-    "open quote": (lines(HEADER, "0\ta\tplain\t1", '1\tb\t"open\t1', *good_rows(300)), True, 3, "quote"),
-    "open quote, unlabelled": (
-        lines("\tid\tsentence", "0\ta\tplain", '1\tb\t"open', "2\tc\tplain"),
-        False,
-        3,
-        "quote",
-    ),
+    "Latin-1": (LATIN, True, 3, "UTF-8"),
+    "Latin-1, BOM": (b"\xef\xbb\xbf" + LATIN, True, 3, "UTF-8"),
+    "open quote": (lines(HEADER, ROW, '1\tb\t"open\t1', *good_rows(300)), True, 3, "quote"),
+    "open quote, unlabelled": (lines(UNLABELLED, "0\ta\tx", '1\tb\t"open', "2\tc\ty"), False, 3, "quote"),
     "open quote, closed by a later one": (
         lines(HEADER, '0\ta\t"open\t1', '1\tb\tan "innocent" row\t1'),
         True,
         2,
         "quote",
     ),
-    "open quote, CRLF": (lines(HEADER, '0\ta\t"open\t1', *good_rows(9), end="\r\n"), True, 2, "quote"),
-    "unlabelled row without id": (lines("\tid\tsentence", "0\ta\tplain", "1\t\tplain"), False, 3, "id"),
-    "unlabelled id with a line break": (
-        lines("\tid\tsentence", "0\ta\tplain", '1\t"b\nc"\tplain'),
-        False,
-        3,
-        "id",
-    ),
-    "unlabelled id that ends like the separator": (
-        lines("\tid\tsentence", "0\ta\tplain", "1\tb ,\tplain"),
-        False,
-        3,
-        "id",
-    ),
-    "unlabelled row that ends before the id": (lines("\tid\tsentence", "0\ta\tplain", "1"), False, 3, "id"),
+    "unlabelled row without id": (lines(UNLABELLED, "0\ta\tplain", "1\t\tplain"), False, 3, "id"),
+    "unlabelled id that ends like the separator": (lines(UNLABELLED, "1\tb ,\tplain"), False, 2, "id"),
 }
 
 
@@ -252,28 +188,8 @@ def test_unusable_files_are_refused_with_file_and_line(tmp_path, content, labell
     assert str(error.value).startswith(f"{path}:{line}: ")
 
 
-@pytest.mark.parametrize("name", ["missing.csv", "", "rows.csv/below-a-file.csv"])
-def test_what_is_no_file_is_refused(tmp_path, name):
+def test_what_is_no_file_is_refused(tmp_path):
     """Guards against a traceback for a mistyped path."""
-    write(tmp_path, lines(HEADER, *good_rows(3)))
-    path = tmp_path / name
-    with pytest.raises(UserError) as error:
-        read_examples(path, SST)
-    assert str(error.value).startswith(f"{path}: cannot be read")
-
-
-@pytest.mark.parametrize(
-    ("content", "line"),
-    [
-        ('\tid\tsentence1\tsentence2\n0\ta\tb\tc\n1\ta\t"x\ty" z\n', 3),  # on one line
-        ('\tid\tsentence1\tsentence2\r0\ta\t"x\r1\tb\ty\tz\r', 2),  # bare carriage returns
-        # Every field quoted.
-        ('"0"\t"id"\t"sentence1"\t"sentence2"\n"0"\t"a"\t"x"\t"y\n"1"\t"b"\t"y"\t"z"\n', 2),
-        ('\tid\tsentence1\tsentence2\n0\ta\tb\t"c\n1\tb\tx\ty\n2\tc\tx\ty\n', 2),
-    ],
-)
-def test_an_open_quote_does_not_swallow_rows(tmp_path, content, line):
-    """Guards against rows of a test file that vanish into the field before them, ids and all."""
-    path = write(tmp_path, content)
-    with pytest.raises(UserError, match=f"{re.escape(str(path))}:{line}: .*quote"):
-        read_examples(path, TASKS["para"], labelled=False)
+    for path in (tmp_path / "missing.csv", tmp_path):
+        with pytest.raises(UserError, match=f"^{re.escape(str(path))}: cannot be read"):
+            read_examples(path, SST)
