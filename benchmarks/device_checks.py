@@ -233,9 +233,8 @@ def flops(setting: Setting) -> list[Check]:
         met = "" if setting.small else "met" if used >= goal else "missed"
         what = f"FLOP utilisation, {terms}, {rows} x {tokens} tokens, bf16"
         checks.append(Check(what, f"{used:.3f} (goal {goal}), {1000 * seconds:.1f} ms a step", met))
-        del ours
         try:
-            theirs = seconds_of(setting, peer_step(setting, terms, batch))
+            theirs = seconds_of(setting, peer_step(setting, terms, ours.model, batch))
             shown = f"{1000 * theirs:.1f} ms a step, {theirs / seconds:.2f} times ours"
             checks.append(Check(f"  {PEERS[terms]}", shown))
         except ImportError as error:
@@ -246,41 +245,24 @@ def flops(setting: Setting) -> list[Check]:
 PEERS = {"plain": "transformers, sdpa, fused AdamW", "SMART": "the same with smart-pytorch"}
 
 
-def peer_step(setting: Setting, terms: str, batch: Batch) -> Callable[[], object]:
+def peer_step(setting: Setting, terms: str, ours: MultitaskBERT, batch: Batch) -> Callable[[], object]:
     """A training step as a careful user of the packages would write it, on the same batch."""
-    import transformers
+    import transformers  # here, because the list runs without the peers
+
+    from benchmarks import peers
 
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     sizes: dict[str, Any] = {name: getattr(setting.encoder, name) for name in names}
     config = transformers.BertConfig(**sizes | {"attn_implementation": "sdpa"})
-    bert: Any = transformers.BertModel(config, add_pooling_layer=False)
-    bert.to(setting.device).train()
-    head = torch.nn.Linear(config.hidden_size, 5).to(setting.device)
-    weights = [*bert.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=1e-5, fused=True)
-    task = TASKS["sst"]
-
-    def logits(embeddings: Tensor) -> Tensor:
-        outputs: Tensor = head(bert(inputs_embeds=embeddings).last_hidden_state.mean(1))
-        return outputs.float()
-
-    if terms == "SMART":
-        import smart_pytorch
-
-        smart = smart_pytorch.SMARTLoss(logits, task.divergence, num_steps=1)
+    bert = transformers.BertModel(config, add_pooling_layer=False)
+    peer = peers.Peer(ours, bert).to(setting.device).train()
+    optimizer = peers.fused_adamw(peer.parameters())
+    loss = {"plain": peers.plain_loss, "SMART": peers.smart_loss}[terms]
 
     def step() -> None:
         with torch.autocast(setting.device.type, torch.bfloat16):
-            embeddings = bert.embeddings.word_embeddings(batch.input_ids)
-            clean = logits(embeddings)
-            assert batch.labels is not None
-            loss = task.loss(clean, batch.labels)
-            if terms == "SMART":
-                loss = loss + smart(embeddings, clean)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+            value = loss(peer, TASKS["sst"], batch)
+        peers.step(peer, optimizer, value)
 
     return step
 

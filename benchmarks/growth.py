@@ -24,8 +24,7 @@ from pathlib import Path
 Work = Callable[[], object]  # one piece of work, which is timed
 
 HERE = Path(__file__).resolve().parent
-# What grows -> its sizes, which are about evenly spaced in the plot. A line of slope 1 there is growth in
-# proportion to the size.
+# what grows -> its sizes
 SERIES = {
     "pairs": (1_000, 4_000, 16_000, 64_000, 200_000, 400_000),
     "tokens": (16, 32, 64, 128, 256, 512),
@@ -61,9 +60,9 @@ def training(rows: int, tokens: int, layers: int) -> Work:
 
     import multitask_classifier as program
     from base_bert import BertConfig
-    from benchmarks.rows import PLAIN
     from benchmarks.training import Training
     from bert import BertModel
+    from config import TrainConfig
     from datasets import TokenizedDataset
     from support.devices import keep_freed_memory
     from tasks import TASKS
@@ -80,7 +79,7 @@ def training(rows: int, tokens: int, layers: int) -> Work:
         segment_starts=np.full(rows, tokens),
         num_truncated=0,
     )
-    ours = Training(model, PLAIN)
+    ours = Training(model, TrainConfig())
     return lambda: ours.step_on(dataset, np.arange(rows))
 
 

@@ -5,10 +5,10 @@ choice, the faster way is taken: fused AdamW, no pooler.
 Shapes: B batch, T tokens, H hidden, C outputs.
 """
 
+import copy
 from typing import Any
 
 import numpy as np
-import smart_pytorch
 import torch
 import transformers
 from torch import Tensor, nn
@@ -24,27 +24,22 @@ transformers.logging.disable_progress_bar()
 
 
 class Peer(nn.Module):
-    """`MultitaskBERT` built from `transformers.BertModel`, with the same weights.
+    """`MultitaskBERT` built from `transformers.BertModel`, with the same heads; without `bert` also MiniLM.
 
     The encoder is followed by the mean over the real tokens, dropout and one linear head for each task.
     """
 
-    def __init__(self, ours: MultitaskBERT):
+    def __init__(self, ours: MultitaskBERT, bert: transformers.BertModel | None = None):
         super().__init__()
-        folder = find_pretrained("minilm", "config.json").parent
-        self.bert = transformers.BertModel.from_pretrained(
-            folder,
+        self.bert = bert or transformers.BertModel.from_pretrained(
+            find_pretrained("minilm", "config.json").parent,
             attn_implementation="sdpa",
             add_pooling_layer=False,
             dtype=torch.float32,
             local_files_only=True,
         )
         self.dropout = nn.Dropout(ours.dropout.p)
-        heads = {name: head for name, head in ours.heads.items() if isinstance(head, nn.Linear)}
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(head.in_features, head.out_features) for name, head in heads.items()}
-        )
-        self.heads.load_state_dict(ours.heads.state_dict())
+        self.heads = copy.deepcopy(ours.heads)
 
     def forward(self, task: str, attention_mask: Tensor | None = None, **inputs: Tensor | None) -> Tensor:
         """Logits (B,C) in fp32. The mask is (B,T) or None; `inputs` are for `transformers.BertModel`."""
@@ -77,6 +72,8 @@ def smart_loss(model: Peer, task: Task, batch: Batch) -> Tensor:
 
     The divergence is ours, since the package's is 0 for heads with one output. Its time is negligible.
     """
+    import smart_pytorch  # here, because the list for a GPU runs without it
+
     embeddings = model.bert.embeddings.word_embeddings(batch.input_ids)  # (B,T,H)
 
     def logits_of(perturbed: Tensor) -> Tensor:
@@ -98,7 +95,7 @@ def step(model: Peer, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad()
 
 
-def fused_adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def fused_adamw(groups: Any) -> torch.optim.Optimizer:
     """torch's fastest AdamW."""
     return torch.optim.AdamW(groups, lr=1e-5, fused=True)
 

@@ -140,7 +140,7 @@ def remembering(path: str):
     return call
 
 
-def test_contenders_apart(tmp_path, capfd):
+def test_contenders_apart(tmp_path):
     """Guards against sides that share a process, calls that are lost,
     and a measurement that hangs when a side has failed."""
     path = tmp_path / "calls"
@@ -150,12 +150,8 @@ def test_contenders_apart(tmp_path, capfd):
     assert [k for _, k in calls] == list("110011")
     assert len({process for process, _ in calls} | {str(os.getpid())}) == 3
     nowhere = str(tmp_path / "no" / "such" / "folder")
-    with (
-        pytest.raises(RuntimeError, match="has ended"),
-        separate_processes((remembering, nowhere)) as contenders,
-    ):
+    with pytest.raises(FileNotFoundError), separate_processes((remembering, nowhere)) as contenders:
         contenders[0](0)
-    assert "FileNotFoundError" in capfd.readouterr().err
 
 
 def test_program(tmp_path, capsys, monkeypatch):
