@@ -182,11 +182,11 @@ def divergences(
 
 
 def synchronisations(setting: Setting) -> list[Check]:
-    """20 steps in which the host may not wait for the device; without a GPU on `meta`, without numbers."""
+    """20 steps that may not sync the GPU; without a GPU on the device `meta`, which has no numbers."""
     if setting.small:
         take_steps(new_training(setting, "all terms", device="meta"), 20, 4, 16)
-        return [Check("no number is waited for in a step", "20 steps on the meta device", "ok")]
-    for precision in ("fp32", "bf16"):  # in fp16 the scaler of the gradients reads whether they are finite
+        return [Check("a step does not sync the GPU", "20 steps on the meta device", "ok")]
+    for precision in ("fp32", "bf16"):  # fp16: GradScaler syncs
         ours = new_training(setting, "all terms", precision)
         take_steps(ours, 3, 8, 64)
         torch.cuda.set_sync_debug_mode("error")
@@ -194,7 +194,7 @@ def synchronisations(setting: Setting) -> list[Check]:
             take_steps(ours, 20, 8, 64)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return [Check("no number is waited for in a step", "20 steps in fp32, bf16", "ok")]
+    return [Check("a step does not sync the GPU", "20 steps in fp32, bf16", "ok")]
 
 
 def seconds_of(setting: Setting, step: Callable[[], object], count: int = 10) -> float:

@@ -132,7 +132,7 @@ PeerLoss = Callable[[peers.Peer, Task, Batch], torch.Tensor]
 
 
 def our_training(setting: Setting, count: int, config: TrainConfig) -> Callable[[int], None]:
-    """Steps on batches of similar length. Freed memory is kept, as in the main program."""
+    """Steps on batches of similar length. Freed memory stays with the process, as in the main program."""
     keep_freed_memory()
     ours = new_training(setting.precision, config)
     batches = mixed_batches(setting, count)

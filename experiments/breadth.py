@@ -3,9 +3,9 @@
 The steps of 32 rows were fixed beforehand by the size of the data: three passes over 1,000 and 4,000 rows.
 250 rows got as many steps as 1,000, which are twelve passes, because three would be 24 steps. Every arm took
 as many, except "plain, equal passes": it cost as many forward passes as both of SMART's terms. "Both terms,
-teacher kept" was no training of its own: a run of "both terms" was scored twice, the second time with its
-teacher's weights. Five seeds; a seed drew the rows, the same for all arms. 4,000 rows were broken off after
-two seeds, at commit 5371eee25c72.
+teacher kept" is no training of its own: a run of "both terms" was scored twice, the second time with its
+teacher's weights. Five seeds; a seed drew the rows, the same for all arms. 4,000 rows were stopped after two
+seeds, at commit 5371eee25c72.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from experiments.tables import (
     pairs,
 )
 
-KEPT = "both terms, teacher kept"  # the runs of both terms, scored with the teacher's weights
+TEACHER = "both terms, teacher kept"  # the runs of both terms, scored with the teacher's weights
 # forward passes of a step. The clean pass and its backward pass are 3, R_s with one ascent step 5, with noise
 # alone 3, D_Breg 1. FreeLB had K = 2, and its clean pass was no part of them
 PASSES = {"plain": 3, "plain, equal passes": 3, "R3F": 6, "R-Drop": 6, "FreeLB": 10, "R_s alone": 8}
@@ -54,7 +54,7 @@ SIZES = [Size("sst", 250), Size("sts", 250), Size("sts", 1000), Size("sst", 4000
 def rows_of(size: Size, lines: Sequence[Line]) -> list[Row]:
     """Each arm beside plain over the seeds that both have."""
     found = {arm: of_arm(lines, f"{arm}, {size.rows} rows", size.task) for arm in PASSES}
-    found[KEPT] = [
+    found[TEACHER] = [
         line | {"dev": {size.task: line["dev"][size.task]["teacher"]}} for line in found["both terms"]
     ]
     plain = found["plain"]
@@ -85,7 +85,7 @@ COLUMNS = (
 
 def draw(figure: Any, lines: Sequence[Line]) -> None:
     """Gain over plain against cost: a row of panels for each task, a panel for each size."""
-    looks = looks_of([*list(PASSES)[1:], KEPT])
+    looks = looks_of([*list(PASSES)[1:], TEACHER])
     labels: dict[str, Any] = {}
     for of_task, task in zip(figure.subplots(2, 2), ("sst", "sts"), strict=True):
         of_task[0].set_ylabel("gain in points")

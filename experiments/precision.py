@@ -58,7 +58,8 @@ def score_difference(row: Row) -> str:
     if len(row.lines) > 1:
         return text
     task = TASKS[row.labels[1]]
-    (exact, labels), (rounded, _) = (QUESTION.kept(side[0], task.name) for side in (row.base, row.lines))
+    exact, labels = QUESTION.load_predictions(row.base[0], task.name)
+    rounded, _ = QUESTION.load_predictions(row.lines[0], task.name)
     low, high = over_rows(task.metrics[task.main_metric], exact, rounded, labels)
     return f"{text} ({low:+.4f} to {high:+.4f}, over dev rows)"
 

@@ -58,7 +58,7 @@ def found_of(line: Line) -> Found:
 
 
 def level(kind: str, place: int) -> Measure:
-    """The main metric under "attack" or "noise" at the ε with that place in (0, *EPSILONS)."""
+    """The main metric under "attack", "noise" or "typos" at that place of (0, *EPSILONS) or (0, *RATES)."""
     return lambda line: found_of(line)[kind][place][TASKS[line["tasks"][0]].main_metric]
 
 
@@ -143,20 +143,27 @@ def said(row: Row) -> str:
     return "exploratory" if row.base else ""
 
 
-def typos(place: int) -> Measure:
-    """The main metric at the rate with that place in (0, *RATES)."""
-    return level("typos", place)
+def at(*keys: str) -> Measure:
+    """What a line says under these keys of its task; None where it says nothing."""
 
+    def measure(line: Line) -> Any:
+        found = found_of(line)
+        for key in keys:
+            found = found.get(key, {})
+        return None if found == {} else found
 
-def calibration(side: str) -> Measure:
-    """The expected calibration error "before" or "after" scaling; a regression has none."""
-    return lambda line: found_of(line).get("calibration", {side: {"error": None}})[side]["error"]
+    return measure
 
 
 def temperature(line: Line) -> float | None:
     """The mean of both."""
-    calibrated = found_of(line).get("calibration")
-    return calibrated and statistics.fmean(calibrated["temperatures"])
+    both = at("calibration", "temperatures")(line)
+    return both and statistics.fmean(both)
+
+
+def gap(line: Line) -> float:
+    """Accuracy on training rows minus that on dev."""
+    return at("train", "accuracy")(line) - at("accuracy")(line)
 
 
 ATTACK = (
@@ -172,22 +179,18 @@ ATTACK = (
 )
 BESIDE = (
     Column("seeds", lambda row: str(len(pairs(row, UNDER_ATTACK)[0]) if row.base else len(row.lines))),
-    measured("no typos", typos(0)),
-    *(measured(f"{100 * rate:.0f} %", typos(1 + i)) for i, rate in enumerate(RATES)),
-    measured("reviews", lambda line: found_of(line).get("reviews")),
-    measured("calibration error", calibration("before")),
-    measured("after scaling", calibration("after")),
+    measured("no typos", level("typos", 0)),
+    *(measured(f"{100 * rate:.0f} %", level("typos", 1 + i)) for i, rate in enumerate(RATES)),
+    measured("reviews", at("reviews")),
+    measured("calibration error", at("calibration", "before", "error")),
+    measured("after scaling", at("calibration", "after", "error")),
     measured("temperature", temperature),
 )
 GAP = (
     SEEDS,
-    measured("training rows", lambda line: found_of(line)["train"]["accuracy"]),
-    measured("dev", lambda line: found_of(line)["accuracy"]),
-    measured(
-        "gap (95 % over seeds)",
-        lambda line: found_of(line)["train"]["accuracy"] - found_of(line)["accuracy"],
-        interval=True,
-    ),
+    measured("training rows", at("train", "accuracy")),
+    measured("dev", at("accuracy")),
+    measured("gap (95 % over seeds)", gap, interval=True),
 )
 
 # ------------------------------------------------------------------------------------------ pictures

@@ -84,7 +84,7 @@ class Run:
         return replace(self, steps=steps, train_rows=64, flags=flags)
 
 
-# of a finished run, the folder of the data, the run's folder: what its line says of each task, what is kept
+# (finished run, folder of the data, folder of the run) -> (results by task for the line, arrays for the .npz)
 Outcome = Callable[[Run, Path, Path], tuple[dict[str, Any], dict[str, np.ndarray]]]
 
 
@@ -92,10 +92,9 @@ Outcome = Callable[[Run, Path, Path], tuple[dict[str, Any], dict[str, np.ndarray
 class Question:
     """A question: where its lines are, and what the page shows of them.
 
-    A finished question needs no grid, because each of its lines says how the run was made.
-    tables, pictures: made from the lines alone. folder: keeps the lines and predictions.
-    outcome: what is measured of a finished run, by default `dev_outcome`. An outcome that is interrupted is
-    taken again from its beginning; the training is not.
+    A finished question needs no grid: each line says how its run was made. tables, pictures: made from the
+    lines alone. folder: of the lines and predictions. outcome: measures a finished run, by default
+    `dev_outcome`. An interrupted outcome starts again; the training before it does not.
     """
 
     name: str
@@ -114,17 +113,17 @@ class Question:
         return self.folder / "predictions" / self.name / f"{run_name}.npz"
 
     def lines(self) -> list[Line]:
-        """What has been run."""
+        """A line for each finished run."""
         text = self.file.read_text(encoding="utf-8") if self.file.exists() else ""
         return [json.loads(line) for line in text.splitlines()]
 
-    def kept(self, line: Line, task: str) -> tuple[np.ndarray, np.ndarray]:
+    def load_predictions(self, line: Line, task: str) -> tuple[np.ndarray, np.ndarray]:
         """Dev predictions and labels (rows,) of a line's run."""
         with np.load(self.predictions(line["name"])) as arrays:
             return arrays[task], arrays[f"{task} labels"]
 
     def page(self) -> str:
-        """What the page of experiments shows: tables, where the lines come from, pictures that were drawn."""
+        """For the page of experiments: the tables, their provenance, the pictures that were drawn."""
         lines = self.lines()
         parts = [table(each, lines) for each in self.tables]
         if not lines or "commit" in lines[0]:
@@ -134,7 +133,7 @@ class Question:
         return "\n\n".join([*parts, *(pictures.markdown(each, folder.name) for each in drawn)])
 
     def plot(self) -> list[Path]:
-        """Draw the pictures that need nothing but lines. Returns their paths."""
+        """Draw the pictures that need only the lines. Returns their paths."""
         lines = self.lines()
         paths = []
         for picture in self.pictures:
@@ -234,8 +233,8 @@ def last_model(folder: Path) -> tuple[multitask_classifier.MultitaskBERT, Tokeni
 def dev_outcome(run: Run, data_dir: Path, folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Dev scores and losses of a finished run's last weights by task, and the predictions with their labels.
 
-    A task's predictions are kept under its name, the labels under "<task> labels": intervals over dev rows
-    are computed from what is kept alone.
+    The predictions of a task are stored under its name, the labels under "<task> labels". Intervals over dev
+    rows are computed from these.
     """
     model, tokenizer, config = last_model(folder)
     dev: dict[str, Any] = {}
@@ -265,7 +264,7 @@ def loss_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def run_one(question: Question, run: Run, data_dir: Path, work_dir: Path) -> Line:
-    """Train a run, or the rest of it; keep its predictions and its line. Returns the line."""
+    """Train or resume a run, store its predictions, append its line. Returns the line."""
     folder = work_dir / question.name / run.name
     code = commit()
     done = subprocess.run(command(run, data_dir, folder), stdout=subprocess.DEVNULL)
@@ -284,27 +283,28 @@ def run_one(question: Question, run: Run, data_dir: Path, work_dir: Path) -> Lin
     line |= {"versions": versions, "commit": code} | machine()
     with question.file.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    shutil.rmtree(folder)  # its line and its predictions are kept
+    shutil.rmtree(folder)
     return line
 
 
 def check_lines(question: Question) -> None:
-    """Raises UserError where lines of another commit are there: a comparison is of one code."""
+    """Raises UserError if there are lines of another commit: a comparison is of one code."""
     here = commit()
     others = {line["commit"] for line in question.lines()} - {here}
     if others:
         other = sorted(others)[0]
         mend = (
-            f"go on from `git worktree add PATH {other}` with this file copied there, or move the file away"
+            f"continue in `git worktree add PATH {other}` with this file copied there, or move the file away"
         )
         raise UserError(f"{question.file}: its lines are of commit {other}, this is {here}; {mend}")
 
 
 def run_grid(question: Question, grid: Sequence[Run], data_dir: Path, work_dir: Path) -> None:
-    """Run what has no line yet, in the order of the grid.
+    """Run the grid in order. Finished runs are skipped, interrupted ones resumed.
 
-    All arms of a seed with so many rows run on one type of processor: what was begun on another is left out,
-    with a line that says so. Raises UserError if the lines there are of another commit, or if a run fails.
+    All arms of a seed and a number of rows run on one type of processor. Runs whose seed was started on
+    another type are skipped with a message. Raises UserError if there are lines of another commit, or if a
+    run fails.
     """
     check_lines(question)
     here = processor_type(machine())
@@ -343,11 +343,13 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
         default=os.environ.get("SMART_BERT_DATA_DIR"),
         help="folder of the course's files (default: $SMART_BERT_DATA_DIR)",
     )
-    parser.add_argument("--work_dir", type=Path, default=Path("runs/experiments"), help="for unfinished runs")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", help="run these only: processes share a grid by seeds"
+        "--work_dir", type=Path, default=Path("runs/experiments"), help="folder of unfinished runs"
     )
-    parser.add_argument("--table", action="store_true", help="print what has been run, from the lines alone")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", help="run only these, so that several processes share a grid"
+    )
+    parser.add_argument("--table", action="store_true", help="print the tables, run nothing")
     return parser
 
 
@@ -359,7 +361,7 @@ def guarded(program: Callable[[], None]) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
     return 0
 

@@ -155,11 +155,14 @@ class Study:
         """The interval of the gain over seeds and dev rows, from the predictions."""
         if len(row.lines) < 2 or not row.base:
             return ""
-        right = []
-        for side in (row.base, row.lines):
-            kept = [self.comparison.kept(line, TASK) for line in sorted(side, key=lambda line: line["seed"])]
-            right.append(np.array([predicted == labels for predicted, labels in kept], dtype=np.float64))
-        return "{:+.4f} to {:+.4f}".format(*bootstrap(*right))
+        low, high = bootstrap(self.right_rows(row.base), self.right_rows(row.lines))
+        return f"{low:+.4f} to {high:+.4f}"
+
+    def right_rows(self, lines: Sequence[Line]) -> np.ndarray:
+        """(seeds, dev rows): 1 where the prediction of a run is right."""
+        by_seed = sorted(lines, key=lambda line: line["seed"])
+        found = [self.comparison.load_predictions(line, TASK) for line in by_seed]
+        return np.array([predicted == labels for predicted, labels in found], dtype=np.float64)
 
     def seconds(self, row: Row) -> str:
         """Of the two sides alone: they ran in turns."""
@@ -257,7 +260,7 @@ def choose_winners(study: Study) -> None:
             mine = of_arm(lines, run.arm)
             if {line["seed"] for line in mine} != seeds:
                 done = f"{len(mine)} of {len(seeds)} seeds have been run"
-                raise UserError(f"{study.tuning.file}: {run.arm}: {done}; go on with `tuning`")
+                raise UserError(f"{study.tuning.file}: {run.arm}: {done}; run `tuning` again to finish")
             means[run.arm] = round(mean_accuracy(mine), 6)
         winners[side] = max(means, key=lambda arm: means[arm])
         winners[f"{side} means"] = means

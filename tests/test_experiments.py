@@ -93,7 +93,7 @@ def test_an_interrupted_grid_gives_the_same_lines(tmp_path, encoder, monkeypatch
     run_grid(broken, grid, SAMPLE, tmp_path / "work2")
     assert without_clock(broken) == without_clock(whole) and len(broken.lines()) == 2
     for line in whole.lines():
-        ours, theirs = (question.kept(line, "sst")[0] for question in (broken, whole))
+        ours, theirs = (question.load_predictions(line, "sst")[0] for question in (broken, whole))
         assert np.array_equal(ours, theirs) and len(ours) == 50
         assert line["precision"] == "fp32" and line["dev"]["sst"]["loss"] > 0 and line["train_rows"] == 20
 
