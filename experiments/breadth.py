@@ -14,20 +14,7 @@ from typing import Any, NamedTuple
 from experiments.pictures import Picture, gain_against_cost, looks_of
 from experiments.runner import Question
 from experiments.study import beside, counted, point_of
-from experiments.tables import (
-    SEEDS,
-    Column,
-    Line,
-    Measure,
-    Row,
-    Table,
-    cost_column,
-    interval_text,
-    main_metric,
-    mean_text,
-    of_arm,
-    pairs,
-)
+from experiments.tables import SEEDS, Line, Row, Table, cost_column, gain, mean, of_arm, own_score
 
 TEACHER = "both terms, teacher kept"  # the runs of both terms, scored with the teacher's weights
 # forward passes of a step. The clean pass and its backward pass are 3, R_s with one ascent step 5, with noise
@@ -66,19 +53,11 @@ def rows(lines: Sequence[Line]) -> list[Row]:
     return [row for size in SIZES for row in rows_of(size, lines)]
 
 
-def score(row: Row) -> Measure:
-    """The main metric of the row's task."""
-    return main_metric(row.lines[0]["tasks"][0])
-
-
 PASSES_OF = counted({f"{arm}, {size.rows} rows": passes for size in SIZES for arm, passes in PASSES.items()})
 COLUMNS = (
     SEEDS,
-    Column("score", lambda row: mean_text(row, score(row), 4)),
-    Column(
-        "gain in points (95 % over seeds)",
-        lambda row: interval_text(*pairs(row, score(row)), digits=2, scale=100),
-    ),
+    mean("score", own_score, digits=4),
+    gain("gain in points (95 % over seeds)", own_score, digits=2, scale=100),
     cost_column(PASSES_OF),
 )
 
@@ -94,7 +73,7 @@ def draw(figure: Any, lines: Sequence[Line]) -> None:
             axes.axhline(0, color="gray", linewidth=1)
             axes.set_xlabel("cost, plain = 1")
             shown = [row for row in rows_of(size, lines) if row.base and len(row.lines) > 1]
-            points = [point_of(row.labels[1], row, score(row), PASSES_OF) for row in shown]
+            points = [point_of(row.labels[1], row, own_score, PASSES_OF) for row in shown]
             gain_against_cost(axes, points, looks, capsize=3)
             handles, names = axes.get_legend_handles_labels()
             labels |= dict(zip(names, handles, strict=True))

@@ -24,6 +24,7 @@ from experiments.tables import (
     of_arm,
     pairs,
     ranges,
+    seeds_of,
 )
 
 DEFAULT = "default: interleaved"
@@ -64,7 +65,7 @@ def score(task: str, name: str) -> Column:
 
 COLUMNS = (
     *(score(task, name) for task, name in NAMES.items()),
-    Column("seeds", lambda row: ranges(line["seed"] for line in row.lines)),
+    Column("seeds", lambda row: ranges(seeds_of(row))),
     MINUTES,
 )
 QUESTION = Question("mixing", (Table(("arm",), rows, COLUMNS),))

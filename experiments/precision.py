@@ -8,7 +8,18 @@ from collections.abc import Sequence
 
 from experiments.inference import over_rows
 from experiments.runner import Question
-from experiments.tables import Column, Line, Measure, Row, Table, interval_text, main_metric, of_arm, pairs
+from experiments.tables import (
+    SEEDS,
+    Column,
+    Line,
+    Measure,
+    Row,
+    Table,
+    interval_text,
+    main_metric,
+    of_arm,
+    pairs,
+)
 from tasks import TASKS
 
 ALL_TASKS = ("sst", "para", "sts")
@@ -65,7 +76,7 @@ def score_difference(row: Row) -> str:
 
 
 COLUMNS = (
-    Column("runs", lambda row: str(len(row.lines))),
+    Column("runs", SEEDS.cell),
     level(0),
     level(1),
     Column("bf16 - fp32 (95 % interval)", score_difference),

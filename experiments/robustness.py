@@ -30,7 +30,7 @@ from experiments.tables import (
     Row,
     Table,
     cost,
-    interval_text,
+    gain,
     mean_text,
     measured,
     of_arm,
@@ -161,7 +161,7 @@ def temperature(line: Line) -> float | None:
     return both and statistics.fmean(both)
 
 
-def gap(line: Line) -> float:
+def overfitting(line: Line) -> float:
     """Accuracy on training rows minus that on dev."""
     return at("train", "accuracy")(line) - at("accuracy")(line)
 
@@ -171,14 +171,11 @@ ATTACK = (
     attacked("clean", "attack", 0),
     attacked(f"noise, ε = {WITHIN:g}", "noise", MIDDLE),
     *(attacked(f"attack, ε = {epsilon:g}", "attack", 1 + i) for i, epsilon in enumerate(EPSILONS)),
-    Column(
-        f"gain at ε = {WITHIN:g} (95 % over seeds)",
-        lambda row: interval_text(*pairs(row, UNDER_ATTACK), digits=3),
-    ),
+    gain(f"gain at ε = {WITHIN:g} (95 % over seeds)", UNDER_ATTACK, digits=3),
     Column("verdict", said),
 )
 BESIDE = (
-    Column("seeds", lambda row: str(len(pairs(row, UNDER_ATTACK)[0]) if row.base else len(row.lines))),
+    SEEDS,
     measured("no typos", level("typos", 0)),
     *(measured(f"{100 * rate:.0f} %", level("typos", 1 + i)) for i, rate in enumerate(RATES)),
     measured("reviews", at("reviews")),
@@ -190,7 +187,7 @@ GAP = (
     SEEDS,
     measured("training rows", at("train", "accuracy")),
     measured("dev", at("accuracy")),
-    measured("gap (95 % over seeds)", gap, interval=True),
+    measured("gap (95 % over seeds)", overfitting, interval=True),
 )
 
 # ------------------------------------------------------------------------------------------ pictures

@@ -33,9 +33,9 @@ from experiments.tables import (
     cost,
     cost_column,
     gain,
-    main_metric,
     mean,
     of_arm,
+    own_score,
     pairs,
 )
 from support.errors import UserError
@@ -45,7 +45,6 @@ from training import forward_passes
 TASK = "sst"
 PRECISION = ("--precision", "bf16")
 COMPARED = range(200, 220)  # seeds
-ACCURACY = main_metric(TASK)
 
 
 def passes(line: Line) -> float:
@@ -83,7 +82,7 @@ class Study:
     @property
     def tuning(self) -> Question:
         """What was run to tune both sides."""
-        shown = Table(("side", "setting"), self.tuned_rows, (SEEDS, mean("accuracy", ACCURACY, digits=4)))
+        shown = Table(("side", "setting"), self.tuned_rows, (SEEDS, mean("accuracy", own_score, digits=4)))
         return Question(f"{self.name}_tuning", (shown,), folder=self.folder)
 
     @property
@@ -94,8 +93,8 @@ class Study:
         )
         columns = (
             SEEDS,
-            mean("accuracy", ACCURACY, digits=4),
-            gain("gain (95 % over seeds)", ACCURACY),
+            mean("accuracy", own_score, digits=4),
+            gain("gain (95 % over seeds)", own_score),
             Column("over seeds and dev rows", self.interval_over_rows),
             cost_column(self.passes),
             Column("seconds", self.seconds),
@@ -161,7 +160,7 @@ class Study:
     def right_rows(self, lines: Sequence[Line]) -> np.ndarray:
         """(seeds, dev rows): 1 where the prediction of a run is right."""
         by_seed = sorted(lines, key=lambda line: line["seed"])
-        found = [self.comparison.load_predictions(line, TASK) for line in by_seed]
+        found = [self.comparison.load_predictions(line, line["tasks"][0]) for line in by_seed]
         return np.array([predicted == labels for predicted, labels in found], dtype=np.float64)
 
     def seconds(self, row: Row) -> str:
@@ -173,12 +172,12 @@ class Study:
         """By the rule; only the judged side has one."""
         if not row.base or len(row.lines) < 2:
             return ""
-        return verdict(*pairs(row, ACCURACY)) if row.labels[0] == self.judged else "exploratory"
+        return verdict(*pairs(row, own_score)) if row.labels[0] == self.judged else "exploratory"
 
     def draw(self, figure: Any, lines: Sequence[Line]) -> None:
         """Gain over plain against cost, each with its 95 % interval over seeds."""
         rows = [row for row in arm_rows(lines) if row.base and len(row.lines) > 1]
-        points = [point_of(row.labels[0], row, ACCURACY, self.passes) for row in rows]
+        points = [point_of(row.labels[0], row, own_score, self.passes) for row in rows]
         axes = figure.subplots()
         axes.axhline(0, color="gray", linewidth=1)
         axes.plot([1], [0], "D", color="gray", label="plain, tuned")
@@ -197,7 +196,7 @@ class Study:
         if row is None or len(row.lines) < 2:
             return ""
         found = self.verdict(row).split(" (")[0].capitalize()
-        points, low, high = (f"{100 * value:+.2f}" for value in paired(*pairs(row, ACCURACY)))
+        points, low, high = (f"{100 * value:+.2f}" for value in paired(*pairs(row, own_score)))
         ratio = mean_seconds(row.lines) / mean_seconds(row.base)
         within = f"95 % over {len(row.lines)} seeds: {low} to {high}"
         return f"**{found}** {self.given}: {points} points ({within}), in {ratio:.1f} times the time."
@@ -229,7 +228,7 @@ def point_of(arm: str, row: Row, measure: Callable[[Line], Any], passes: Callabl
 
 def mean_accuracy(lines: Iterable[Line]) -> float:
     """Over runs, on dev."""
-    return statistics.fmean(ACCURACY(line) for line in lines)
+    return statistics.fmean(own_score(line) for line in lines)
 
 
 def mean_seconds(lines: Iterable[Line]) -> float:

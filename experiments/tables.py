@@ -71,10 +71,22 @@ def main_metric(task: str) -> Measure:
     return lambda line: line["dev"][task][TASKS[task].main_metric]
 
 
+def own_score(line: Line) -> float:
+    """The main metric on dev of a run of one task."""
+    (task,) = line["tasks"]
+    return float(main_metric(task)(line))
+
+
+def seeds_of(row: Row) -> list[int]:
+    """The seeds of the runs; of a row with a base those that both have."""
+    mine, base = ({line["seed"] for line in side} for side in (row.lines, row.base))
+    return sorted(mine & base if row.base else mine)
+
+
 def pairs(row: Row, measure: Measure) -> tuple[list[float], list[float]]:
-    """The base and the row over the seeds that both have."""
+    """The base and the row over the seeds that both have, in order."""
     first, second = ({line["seed"]: measure(line) for line in side} for side in (row.base, row.lines))
-    seeds = sorted(set(first) & set(second))
+    seeds = seeds_of(row) if row.base else []
     return [first[seed] for seed in seeds], [second[seed] for seed in seeds]
 
 
@@ -118,7 +130,7 @@ def measured(head: str, measure: Measure, digits: int = 3, interval: bool = Fals
     return Column(head, cell)
 
 
-SEEDS = Column("seeds", lambda row: str(len(row.lines)))
+SEEDS = Column("seeds", lambda row: str(len(seeds_of(row))))
 MINUTES = mean("minutes", lambda line: line["seconds"] / 60, digits=0)
 
 
