@@ -1,12 +1,12 @@
-"""What must be shown on a GPU before anybody trusts it there, on the device that there is.
+"""Checks that a GPU must pass before its results are trusted. They run on the device that is there.
 
     python -m benchmarks.cuda
     python -m benchmarks.cuda --only parity replay
 
-Without a CUDA device every check runs in a small form on the CPU, and no speed is judged. Nothing is read but
-this project: encoders have random weights, and runs train on data/sample. A check that fails, or breaks, does
-not end the others. Prints one table, writes JSON; exit status 1 where a check of correctness fails. The last
-thing to show on a GPU is a whole run on real data, see docs/gpus.md.
+Without a CUDA device every check runs in a small form on the CPU, and no speed is judged. No data or weights
+are needed: encoders are random, and runs train on data/sample. After a failed check the others still run.
+Prints one table, writes JSON; exit status 1 if a check of correctness fails. docs/gpus.md has the last check,
+a whole run on real data.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Timing of contenders side by side, and the comparison of their times. Knows clocks and numbers, no model.
 
 A machine's speed changes by tens of per cent within minutes. So our code and the peer take turns, step by
-step, and only the ratio of their times is compared with a goal: the median over rounds.
-Not handled: confidence intervals. The quartiles of the ratio over the rounds show its accuracy.
+step, and only the ratio of their times is compared with a goal: the median over rounds. The quartiles over
+the rounds show its accuracy.
 """
 
 import contextlib
@@ -124,39 +124,20 @@ def take_turns(rounds: int, *contenders: Callable[[int], object], warm_up: int =
 
 
 def compare(
-    what: str,
-    column: str,
-    unit: str,
-    goal: Goal,
-    seconds: np.ndarray,
-    work: float | np.ndarray = 1.0,
-    calls: int = 1,
+    what: str, column: str, unit: str, goal: Goal, seconds: np.ndarray, work: float = 1.0, calls: int = 1
 ) -> Measurement:
     """The measurement from the seconds (all calls, 2) of ours and of the peer.
 
-    work: the work of each call, a number or an array that broadcasts to (all calls, 2).
-    calls: how many calls make a round. A round's ratio is a ratio of sums, so a slow call counts by its time,
-    as in a real run.
+    work: of a call. calls: how many make a round. A round's ratio is a ratio of sums, so a slow call counts
+    by its time, as in a real run.
     """
-    work_done = np.broadcast_to(work, seconds.shape)
-    rounds = np.array_split(np.arange(len(seconds)), max(1, len(seconds) // calls))
-    done = np.array([work_done[rows].sum(0) for rows in rounds])  # (rounds, 2)
-    taken = np.array([seconds[rows].sum(0) for rows in rounds])  # (rounds, 2)
+    rounds = np.array_split(seconds, max(1, len(seconds) // calls))
+    taken = np.array([calls_of_round.sum(0) for calls_of_round in rounds])  # (rounds, 2)
+    done = work * np.array([[len(calls_of_round)] for calls_of_round in rounds])  # (rounds, 1)
     figures = done / taken if goal.compares == "speed" else taken / done
-    ours, peer = np.median(figures, axis=0)
-    low, ratio, high = np.quantile(figures[:, 0] / figures[:, 1], (0.25, 0.5, 0.75))
-    return Measurement(
-        what=what,
-        column=column,
-        unit=unit,
-        ours=float(ours),
-        peer=float(peer),
-        ratio=float(ratio),
-        low=float(low),
-        high=float(high),
-        rounds=len(rounds),
-        goal=goal,
-    )
+    ours, peer = map(float, np.median(figures, axis=0))
+    low, ratio, high = map(float, np.quantile(figures[:, 0] / figures[:, 1], (0.25, 0.5, 0.75)))
+    return Measurement(what, column, unit, ours, peer, ratio, low, high, len(rounds), goal)
 
 
 def evenly(batches: list[np.ndarray], lengths: np.ndarray, count: int, shift: int = 0) -> list[np.ndarray]:

@@ -1,10 +1,9 @@
 """The comparisons, one function for each row of the table. Each takes a `Setting` and returns measurements.
 
-All models start from the same weights and train on the same files. Batches differ only where that is the
-difference to measure. The timed step includes making the batch, for both sides by the same function. Where
-whole programs are compared, each side runs in a separate process (`our_...`, `peer_...`). Where parts of a
-program are compared, both sides share this process. Our side computes in the precision that the program takes
-on this processor by default. The peer takes a turn in fp32 and one in our precision, in the same rounds.
+All models start from the same weights and train on the same files. The timed step includes making the batch,
+for both sides by the same function. `plain` and `smart` compare whole programs: each side has a process of
+its own. `dropout` and `adamw` compare parts of a program: both sides share this process. Our side computes in
+the program's default precision on this processor. The peer takes a turn in fp32 and one in our precision.
 """
 
 import contextlib
