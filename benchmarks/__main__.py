@@ -1,10 +1,10 @@
 """Speed next to the packages that a user could choose instead. Prints a table of ratios and writes JSON.
 
     python -m benchmarks --data_dir path/to/data
-    python -m benchmarks --data_dir path/to/data --only dense adamw
+    python -m benchmarks --data_dir path/to/data --only plain adamw
 
-All rows take about eight minutes on two cores. `benchmarks/README.md` and the docstrings of `rows.py` say
-what each row measures, and `figures.py` has the goals.
+All rows take about ten minutes on two cores. `benchmarks/README.md` and the docstrings of `rows.py` say what
+each row measures.
 """
 
 import argparse
@@ -18,14 +18,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import transformers
 
-from benchmarks.machine import machine
 from benchmarks.measure import Measurement
-from benchmarks.rows import HERE, ROWS, Setting
-from benchmarks.shares import Shares
+from benchmarks.rows import ROWS, Setting
+from experiments.runner import machine
 from support.devices import choose_precision, keep_freed_memory
 from support.files import write_text
 from support.screen import table
+
+HERE = Path(__file__).resolve().parent
 
 
 def as_table(measured: list[Measurement]) -> str:
@@ -46,29 +48,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     precision = choose_precision(torch.device("cpu"), None)
     print(f"precision: {precision.name}, {precision.reason}", file=sys.stderr, flush=True)
     setting = Setting(options.data_dir, options.scale, options.batch_size, precision.name)
-    found: list[Measurement | Shares] = []
+    measured: list[Measurement] = []
     seconds: dict[str, float] = {}  # by row
     keep_freed_memory()  # as the main program does
     for name in options.only:
         print(f"{name}: {(ROWS[name].__doc__ or '').splitlines()[0]}", file=sys.stderr, flush=True)
         begin = time.perf_counter()
-        found += ROWS[name](setting)
+        measured += ROWS[name](setting)
         seconds[name] = round(time.perf_counter() - begin, 1)
-    measured = [item for item in found if isinstance(item, Measurement)]
-    shares = [item for item in found if isinstance(item, Shares)]
     results = {
         "command": shlex.join(["python", "-m", "benchmarks", *arguments]),
-        "machine": machine(),
+        "machine": machine() | {"torch": torch.__version__, "transformers": transformers.__version__},
         "precision": precision.name,
         "precision_reason": precision.reason,
         "scale": options.scale,
         "seconds": seconds,
         "rows": [asdict(m) | {"met": m.goal.met(m.ratio)} for m in measured],
-        "shares": [asdict(item) for item in shares],
     }
     write_text(options.output, json.dumps(results, indent=2) + "\n")
-    print("\n".join([as_table(measured), *map(str, shares)]))
-    print(f"{sum(seconds.values()):.0f} s; written to {options.output}")
+    print(f"{as_table(measured)}\n{sum(seconds.values()):.0f} s; written to {options.output}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,12 +1,12 @@
-"""What must be shown on a GPU before anybody trusts it there, on the device that there is.
+"""Checks that a GPU must pass before its results are trusted. They run on the device that is there.
 
     python -m benchmarks.cuda
     python -m benchmarks.cuda --only parity replay
 
-Without a CUDA device every check runs in a small form on the CPU, and no speed is judged. Nothing is read but
-this project: encoders have random weights, and runs train on data/sample. A check that fails, or breaks, does
-not end the others. Prints one table, writes JSON; exit status 1 where a check of correctness fails. The last
-thing to show on a GPU is a whole run on real data, see docs/gpus.md.
+Without a CUDA device every check runs in a small form on the CPU, and no speed is judged. No data or weights
+are needed: encoders are random, and runs train on data/sample. After a failed check the others still run.
+Prints one table, writes JSON; exit status 1 if a check of correctness fails. docs/gpus.md has the last check,
+a whole run on real data.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from tokenizers import BertWordPieceTokenizer
 from base_bert import BertConfig
 from benchmarks import device_checks
 from benchmarks.device_checks import Check, Setting, verdict
-from benchmarks.machine import machine
 from bert import BertModel
+from experiments.runner import machine
 from support.devices import pick_device
 from support.errors import UserError, one_line
 from support.files import write_text
@@ -55,13 +55,14 @@ DIES = """
 import os, signal, sys
 sys.path.insert(0, {project!r})
 import multitask_classifier as program
-whole, steps = program.Learner.joint_step, []
+from optimizer import AdamW
+whole, steps = AdamW.step, []
 def step(*arguments, **named):
     steps.append(1)
     if len(steps) == 6 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(*arguments, **named)
-program.Learner.joint_step = step
+AdamW.step = step
 sys.exit(program.main())
 """
 
@@ -146,7 +147,6 @@ def kills(setting: Setting) -> list[Check]:
 CHECKS: dict[str, Callable[[Setting], list[Check]]] = {
     "parity": device_checks.parity,
     "replay": device_checks.replay,
-    "memory": device_checks.memory,
     "synchronisations": device_checks.synchronisations,
     "flops": device_checks.flops,
     "compile": device_checks.compiled,
@@ -201,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "command": shlex.join(["python", "-m", "benchmarks.cuda", *arguments]),
         "device": str(device),
         "small": Setting(device, Path()).small,
-        "machine": machine(),
+        "machine": machine() | {"torch": torch.__version__},
         "seconds": seconds,
         "checks": [asdict(check) for check in checks],
     }

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from base_bert import BertConfig
-from benchmarks.learner import Learner, TrainingLoss
+from benchmarks.training import Training
 from bert import BertModel
 from config import TrainConfig
 from datasets import Batch
-from multitask_classifier import MultitaskBERT, forward_passes
-from mysmartloss import BregmanProximal, DropoutReplay, SMARTLoss, generator_state
+from multitask_classifier import MultitaskBERT
+from mysmartloss import DropoutReplay, SMARTLoss, generator_state
 from support.devices import start_watch
 from tasks import TASKS
 
@@ -37,7 +37,8 @@ TERMS: dict[str, dict[str, Any]] = {
 MIXED = ("sst", "para", "sts")
 # dense products in bf16, per second, by a word of the device's name (NVIDIA's data sheets)
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12}
-GOALS = {"plain": 0.45, "SMART": 0.40}  # model FLOP utilisation
+# model FLOP utilisation; forward passes of a step, where a backward pass is 2, or 1 to the input alone
+GOALS = {"plain": (0.45, 3), "SMART": (0.40, 8)}
 
 
 @dataclass(frozen=True)
@@ -69,25 +70,22 @@ def verdict(right: bool) -> str:
     return "ok" if right else "FAILED"
 
 
-def new_learner(
+def new_training(
     setting: Setting,
     terms: str,
     precision: str = "fp32",
     dropout: float = 0.1,
     device: Any = None,
     compile_it: bool = False,
-    shape: BertConfig | None = None,
-) -> Learner:
+) -> Training:
     """A model with seeded random weights, and what trains it."""
     torch.manual_seed(0)
-    encoder = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    bert = BertModel(BertConfig(**asdict(shape or setting.encoder) | encoder))
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    bert = BertModel(BertConfig(**asdict(setting.encoder) | rates))
     model = MultitaskBERT(bert, "mean", dropout, precision, MIXED).to(device or setting.device).train()
     if compile_it:
         bert.compile_layers()
-    config = TrainConfig(precision=precision, **TERMS[terms])
-    bregman = BregmanProximal(model) if "bregman" in config.weights("sst") else None
-    return Learner(TrainingLoss(model, config, bregman), config)
+    return Training(model, TrainConfig(precision=precision, **TERMS[terms]))
 
 
 def new_batch(rows: int, tokens: int, masked: bool = True, seed: int = 0) -> Batch:
@@ -99,13 +97,13 @@ def new_batch(rows: int, tokens: int, masked: bool = True, seed: int = 0) -> Bat
     return Batch(np.arange(rows), ids, None, mask if masked else None, labels, int(mask.sum()), seed)
 
 
-def take_steps(learner: Learner, count: int, rows: int, tokens: int, masked: bool = True) -> list[Tensor]:
+def take_steps(ours: Training, count: int, rows: int, tokens: int, masked: bool = True) -> list[Tensor]:
     """Steps on the three tasks in turn, each on a new batch; returns their total losses, on the device."""
     totals = []
     for k in range(count):
-        batch = new_batch(rows, tokens, masked, k).to(learner.device)
-        losses = learner.step(TASKS[MIXED[k % 3]], batch, lr=1e-5, beta=0.9, measure=k < 3)
-        totals.append(losses["total"])
+        batch = new_batch(rows, tokens, masked, k).to(ours.device)
+        losses = ours.step(TASKS[MIXED[k % 3]], batch, measure=k < 3)
+        totals.append(losses["total"].detach())
     return totals
 
 
@@ -122,7 +120,7 @@ def parity(setting: Setting) -> list[Check]:
     """Losses of 20 steps on the device and on the CPU: fp32, dropout 0, all terms."""
     found = {}
     for device in (setting.device, torch.device("cpu")):
-        found[device] = take_steps(new_learner(setting, "all terms", dropout=0.0, device=device), 20, 8, 32)
+        found[device] = take_steps(new_training(setting, "all terms", dropout=0.0, device=device), 20, 8, 32)
     off = largest_difference(found[setting.device], found[torch.device("cpu")])
     return [Check("losses of 20 steps beside the CPU's, fp32", f"differ by {off:.1e}", verdict(off <= 1e-4))]
 
@@ -158,10 +156,10 @@ def divergences(
 
     Raises NotImplementedError if the kernel can't do this.
     """
-    learner = new_learner(setting, "SMART + Bregman", precision, compile_it=compile_it)
-    model: Any = learner.model
+    ours = new_training(setting, "SMART + Bregman", precision, compile_it=compile_it)
+    model = ours.model
     batch = new_batch(8, 32, masked).to(setting.device)
-    assert learner.bregman is not None
+    assert ours.teacher is not None
     divergence = TASKS["sst"].divergence
     try:
         with kernel(kernel_name):
@@ -174,7 +172,7 @@ def divergences(
             found = [smart.at(zero.clone().requires_grad_(), embeddings.detach(), logits)]
             found.append(smart.at(zero, embeddings, logits))
             found.append(
-                learner.bregman(logits, lambda teacher: teacher("sst", *batch.inputs), divergence, generator)
+                ours.teacher(logits, lambda teacher: teacher("sst", *batch.inputs), divergence, generator)
             )
     except RuntimeError as error:
         if not re.search("No available kernel|No viable backend", str(error)):
@@ -183,41 +181,20 @@ def divergences(
     return [abs(float(value.detach())) for value in found]
 
 
-def memory(setting: Setting) -> list[Check]:
-    """Peak of memory at 32 x 512 tokens beside the price."""
-    checks = []
-    for terms in ("plain", "SMART", "SMART + Bregman"):
-        learner = new_learner(setting, terms, "bf16", device="meta" if setting.small else None, shape=BASE)
-        size = (32, 512)
-        config = TrainConfig(precision="bf16", **TERMS[terms])
-        price = memory_price(learner.model, config, size, size).total
-        shown = f"priced {size_text(price)}"
-        if not setting.small:
-            torch.cuda.reset_peak_memory_stats()
-            take_steps(learner, 3, *size)
-            peak = torch.cuda.max_memory_allocated()
-            shown += f", peak {size_text(peak)}: {price / peak:.2f} of it"
-        # `python -m benchmarks.memory` measures peaks on a CPU
-        what = f"memory, 32 x 512 tokens, bf16, {terms}"
-        checks.append(Check(what, shown, "not run" if setting.small else ""))
-        del learner
-    return checks
-
-
 def synchronisations(setting: Setting) -> list[Check]:
-    """20 steps in which the host may not wait for the device; without a GPU on `meta`, without numbers."""
+    """20 steps that may not sync the GPU; without a GPU on the device `meta`, which has no numbers."""
     if setting.small:
-        take_steps(new_learner(setting, "all terms", device="meta"), 20, 4, 16)
-        return [Check("no number is waited for in a step", "20 steps on the meta device", "ok")]
-    for precision in ("fp32", "bf16", "fp16"):
-        learner = new_learner(setting, "all terms", precision)
-        take_steps(learner, 3, 8, 64)
+        take_steps(new_training(setting, "all terms", device="meta"), 20, 4, 16)
+        return [Check("a step does not sync the GPU", "20 steps on the meta device", "ok")]
+    for precision in ("fp32", "bf16"):  # fp16: GradScaler syncs
+        ours = new_training(setting, "all terms", precision)
+        take_steps(ours, 3, 8, 64)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            take_steps(learner, 20, 8, 64)
+            take_steps(ours, 20, 8, 64)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return [Check("no number is waited for in a step", "20 steps in fp32, bf16, fp16", "ok")]
+    return [Check("a step does not sync the GPU", "20 steps in fp32, bf16", "ok")]
 
 
 def seconds_of(setting: Setting, step: Callable[[], object], count: int = 10) -> float:
@@ -246,20 +223,18 @@ def flops(setting: Setting) -> list[Check]:
     shape = setting.encoder
     peak = peak_of(setting)
     checks = []
-    for terms, goal in GOALS.items():
-        learner = new_learner(setting, terms, "bf16")
+    for terms, (goal, passes) in GOALS.items():
+        ours = new_training(setting, terms, "bf16")
         batch = new_batch(rows, tokens, masked=False).to(setting.device)
-        seconds = seconds_of(setting, partial(learner.step, TASKS["sst"], batch, 1e-5, 0.9))
-        layers = sum(p.numel() for name, p in learner.model.named_parameters() if "bert_layers" in name)
+        seconds = seconds_of(setting, partial(ours.step, TASKS["sst"], batch))
+        layers = sum(p.numel() for name, p in ours.model.named_parameters() if "bert_layers" in name)
         forward = rows * tokens * (2 * layers + 4 * shape.num_hidden_layers * tokens * shape.hidden_size)
-        config = TrainConfig(**TERMS[terms])
-        used = forward * forward_passes(config, "sst") / seconds / peak
+        used = forward * passes / seconds / peak
         met = "" if setting.small else "met" if used >= goal else "missed"
         what = f"FLOP utilisation, {terms}, {rows} x {tokens} tokens, bf16"
         checks.append(Check(what, f"{used:.3f} (goal {goal}), {1000 * seconds:.1f} ms a step", met))
-        del learner
         try:
-            theirs = seconds_of(setting, peer_step(setting, terms, batch))
+            theirs = seconds_of(setting, peer_step(setting, terms, ours.model, batch))
             shown = f"{1000 * theirs:.1f} ms a step, {theirs / seconds:.2f} times ours"
             checks.append(Check(f"  {PEERS[terms]}", shown))
         except ImportError as error:
@@ -270,41 +245,24 @@ def flops(setting: Setting) -> list[Check]:
 PEERS = {"plain": "transformers, sdpa, fused AdamW", "SMART": "the same with smart-pytorch"}
 
 
-def peer_step(setting: Setting, terms: str, batch: Batch) -> Callable[[], object]:
+def peer_step(setting: Setting, terms: str, ours: MultitaskBERT, batch: Batch) -> Callable[[], object]:
     """A training step as a careful user of the packages would write it, on the same batch."""
-    import transformers
+    import transformers  # here, because the list runs without the peers
+
+    from benchmarks import peers
 
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     sizes: dict[str, Any] = {name: getattr(setting.encoder, name) for name in names}
     config = transformers.BertConfig(**sizes | {"attn_implementation": "sdpa"})
-    bert: Any = transformers.BertModel(config, add_pooling_layer=False)
-    bert.to(setting.device).train()
-    head = torch.nn.Linear(config.hidden_size, 5).to(setting.device)
-    weights = [*bert.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=1e-5, fused=True)
-    task = TASKS["sst"]
-
-    def logits(embeddings: Tensor) -> Tensor:
-        outputs: Tensor = head(bert(inputs_embeds=embeddings).last_hidden_state.mean(1))
-        return outputs.float()
-
-    if terms == "SMART":
-        import smart_pytorch
-
-        smart = smart_pytorch.SMARTLoss(logits, task.divergence, num_steps=1)
+    bert = transformers.BertModel(config, add_pooling_layer=False)
+    peer = peers.Peer(ours, bert).to(setting.device).train()
+    optimizer = peers.fused_adamw(peer.parameters())
+    loss = {"plain": peers.plain_loss, "SMART": peers.smart_loss}[terms]
 
     def step() -> None:
         with torch.autocast(setting.device.type, torch.bfloat16):
-            embeddings = bert.embeddings.word_embeddings(batch.input_ids)
-            clean = logits(embeddings)
-            assert batch.labels is not None
-            loss = task.loss(clean, batch.labels)
-            if terms == "SMART":
-                loss = loss + smart(embeddings, clean)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+            value = loss(peer, TASKS["sst"], batch)
+        peers.step(peer, optimizer, value)
 
     return step
 
@@ -315,12 +273,12 @@ def compiled(setting: Setting) -> list[Check]:
     totals = []
     seconds = []
     for compile_it in (False, True):
-        learner = new_learner(setting, "SMART + Bregman", dropout=0.0, compile_it=compile_it)
-        totals.append(take_steps(learner, 6, 8, tokens))
-        learner = new_learner(setting, "SMART + Bregman", "bf16", compile_it=compile_it)
+        ours = new_training(setting, "SMART + Bregman", dropout=0.0, compile_it=compile_it)
+        totals.append(take_steps(ours, 6, 8, tokens))
+        ours = new_training(setting, "SMART + Bregman", "bf16", compile_it=compile_it)
         batch = new_batch(rows, tokens, masked=False).to(setting.device)
-        seconds.append(seconds_of(setting, partial(learner.step, TASKS["sst"], batch, 1e-5, 0.9)))
-        del learner
+        seconds.append(seconds_of(setting, partial(ours.step, TASKS["sst"], batch)))
+        del ours
     off = largest_difference(*totals)
     ratio = f"bf16 with dropout: {seconds[1] / seconds[0]:.2f} of the time"
     largest = max(divergences(setting, "default", "bf16", masked=True, compile_it=True))

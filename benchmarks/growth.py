@@ -24,8 +24,7 @@ from pathlib import Path
 Work = Callable[[], object]  # one piece of work, which is timed
 
 HERE = Path(__file__).resolve().parent
-# What grows -> its sizes, which are about evenly spaced in the plot. A line of slope 1 there is growth in
-# proportion to the size.
+# what grows -> its sizes
 SERIES = {
     "pairs": (1_000, 4_000, 16_000, 64_000, 200_000, 400_000),
     "tokens": (16, 32, 64, 128, 256, 512),
@@ -61,8 +60,9 @@ def training(rows: int, tokens: int, layers: int) -> Work:
 
     import multitask_classifier as program
     from base_bert import BertConfig
-    from benchmarks.rows import new_learner, our_step
+    from benchmarks.training import Training
     from bert import BertModel
+    from config import TrainConfig
     from datasets import TokenizedDataset
     from support.devices import keep_freed_memory
     from tasks import TASKS
@@ -79,8 +79,8 @@ def training(rows: int, tokens: int, layers: int) -> Work:
         segment_starts=np.full(rows, tokens),
         num_truncated=0,
     )
-    learner = new_learner(model)
-    return lambda: our_step(learner, dataset, np.arange(rows))
+    ours = Training(model, TrainConfig())
+    return lambda: ours.step_on(dataset, np.arange(rows))
 
 
 # What grows -> a function that prepares the work for one size (and, for pairs, one file), and the number of
@@ -154,66 +154,41 @@ def plot(results: Results, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = make_parser()
-    options = parser.parse_args(arguments)
-    if options.point:
-        series, size, path = options.point
-        print(json.dumps(measure(series, int(size), Path(path))))
-        return
-    if options.data_dir is None and "pairs" in options.only:
-        parser.error("the pairs need --data_dir")
-    results: Results = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for series in options.only:
-            print(TITLES[series])
-            results[series] = {}
-            for size in SERIES[series]:
-                if options.largest is None or size <= options.largest:
-                    point = measure_in_new_process(series, size, options.data_dir, Path(scratch))
-                    results[series][size] = point
-                    spent = f"{point['seconds']:8.2f} s  {point['megabytes']:8.0f} MB"
-                    print(f"  {size:>9,}  {spent}", flush=True)
-    picture = options.output.with_suffix(".png")
-    options.output.write_text(json.dumps(results, indent=2) + "\n")
-    plot({series: points for series, points in results.items() if points}, picture)
-    print(f"written to {options.output} and {picture}")
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The flags."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.growth",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--data_dir",
-        type=Path,
-        default=os.environ.get("SMART_BERT_DATA_DIR"),
-        help="default: $SMART_BERT_DATA_DIR",
-    )
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=SERIES,
-        default=list(SERIES),
-        metavar="SERIES",
-        help=f"any of {', '.join(SERIES)}",
-    )
-    parser.add_argument("--largest", type=int, help="leave out larger sizes")
+    environment = os.environ.get("SMART_BERT_DATA_DIR")
+    parser.add_argument("--data_dir", type=Path, default=environment, help="default: $SMART_BERT_DATA_DIR")
     parser.add_argument(
         "--output",
         type=Path,
         default=HERE / "growth.json",
         help="path of the JSON file; the plot goes to the same folder (default: %(default)s)",
     )
-    parser.add_argument(
-        "--point",
-        nargs=3,
-        metavar=("SERIES", "SIZE", "PATH"),
-        help="measure one point in this process, print JSON",
-    )
-    return parser
+    parser.add_argument("--point", nargs=3, metavar=("SERIES", "SIZE", "PATH"), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.point:
+        series, size, path = options.point
+        print(json.dumps(measure(series, int(size), Path(path))))
+        return
+    if options.data_dir is None:
+        parser.error("the pairs need --data_dir")
+    results: Results = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for series, sizes in SERIES.items():
+            print(TITLES[series])
+            results[series] = {}
+            for size in sizes:
+                point = measure_in_new_process(series, size, options.data_dir, Path(scratch))
+                results[series][size] = point
+                spent = f"{point['seconds']:8.2f} s  {point['megabytes']:8.0f} MB"
+                print(f"  {size:>9,}  {spent}", flush=True)
+    picture = options.output.with_suffix(".png")
+    options.output.write_text(json.dumps(results, indent=2) + "\n")
+    plot(results, picture)
+    print(f"written to {options.output} and {picture}")
 
 
 if __name__ == "__main__":

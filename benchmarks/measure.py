@@ -1,16 +1,18 @@
 """Timing of contenders side by side, and the comparison of their times. Knows clocks and numbers, no model.
 
 A machine's speed changes by tens of per cent within minutes. So our code and the peer take turns, step by
-step, and only the ratio of their times is compared with a goal: the median over rounds.
-Not handled: confidence intervals. The quartiles of the ratio over the rounds show its accuracy.
+step, and only the ratio of their times is compared with a goal: the median over rounds. The quartiles over
+the rounds show its accuracy.
 """
 
 import contextlib
 import math
-import multiprocessing.connection
+import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,67 +61,43 @@ class Measurement:
     goal: Goal
 
 
-class SeparateProcess:
-    """A contender in a separate process. There it has the allocator and the threads that a user's script has.
-
-    The process calls make(*arguments) and gets a function of k. A call of this object makes the process call
-    that function and waits for its end. The contender is ready after the first `wait`.
-    """
-
-    def __init__(self, make: Callable[..., Callable[[int], object]], *arguments: object):
-        context = multiprocessing.get_context("forkserver")  # a fork would not have this process's threads
-        context.set_forkserver_preload(["benchmarks.rows", "transformers.models.bert.modeling_bert"])
-        self._pipe, far = context.Pipe()
-        self._process = context.Process(target=_serve, args=(far, make, arguments), daemon=True)
-        self._process.start()
-        far.close()
-
-    def wait(self) -> None:
-        """Wait for the end of the last call.
-
-        Raises RuntimeError if the process has ended. The process has then printed the reason.
-        """
-        try:
-            self._pipe.recv()
-        except EOFError:
-            raise RuntimeError("a contender's process has ended") from None
-
-    def __call__(self, k: int) -> None:
-        self._pipe.send(k)
-        self.wait()
-
-    def end(self) -> None:
-        """End the process; kill it after 10 seconds."""
-        with contextlib.suppress(OSError):  # the process has ended already
-            self._pipe.send(None)
-        self._process.join(10)
-        self._process.kill()
+_contender: Callable[[int], object]  # of a separate process
 
 
-def _serve(
-    pipe: multiprocessing.connection.Connection,
-    make: Callable[..., Callable[[int], object]],
-    arguments: tuple[object, ...],
-) -> None:
-    """The separate process: make the contender, then call it with every k from the pipe until None comes."""
-    contender = make(*arguments)
-    pipe.send("ready")
-    while (k := pipe.recv()) is not None:
-        contender(k)
-        pipe.send("done")
+def _make(make: Callable[..., Callable[[int], object]], arguments: Sequence[object]) -> None:
+    """Make the contender of this process."""
+    global _contender
+    _contender = make(*arguments)
+
+
+def _call(k: int | None) -> None:
+    """Call the contender of this process; with None only wait for it to be made."""
+    if k is not None:
+        _contender(k)
+
+
+def _call_in(pool: ProcessPoolExecutor, k: int) -> None:
+    """Call the contender of that process, and wait for its end."""
+    pool.submit(_call, k).result()
 
 
 @contextlib.contextmanager
-def separate_processes(*makers: tuple[Any, ...]) -> Iterator[list[SeparateProcess]]:
-    """Inside the block there is a contender in a separate process for each (make, *arguments)."""
-    contenders = [SeparateProcess(*maker) for maker in makers]
-    try:
-        for contender in contenders:
-            contender.wait()
-        yield contenders
-    finally:
-        for contender in contenders:
-            contender.end()
+def separate_processes(*makers: tuple[Any, ...]) -> Iterator[list[Callable[[int], None]]]:
+    """Inside the block there is a contender for each (make, *arguments), in a process of its own.
+
+    There it has the allocator and the threads that a user's script has. A contender raises what its call
+    raises.
+    """
+    context = multiprocessing.get_context("forkserver")  # a fork would not have this process's threads
+    context.set_forkserver_preload(["benchmarks.rows", "transformers.models.bert.modeling_bert"])
+    with contextlib.ExitStack() as stack:
+        pools = [
+            stack.enter_context(ProcessPoolExecutor(1, context, _make, (make, arguments)))
+            for make, *arguments in makers
+        ]
+        for made in [pool.submit(_call, None) for pool in pools]:
+            made.result()
+        yield [partial(_call_in, pool) for pool in pools]
 
 
 def take_turns(rounds: int, *contenders: Callable[[int], object], warm_up: int = 1) -> np.ndarray:
@@ -146,39 +124,20 @@ def take_turns(rounds: int, *contenders: Callable[[int], object], warm_up: int =
 
 
 def compare(
-    what: str,
-    column: str,
-    unit: str,
-    goal: Goal,
-    seconds: np.ndarray,
-    work: float | np.ndarray = 1.0,
-    calls: int = 1,
+    what: str, column: str, unit: str, goal: Goal, seconds: np.ndarray, work: float = 1.0, calls: int = 1
 ) -> Measurement:
     """The measurement from the seconds (all calls, 2) of ours and of the peer.
 
-    work: the work of each call, a number or an array that broadcasts to (all calls, 2).
-    calls: how many calls make a round. A round's ratio is a ratio of sums, so a slow call counts by its time,
-    as in a real run.
+    work: of a call. calls: how many make a round. A round's ratio is a ratio of sums, so a slow call counts
+    by its time, as in a real run.
     """
-    work_done = np.broadcast_to(work, seconds.shape)
-    rounds = np.array_split(np.arange(len(seconds)), max(1, len(seconds) // calls))
-    done = np.array([work_done[rows].sum(0) for rows in rounds])  # (rounds, 2)
-    taken = np.array([seconds[rows].sum(0) for rows in rounds])  # (rounds, 2)
+    rounds = np.array_split(seconds, max(1, len(seconds) // calls))
+    taken = np.array([calls_of_round.sum(0) for calls_of_round in rounds])  # (rounds, 2)
+    done = work * np.array([[len(calls_of_round)] for calls_of_round in rounds])  # (rounds, 1)
     figures = done / taken if goal.compares == "speed" else taken / done
-    ours, peer = np.median(figures, axis=0)
-    low, ratio, high = np.quantile(figures[:, 0] / figures[:, 1], (0.25, 0.5, 0.75))
-    return Measurement(
-        what=what,
-        column=column,
-        unit=unit,
-        ours=float(ours),
-        peer=float(peer),
-        ratio=float(ratio),
-        low=float(low),
-        high=float(high),
-        rounds=len(rounds),
-        goal=goal,
-    )
+    ours, peer = map(float, np.median(figures, axis=0))
+    low, ratio, high = map(float, np.quantile(figures[:, 0] / figures[:, 1], (0.25, 0.5, 0.75)))
+    return Measurement(what, column, unit, ours, peer, ratio, low, high, len(rounds), goal)
 
 
 def evenly(batches: list[np.ndarray], lengths: np.ndarray, count: int, shift: int = 0) -> list[np.ndarray]:

@@ -1,1 +1,1 @@
-"""Grids of runs, each a line of JSON that is kept, and the tables made from them."""
+"""Questions, their runs (a line of JSON each), and the tables and pictures made from the lines."""

@@ -24,14 +24,6 @@ from mysmartloss import ascent_gradient, project
 BATCH_ROWS = 32
 
 
-class Embedded(NamedTuple):
-    """A batch as the encoder reads it: embeddings (B,T,H), True for real tokens (B,T), labels (B,)."""
-
-    x: Tensor
-    mask: Tensor
-    labels: Tensor
-
-
 class Worst(NamedTuple):
     """The worst that was found for each row: outputs (B,C) at x + δ, and δ (B,T,H), 0 on padding."""
 
@@ -85,14 +77,12 @@ def evaluating(model: MultitaskBERT) -> Iterator[None]:
         model.compute_type = before[1]
 
 
-def embedded(model: MultitaskBERT, batch: Batch) -> Embedded:
-    """The embeddings of a batch with its mask and labels. Raises ValueError without labels."""
-    if batch.labels is None:
-        raise ValueError("an attack needs labels")
+def embedded(model: MultitaskBERT, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The embeddings (B,T,H) of a batch, and True for its real tokens (B,T)."""
     with torch.no_grad():
         x = model.bert.embed(batch.input_ids, batch.token_type_ids)
     mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
-    return Embedded(x, mask.bool(), batch.labels)
+    return x, mask.bool()
 
 
 def attack(
@@ -109,51 +99,33 @@ def attack(
     counts, and most of the time is saved. The generator draws the starts, the same for every model; padding
     does not move. The model gets no gradients and is left as it was. Raises ValueError without labels.
     """
-    with evaluating(model):
-        clean = embedded(model, batch)
-        x, mask, _ = clean
-        with torch.no_grad():
-            worst = Worst(model.logits(task.name, x, mask), torch.zeros_like(x))
-        for _ in range(strength.restarts if epsilon else 0):
-            start = (2 * torch.rand(x.shape, generator=generator).to(x) - 1) * epsilon * mask[..., None]
-            ascend(
-                lambda moved, rows: model.logits(task.name, moved, mask[rows]),
-                *(task, clean, epsilon, strength.steps, start, worst),
-            )
-    return worst
-
-
-def ascend(
-    encode: Callable[[Tensor, Tensor], Tensor],
-    task: Task,
-    clean: Embedded,
-    epsilon: float,
-    steps: int,
-    delta: Tensor,
-    worst: Worst,
-) -> None:
-    """One ascent from δ (B,T,H), which it moves; `worst` takes what is worse than what it had.
-
-    encode: embeddings (b,T,H) and their row numbers (b,) -> outputs (b,C).
-    """
-    x, mask, labels = clean
+    if (labels := batch.labels) is None:
+        raise ValueError("an attack needs labels")
 
     def harm(outputs: Tensor, labels: Tensor) -> Tensor:
         return damage(task, outputs, labels).sum()  # rows do not touch each other
 
-    for step in range(steps + 1):
-        rows = torch.nonzero(~fallen(task, worst.outputs, labels)).squeeze(1)  # (b,)
-        if not len(rows):
-            return
-        moved = delta[rows].requires_grad_()  # (b,T,H)
-        outputs = encode(x[rows] + moved, rows)  # (b,C)
-        so_far = damage(task, worst.outputs[rows], labels[rows])
-        worse = damage(task, outputs.detach(), labels[rows]) > so_far
-        worst.outputs[rows[worse]] = outputs.detach()[worse]
-        worst.delta[rows[worse]] = moved.detach()[worse]
-        if step < steps:
-            uphill = ascent_gradient(outputs, labels[rows], moved, harm).sign() * mask[rows][..., None]
-            delta[rows] = project(moved.detach() + 2.5 * epsilon / steps * uphill, epsilon)
+    with evaluating(model):
+        x, mask = embedded(model, batch)
+        with torch.no_grad():
+            worst = Worst(model.logits(task.name, x, mask), torch.zeros_like(x))
+        for _ in range(strength.restarts if epsilon else 0):
+            delta = (2 * torch.rand(x.shape, generator=generator).to(x) - 1) * epsilon * mask[..., None]
+            for step in range(strength.steps + 1):
+                rows = torch.nonzero(~fallen(task, worst.outputs, labels)).squeeze(1)  # (b,)
+                if not len(rows):
+                    break
+                moved = delta[rows].requires_grad_()  # (b,T,H)
+                outputs = model.logits(task.name, x[rows] + moved, mask[rows])  # (b,C)
+                so_far = damage(task, worst.outputs[rows], labels[rows])
+                worse = damage(task, outputs.detach(), labels[rows]) > so_far
+                worst.outputs[rows[worse]] = outputs.detach()[worse]
+                worst.delta[rows[worse]] = moved.detach()[worse]
+                if step < strength.steps:
+                    uphill = ascent_gradient(outputs, labels[rows], moved, harm).sign()
+                    step_up = 2.5 * epsilon / strength.steps * uphill * mask[rows][..., None]
+                    delta[rows] = project(moved.detach() + step_up, epsilon)
+    return worst
 
 
 def noise(
@@ -164,7 +136,7 @@ def noise(
     No noise within the box is longer, and the attack's δ is near a corner, too.
     """
     with evaluating(model), torch.no_grad():
-        x, mask, _ = embedded(model, batch)
+        x, mask = embedded(model, batch)
         corner = (torch.rand(x.shape, generator=generator).to(x) - 0.5).sign() * epsilon * mask[..., None]
         return model.logits(task.name, x + corner, mask)
 
@@ -195,7 +167,7 @@ def attacked(
 
 
 def noisy(model: MultitaskBERT, dataset: TokenizedDataset, epsilon: float) -> Tensor:
-    """Outputs (rows,C) of a whole data set under noise. Raises ValueError without labels."""
+    """Outputs (rows,C) of a whole data set under noise."""
     device = next(model.parameters()).device
     return outputs_of(
         dataset, lambda batch, generator: noise(model, dataset.task, batch.to(device), epsilon, generator)

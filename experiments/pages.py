@@ -1,27 +1,19 @@
-"""Writes the figures of the pages from the committed lines: `python -m experiments.pages`.
+"""Writes the figures of the pages from the committed lines.
+
+    python -m experiments.pages           # writes the tables of this folder's README and of the main README
+    python -m experiments.pages --plot    # draws the pictures
 
 A page has blocks between `<!-- name -->` and `<!-- /name -->`. Each is made anew by its function; a test
 compares them with what stands there, so no figure is typed and none outlives its lines.
 """
 
+import argparse
 import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments import (
-    best,
-    breadth,
-    mixing,
-    precision,
-    robustness,
-    smart,
-    study,
-    sweep,
-    table1,
-    toy,
-    unlabelled,
-)
+from experiments import best, breadth, mixing, precision, robustness, smart, sweep, table1, toy, unlabelled
 from experiments.runner import HERE
 
 ROOT = HERE.parent
@@ -32,38 +24,34 @@ def answer() -> str:
     asked = (smart.STUDY.comparison, unlabelled.STUDY.comparison, robustness.QUESTION)
     lines = [line for question in asked for line in question.lines()]
     measured = (", ".join(sorted({line[name] for line in lines})) for name in ("precision", "processor"))
-    found = (
-        study.answer(smart.STUDY),
-        study.answer(unlabelled.STUDY),
-        robustness.answer(robustness.QUESTION),
-    )
+    found = (smart.STUDY.answer(), unlabelled.STUDY.answer(), robustness.answer(robustness.QUESTION.lines()))
     said = ["Accuracy beside tuned plain training, on SST's dev rows:", ""]
-    said += [f"- {sentence}" for sentence in found if sentence]
+    said += [f"- {sentence}" for sentence in found]
     how = f"MiniLM, {', '.join(measured)}, last step's weights, no threshold fitted"
     said += ["", f"{how} ([experiments](experiments/README.md))."]
     wrapped = (textwrap.fill(line, 110, subsequent_indent="  " * line.startswith("-")) for line in said)
     return "\n".join(wrapped)
 
 
+QUESTIONS = {  # by block, in the order of the page
+    "table1": table1.QUESTION,
+    "tuning": smart.STUDY.tuning,
+    "comparison": smart.STUDY.comparison,
+    "toy": toy.QUESTION,
+    "precision": precision.QUESTION,
+    "mixing": mixing.QUESTION,
+    "unlabelled tuning": unlabelled.STUDY.tuning,
+    "unlabelled": unlabelled.STUDY.comparison,
+    "robustness": robustness.QUESTION,
+    "breadth": breadth.QUESTION,
+    "sweep": sweep.QUESTION,
+}
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {
-        "answer": answer,
-        "table1": lambda: table1.short_table(table1.QUESTION),
-        "best": best.recommended,
-    },
+    "README.md": {"answer": answer, "table1": table1.short_table, "best": best.recommended},
     "experiments/README.md": {
-        "table1": lambda: table1.table(table1.QUESTION),
-        "tuning": lambda: study.tuning_table(smart.STUDY),
-        "comparison": lambda: study.page(smart.STUDY),
-        "precision": lambda: precision.table(precision.QUESTION),
-        "mixing": lambda: mixing.table(mixing.QUESTION),
-        "unlabelled tuning": lambda: study.tuning_table(unlabelled.STUDY),
-        "unlabelled": lambda: study.page(unlabelled.STUDY),
+        **{name: question.page for name, question in QUESTIONS.items()},
         "robustness": robustness.page,
-        "breadth": breadth.page,
         "best": best.page,
-        "toy": lambda: toy.table(toy.kept_lines()),
-        "sweep": lambda: sweep.table(sweep.kept_scores()),
     },
 }
 
@@ -85,5 +73,14 @@ def updated(page: str) -> str:
 
 
 if __name__ == "__main__":
-    for name in BLOCKS:
-        Path(ROOT / name).write_text(updated(name), encoding="utf-8")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.pages",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--plot", action="store_true", help="draw the pictures")
+    if parser.parse_args().plot:
+        print(*(path for question in QUESTIONS.values() for path in question.plot()), sep="\n")
+    else:
+        for name in BLOCKS:
+            Path(ROOT / name).write_text(updated(name), encoding="utf-8")

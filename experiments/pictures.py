@@ -3,9 +3,9 @@
 Colours: Okabe and Ito, "Color Universal Design" (2008).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#F0E442"]
 THEMES = {
@@ -14,11 +14,20 @@ THEMES = {
 }
 
 
-def save(name: str, draw: Callable[[Any, list[str]], None], folder: Path, height: float = 4.2) -> list[Path]:
-    """Write `<folder>/<name>-light.png` and `-dark.png`; `draw(figure, colours)` draws one of them.
+class Picture(NamedTuple):
+    """A picture by name. draw(figure, lines=lines) draws it; None: its question draws it while it runs.
 
-    height: in units of 100 pixels. Returns the paths.
+    height: in units of 100 pixels.
     """
+
+    name: str
+    description: str
+    draw: Callable[..., None] | None = None
+    height: float = 4.2
+
+
+def save(picture: Picture, draw: Callable[[Any], None], folder: Path) -> list[Path]:
+    """Write `<folder>/<name>-light.png` and `-dark.png`, each by draw(figure). Returns the paths."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -33,24 +42,46 @@ def save(name: str, draw: Callable[[Any, list[str]], None], folder: Path, height
         style |= dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), background)
         style |= {"axes.spines.top": False, "axes.spines.right": False}
         with pyplot.rc_context(style):
-            figure = pyplot.figure(figsize=(8, height), dpi=100, layout="constrained")
-            draw(figure, COLOURS)
-            path = folder / f"{name}-{theme}.png"
+            figure = pyplot.figure(figsize=(8, picture.height), dpi=100, layout="constrained")
+            draw(figure)
+            path = folder / f"{picture.name}-{theme}.png"
             figure.savefig(path, metadata={"Software": ""})
             pyplot.close(figure)
         paths.append(path)
     return paths
 
 
-def markdown(name: str, description: str, folder: str) -> str:
+def markdown(picture: Picture, folder: str) -> str:
     """The picture for a Markdown page: GitHub shows the one that fits the reader's theme."""
     return (
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{folder}/{name}-dark.png">'
-        f'<img alt="{description}" src="{folder}/{name}-light.png" width="800"></picture>'
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{folder}/{picture.name}-dark.png">'
+        f'<img alt="{picture.description}" src="{folder}/{picture.name}-light.png" width="800"></picture>'
     )
 
 
-def drawn(descriptions: Mapping[str, str], folder: Path) -> list[str]:
-    """Markdown for those pictures of a folder that are there, by name and description."""
-    names = [name for name in descriptions if (folder / f"{name}-light.png").exists()]
-    return [markdown(name, descriptions[name], folder.name) for name in names]
+class Point(NamedTuple):
+    """An arm beside plain: its cost, its gain and the ends of the 95 % interval, in points."""
+
+    arm: str
+    cost: float
+    gain: float
+    low: float
+    high: float
+
+
+def looks_of(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each arm."""
+    return dict(zip(arms, zip(COLOURS, "osv^<>p", strict=True), strict=False))
+
+
+def gain_against_cost(
+    axes: Any, points: Iterable[Point], looks: Mapping[str, tuple[str, str]], capsize: int = 4
+) -> None:
+    """Gains over plain against their cost. Arms of one cost stand side by side."""
+    beside: dict[float, int] = {}  # how many arms of that cost there are already
+    for point in points:
+        colour, marker = looks[point.arm]
+        bars = [[point.gain - point.low], [point.high - point.gain]]
+        place = point.cost + 0.08 * beside.setdefault(point.cost, 0)
+        beside[point.cost] += 1
+        axes.errorbar(place, point.gain, bars, fmt=marker, capsize=capsize, color=colour, label=point.arm)

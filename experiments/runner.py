@@ -1,12 +1,11 @@
 """Runs a grid of trainings for a question: one line of JSON each, and each run's dev predictions.
 
-    a question's file (table1.py, ...) ─ grid of Runs ─ run_grid ─> lines in <question>.jsonl
-                                                                    predictions/<question>/<run>.npz
-    lines, predictions ─ the question's table and plot ─> Markdown, PNG
+    grid of Runs ─ run_grid ─> lines in <question>.jsonl, predictions/<question>/<run>.npz
+    lines, predictions ─ the question's tables and pictures ─> Markdown, PNG
 
-A run is a process of the main program, so a grid can be broken off anywhere. What has a line is not run
-again, what has a checkpoint is resumed. The number of steps is fixed beforehand. Dev is scored once, with the
-weights of the last step, and nothing is fitted on it. A seed draws the training rows, the same for all arms.
+A run is a process of the main program, so a grid can be interrupted anywhere: finished runs are skipped,
+interrupted ones resumed. The number of steps is fixed beforehand. Dev is scored once, with the weights of the
+last step, and nothing is fitted on it. A seed draws the training rows, the same for all arms.
 """
 
 import argparse
@@ -19,8 +18,9 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,18 @@ from tokenizers import Tokenizer
 import multitask_classifier
 from config import TrainConfig
 from datasets import read_examples, sample_rows, tokenize
-from evaluation import model_outputs, score
+from evaluation import model_outputs
+from experiments import pictures
+from experiments.pictures import Picture, save
+from experiments.tables import Line, Table, processor_type, provenance, table
 from support.devices import COMPUTE_TYPES, pick_device
 from support.errors import UserError, one_line
 from support.files import write_text
 from support.screen import cut
-from tasks import TASKS
+from tasks import TASKS, score
 
 HERE = Path(__file__).resolve().parent
 SAMPLE = HERE.parent / "data" / "sample"
-Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -82,19 +84,22 @@ class Run:
         return replace(self, steps=steps, train_rows=64, flags=flags)
 
 
-# of a finished run, the folder of the data, the run's folder: what its line says of each task, what is kept
+# (finished run, folder of the data, folder of the run) -> (results by task for the line, arrays for the .npz)
 Outcome = Callable[[Run, Path, Path], tuple[dict[str, Any], dict[str, np.ndarray]]]
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question by its name, and the folder that keeps its lines.
+    """A question: where its lines are, and what the page shows of them.
 
-    outcome: what is measured of a finished run, by default `dev_outcome`. An outcome that is interrupted is
-    taken again from its beginning; the training is not.
+    A finished question needs no grid: each line says how its run was made. tables, pictures: made from the
+    lines alone. folder: of the lines and predictions. outcome: measures a finished run, by default
+    `dev_outcome`. An interrupted outcome starts again; the training before it does not.
     """
 
     name: str
+    tables: tuple[Table, ...] = ()
+    pictures: tuple[Picture, ...] = ()
     folder: Path = HERE
     outcome: Outcome | None = None
 
@@ -103,19 +108,38 @@ class Question:
         """Its lines."""
         return self.folder / f"{self.name}.jsonl"
 
-    def predictions(self, run: Run) -> Path:
+    def predictions(self, run_name: str) -> Path:
         """Where the dev predictions of a run are."""
-        return self.folder / "predictions" / self.name / f"{run.name}.npz"
+        return self.folder / "predictions" / self.name / f"{run_name}.npz"
 
     def lines(self) -> list[Line]:
-        """What has been run."""
+        """A line for each finished run."""
         text = self.file.read_text(encoding="utf-8") if self.file.exists() else ""
         return [json.loads(line) for line in text.splitlines()]
 
-    def kept(self, run: Run, task: str) -> tuple[np.ndarray, np.ndarray]:
-        """Dev predictions and labels (rows,) of a run that has a line."""
-        with np.load(self.predictions(run)) as arrays:
+    def load_predictions(self, line: Line, task: str) -> tuple[np.ndarray, np.ndarray]:
+        """Dev predictions and labels (rows,) of a line's run."""
+        with np.load(self.predictions(line["name"])) as arrays:
             return arrays[task], arrays[f"{task} labels"]
+
+    def page(self) -> str:
+        """For the page of experiments: the tables, their provenance, the pictures that were drawn."""
+        lines = self.lines()
+        parts = [table(each, lines) for each in self.tables]
+        if not lines or "commit" in lines[0]:
+            parts.append(provenance(lines))
+        folder = self.folder / "pictures"
+        drawn = [each for each in self.pictures if (folder / f"{each.name}-light.png").exists()]
+        return "\n\n".join([*parts, *(pictures.markdown(each, folder.name) for each in drawn)])
+
+    def plot(self) -> list[Path]:
+        """Draw the pictures that need only the lines. Returns their paths."""
+        lines = self.lines()
+        paths = []
+        for picture in self.pictures:
+            if draw := picture.draw:
+                paths += save(picture, partial(draw, lines=lines), self.folder / "pictures")
+        return paths
 
 
 # ------------------------------------------------------------------------------------------ running
@@ -195,32 +219,24 @@ def machine() -> dict[str, Any]:
     }
 
 
-def last_model(
-    folder: Path, role: str | None = None
-) -> tuple[multitask_classifier.MultitaskBERT, Tokenizer, TrainConfig]:
-    """The model of a finished run with the last step's weights, its tokenizer and its settings.
-
-    role: whose weights, "student" or "teacher"; by default whose the run keeps.
-    """
+def last_model(folder: Path) -> tuple[multitask_classifier.MultitaskBERT, Tokenizer, TrainConfig]:
+    """The model of a finished run with the last step's weights, its tokenizer and its settings."""
     model, tokenizer, record = multitask_classifier.load_model(folder / "best")
     config = TrainConfig.from_dict(record["config"])
+    role = "teacher" if config.keep == "teacher" else "student"
     # `best` may be of an earlier epoch
-    role = role or ("teacher" if config.keep == "teacher" else "student")
     model.load_state_dict(load_file(folder / "last" / f"{role}.safetensors"))
     model.compute_type = COMPUTE_TYPES[config.precision]
     return model.to(pick_device(False)), tokenizer, config
 
 
-def dev_outcome(
-    run: Run, data_dir: Path, folder: Path, role: str | None = None
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def dev_outcome(run: Run, data_dir: Path, folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Dev scores and losses of a finished run's last weights by task, and the predictions with their labels.
 
-    role: whose weights, as `last_model` has it.
-    A task's predictions are kept under its name, the labels under "<task> labels": intervals over dev rows
-    are computed from what is kept alone.
+    The predictions of a task are stored under its name, the labels under "<task> labels". Intervals over dev
+    rows are computed from these.
     """
-    model, tokenizer, config = last_model(folder, role)
+    model, tokenizer, config = last_model(folder)
     dev: dict[str, Any] = {}
     predictions = {}
     for name in run.scored:
@@ -248,7 +264,7 @@ def loss_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def run_one(question: Question, run: Run, data_dir: Path, work_dir: Path) -> Line:
-    """Train a run, or the rest of it; keep its predictions and its line. Returns the line."""
+    """Train or resume a run, store its predictions, append its line. Returns the line."""
     folder = work_dir / question.name / run.name
     code = commit()
     done = subprocess.run(command(run, data_dir, folder), stdout=subprocess.DEVNULL)
@@ -259,7 +275,7 @@ def run_one(question: Question, run: Run, data_dir: Path, work_dir: Path) -> Lin
     dev, predictions = (question.outcome or dev_outcome)(run, data_dir, folder)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     versions = json.loads((folder / "best" / "run.json").read_text(encoding="utf-8"))["versions"]
-    path = question.predictions(run)
+    path = question.predictions(run.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **predictions)
     line = asdict(run) | {"name": run.name, "dev": dev, "train_loss": loss_curves(folder)}
@@ -267,32 +283,28 @@ def run_one(question: Question, run: Run, data_dir: Path, work_dir: Path) -> Lin
     line |= {"versions": versions, "commit": code} | machine()
     with question.file.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    shutil.rmtree(folder)  # its line and its predictions are kept
+    shutil.rmtree(folder)
     return line
 
 
 def check_lines(question: Question) -> None:
-    """Raises UserError where lines of another commit are there: a comparison is of one code."""
+    """Raises UserError if there are lines of another commit: a comparison is of one code."""
     here = commit()
     others = {line["commit"] for line in question.lines()} - {here}
     if others:
         other = sorted(others)[0]
         mend = (
-            f"go on from `git worktree add PATH {other}` with this file copied there, or move the file away"
+            f"continue in `git worktree add PATH {other}` with this file copied there, or move the file away"
         )
         raise UserError(f"{question.file}: its lines are of commit {other}, this is {here}; {mend}")
 
 
-def processor_type(line: Line) -> str:
-    """The processor of a line with the instructions that decide its numbers."""
-    return " ".join([line["processor"], *line.get("instructions", [])])
-
-
 def run_grid(question: Question, grid: Sequence[Run], data_dir: Path, work_dir: Path) -> None:
-    """Run what has no line yet, in the order of the grid.
+    """Run the grid in order. Finished runs are skipped, interrupted ones resumed.
 
-    All arms of a seed with so many rows run on one type of processor: what was begun on another is left out,
-    with a line that says so. Raises UserError if the lines there are of another commit, or if a run fails.
+    All arms of a seed and a number of rows run on one type of processor. Runs whose seed was started on
+    another type are skipped with a message. Raises UserError if there are lines of another commit, or if a
+    run fails.
     """
     check_lines(question)
     here = processor_type(machine())
@@ -317,46 +329,11 @@ def run_grid(question: Question, grid: Sequence[Run], data_dir: Path, work_dir: 
         print(cut(f"  {mains}, {line['seconds']:.0f} s"), flush=True)
 
 
-def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table for a Markdown page."""
-    rows = list(rows)
-    assert all(len(cells) == len(heads) for cells in rows), "a row has a cell for each head"
-    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """Whole numbers in order, neighbours as a range: `0, 1, 200 to 219`."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
-
-
-def provenance(lines: Sequence[Line]) -> str:
-    """What a table must say of its lines: seeds, precision, commit, types of processors, thresholds."""
-
-    def listed(values: Iterable[Any]) -> str:
-        return ", ".join(sorted({str(value) for value in values}))
-
-    if not lines:
-        return "Nothing has been run yet."
-    return (
-        f"{len(lines)} runs, seeds {ranges(line['seed'] for line in lines)}; precision"
-        f" {listed(line['precision'] for line in lines)}; processors:"
-        f" {listed(processor_type(line) for line in lines)}; code of commit"
-        f" {listed(line['commit'] for line in lines)}. Last step's weights; no threshold was fitted."
-    )
-
-
 # ------------------------------------------------------------------------------------- command line
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
-    """The flags that all questions have."""
+    """The flags of a question's command line."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -366,15 +343,13 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
         default=os.environ.get("SMART_BERT_DATA_DIR"),
         help="folder of the course's files (default: $SMART_BERT_DATA_DIR)",
     )
-    parser.add_argument("--work_dir", type=Path, default=Path("runs/experiments"), help="for unfinished runs")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", help="run these only: processes share a grid by seeds"
+        "--work_dir", type=Path, default=Path("runs/experiments"), help="folder of unfinished runs"
     )
-    parser.add_argument("--table", action="store_true", help="print what has been run, from the lines alone")
-    parser.add_argument("--plot", action="store_true", help="draw what has been run, from the lines alone")
     parser.add_argument(
-        "--quick", action="store_true", help="all of it on subsets in minutes; the lines go to --work_dir"
+        "--seeds", type=int, nargs="+", help="run only these, so that several processes share a grid"
     )
+    parser.add_argument("--table", action="store_true", help="print the tables, run nothing")
     return parser
 
 
@@ -386,7 +361,7 @@ def guarded(program: Callable[[], None]) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
     return 0
 
@@ -396,40 +371,3 @@ def data_folder(options: argparse.Namespace) -> Path:
     if not options.data_dir:
         raise UserError("--data_dir: the folder of the course's files is needed (or SMART_BERT_DATA_DIR)")
     return Path(options.data_dir)
-
-
-def chosen_runs(options: argparse.Namespace, grid: Iterable[Run]) -> list[Run]:
-    """The runs of a grid that the flags ask for. Raises UserError if there are no data."""
-    data_folder(options)
-    runs = [run for run in grid if not options.seeds or run.seed in options.seeds]
-    if options.quick:  # one seed of each
-        firsts: dict[Any, Run] = {}
-        for run in sorted(runs, key=lambda run: run.seed):
-            firsts.setdefault((run.arm, run.tasks), run.quick())
-        runs = list(firsts.values())
-    return runs
-
-
-def main_of(
-    question: Question,
-    grid: Iterable[Run],
-    table: Callable[[Question], str],
-    plot: Callable[[Question], list[Path]] | None = None,
-    description: str | None = None,
-) -> int:
-    """The command line of a question: run what is left of its grid, print its table, or draw it."""
-    options = parser_of(description).parse_args()
-
-    def program() -> None:
-        asked = replace(question, folder=options.work_dir / "quick") if options.quick else question
-        if not options.table and not options.plot:
-            asked.folder.mkdir(parents=True, exist_ok=True)
-            run_grid(asked, chosen_runs(options, grid), Path(options.data_dir or ""), options.work_dir)
-        if options.plot and not plot:
-            raise UserError("--plot: this question has a table only")
-        if options.plot and plot:
-            print("\n".join(str(path) for path in plot(asked)))
-        else:
-            print(table(asked))
-
-    return guarded(program)

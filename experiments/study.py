@@ -13,7 +13,7 @@ import argparse
 import json
 import statistics
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,22 @@ from typing import Any
 import numpy as np
 
 from config import parse_arguments
-from experiments import pictures
 from experiments.inference import bootstrap, paired, verdict
-from experiments.runner import (
-    HERE,
+from experiments.pictures import Picture, Point, gain_against_cost, looks_of
+from experiments.runner import HERE, Question, Run, data_folder, guarded, parser_of, run_grid
+from experiments.tables import (
+    SEEDS,
+    Column,
     Line,
-    Question,
-    Run,
-    chosen_runs,
-    guarded,
-    markdown,
-    parser_of,
-    provenance,
-    run_grid,
+    Row,
+    Table,
+    cost,
+    cost_column,
+    gain,
+    mean,
+    of_arm,
+    own_score,
+    pairs,
 )
 from multitask_classifier import forward_passes
 from support.errors import UserError
@@ -41,8 +44,21 @@ from support.files import write_text
 
 TASK = "sst"
 PRECISION = ("--precision", "bf16")
-SEEDS = range(200, 220)
-PICTURE = "-gain-against-cost"  # ending of the picture's name
+COMPARED = range(200, 220)  # seeds
+
+
+def passes(line: Line) -> float:
+    """What a run costs, in forward passes of a batch. Unlike seconds, days and machines don't change it."""
+    words = [*line["flags"], "--tasks", ",".join(line["tasks"])]
+    if line.get("unlabelled"):
+        words += ["--unlabelled_file", "texts"]
+    config, _ = parse_arguments(words)
+    return line["steps"] * statistics.fmean(forward_passes(config, source) for source in config.sources)
+
+
+def counted(of_a_step: Mapping[str, float]) -> Callable[[Line], float]:
+    """`passes` of lines of an older commit: by arm the forward passes of a step, as they were there."""
+    return lambda line: line["steps"] * of_a_step[line["arm"]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,7 @@ class Study:
 
     title: of the picture, data set and rows. given: the same in a sentence. sides: the settings that are
     tried, for "plain" and for the side that is judged against it. tuning_seeds: for these alone. arms: from
-    the winning run of each side the arms of the comparison, the two sides first.
+    the winning run of each side the arms of the comparison, the two sides first. passes: of a run.
     """
 
     name: str
@@ -60,17 +76,36 @@ class Study:
     sides: Mapping[str, list[Run]]
     tuning_seeds: range
     arms: Callable[[dict[str, Run]], dict[str, Run]]
+    passes: Callable[[Line], float] = passes
     folder: Path = HERE
 
     @property
     def tuning(self) -> Question:
         """What was run to tune both sides."""
-        return Question(f"{self.name}_tuning", self.folder)
+        shown = Table(("side", "setting"), self.tuned_rows, (SEEDS, mean("accuracy", own_score, digits=4)))
+        return Question(f"{self.name}_tuning", (shown,), folder=self.folder)
 
     @property
     def comparison(self) -> Question:
         """What was run to compare the winners."""
-        return Question(f"{self.name}_comparison", self.folder)
+        described = (
+            "Gain in dev accuracy over plain training, against cost in forward passes, with 95 % intervals"
+        )
+        columns = (
+            SEEDS,
+            mean("accuracy", own_score, digits=4),
+            gain("gain (95 % over seeds)", own_score),
+            Column("over seeds and dev rows", self.interval_over_rows),
+            cost_column(self.passes),
+            Column("seconds", self.seconds),
+            Column("verdict", self.verdict),
+        )
+        return Question(
+            f"{self.name}_comparison",
+            (Table(("arm",), arm_rows, columns),),
+            (Picture(f"{self.name}-gain-against-cost", described, self.draw),),
+            self.folder,
+        )
 
     @property
     def winners(self) -> Path:
@@ -81,6 +116,8 @@ class Study:
     def judged(self) -> str:
         """The side that is judged; every arm of the comparison but it and plain is exploratory."""
         return next(side for side in self.sides if side != "plain")
+
+    # ---------------------------------------------------------------------------------------- runs
 
     def tuning_grid(self) -> list[Run]:
         """Every setting of both sides, seed by seed."""
@@ -99,19 +136,113 @@ class Study:
     def comparison_grid(self) -> list[Run]:
         """The winners seed by seed, and after them what is exploratory. Raises UserError without winners."""
         arms = self.arms(self.winning_runs())
-        runs = [replace(run, arm=arm, seed=seed) for seed in SEEDS for arm, run in arms.items()]
+        runs = [replace(run, arm=arm, seed=seed) for seed in COMPARED for arm, run in arms.items()]
         return sorted(runs, key=lambda run: run.arm not in ("plain", self.judged))  # stable: seeds in order
+
+    # --------------------------------------------------------------------------------------- tables
+
+    def tuned_rows(self, lines: Sequence[Line]) -> list[Row]:
+        """Every setting that was tried, the best of a side first."""
+        rows = [
+            Row((side, run.arm), of_arm(lines, run.arm)) for side, runs in self.sides.items() for run in runs
+        ]
+        order = list(self.sides)
+        tried = [row for row in rows if row.lines]
+        return sorted(tried, key=lambda row: (order.index(row.labels[0]), -mean_accuracy(row.lines)))
+
+    def interval_over_rows(self, row: Row) -> str:
+        """The interval of the gain over seeds and dev rows, from the predictions."""
+        if len(row.lines) < 2 or not row.base:
+            return ""
+        low, high = bootstrap(self.right_rows(row.base), self.right_rows(row.lines))
+        return f"{low:+.4f} to {high:+.4f}"
+
+    def right_rows(self, lines: Sequence[Line]) -> np.ndarray:
+        """(seeds, dev rows): 1 where the prediction of a run is right."""
+        by_seed = sorted(lines, key=lambda line: line["seed"])
+        found = [self.comparison.load_predictions(line, line["tasks"][0]) for line in by_seed]
+        return np.array([predicted == labels for predicted, labels in found], dtype=np.float64)
+
+    def seconds(self, row: Row) -> str:
+        """Of the two sides alone: they ran in turns."""
+        in_turns = row.labels[0] in ("plain", self.judged)
+        return f"{mean_seconds(row.lines):.0f}" if in_turns else ""
+
+    def verdict(self, row: Row) -> str:
+        """By the rule; only the judged side has one."""
+        if not row.base or len(row.lines) < 2:
+            return ""
+        return verdict(*pairs(row, own_score)) if row.labels[0] == self.judged else "exploratory"
+
+    def draw(self, figure: Any, lines: Sequence[Line]) -> None:
+        """Gain over plain against cost, each with its 95 % interval over seeds."""
+        rows = [row for row in arm_rows(lines) if row.base and len(row.lines) > 1]
+        points = [point_of(row.labels[0], row, own_score, self.passes) for row in rows]
+        axes = figure.subplots()
+        axes.axhline(0, color="gray", linewidth=1)
+        axes.plot([1], [0], "D", color="gray", label="plain, tuned")
+        gain_against_cost(axes, points, looks_of(point.arm for point in points))
+        axes.set_xlabel("cost in forward passes; plain, tuned = 1")
+        axes.set_ylabel("gain in dev accuracy, points")
+        counts = sorted(len(row.lines) for row in rows)
+        seeds = f"{counts[0]} to {counts[-1]}" if counts[0] < counts[-1] else counts[0]
+        axes.set_title(f"{self.title}: 95 % intervals over {seeds} seeds")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+
+    def answer(self) -> str:
+        """What the comparison says, the verdict first. Nothing before there are two pairs."""
+        rows = {row.labels[0]: row for row in arm_rows(self.comparison.lines())}
+        row = rows.get(self.judged)
+        if row is None or len(row.lines) < 2:
+            return ""
+        found = self.verdict(row).split(" (")[0].capitalize()
+        points, low, high = (f"{100 * value:+.2f}" for value in paired(*pairs(row, own_score)))
+        ratio = mean_seconds(row.lines) / mean_seconds(row.base)
+        within = f"95 % over {len(row.lines)} seeds: {low} to {high}"
+        return f"**{found}** {self.given}: {points} points ({within}), in {ratio:.1f} times the time."
+
+
+def arm_rows(lines: Sequence[Line]) -> list[Row]:
+    """Each arm beside plain over the seeds that both have."""
+    plain = of_arm(lines, "plain")
+    rows = []
+    for arm in dict.fromkeys(line["arm"] for line in lines):
+        rows.append(beside((arm,), of_arm(lines, arm), () if arm == "plain" else plain))
+    return [row for row in rows if row.lines]
+
+
+def beside(labels: tuple[str, ...], lines: Sequence[Line], plain: Sequence[Line]) -> Row:
+    """A row of the seeds that both have; of all, if there is no plain to stand beside."""
+    both = {line["seed"] for line in lines}
+    if not plain:
+        return Row(labels, lines)
+    both &= {line["seed"] for line in plain}
+    mine, theirs = ([line for line in side if line["seed"] in both] for side in (lines, plain))
+    return Row(labels, mine, theirs)
+
+
+def point_of(arm: str, row: Row, measure: Callable[[Line], Any], passes: Callable[[Line], float]) -> Point:
+    """The row in a picture of gain against cost; gains in points, hundredths of the measure."""
+    return Point(arm, cost(row, passes), *(100 * value for value in paired(*pairs(row, measure))))
+
+
+def mean_accuracy(lines: Iterable[Line]) -> float:
+    """Over runs, on dev."""
+    return statistics.fmean(own_score(line) for line in lines)
+
+
+def mean_seconds(lines: Iterable[Line]) -> float:
+    """Of a run."""
+    return statistics.fmean(line["seconds"] for line in lines)
+
+
+# ------------------------------------------------------------------------------------------ running
 
 
 def plain(passes: int, lr: float, rows: int) -> Run:
     """A plain training on so many rows, by how often it sees each and its learning rate."""
     flags = ("--lr", f"{lr:g}", *PRECISION)
     return Run(f"plain {passes} passes lr {lr:g}", (TASK,), 0, flags, passes * -(-rows // 32), rows)
-
-
-def accuracies(lines: Iterable[Line], arm: str) -> dict[int, float]:
-    """Dev accuracy by seed."""
-    return {line["seed"]: line["dev"][TASK]["accuracy"] for line in lines if line["arm"] == arm}
 
 
 def choose_winners(study: Study) -> None:
@@ -125,11 +256,11 @@ def choose_winners(study: Study) -> None:
     for side, settings in study.sides.items():
         means = {}
         for run in settings:
-            scores = accuracies(lines, run.arm)
-            if set(scores) != seeds:
-                done = f"{len(scores)} of {len(seeds)} seeds have been run"
-                raise UserError(f"{study.tuning.file}: {run.arm}: {done}; go on with `tuning`")
-            means[run.arm] = round(statistics.fmean(scores.values()), 6)
+            mine = of_arm(lines, run.arm)
+            if {line["seed"] for line in mine} != seeds:
+                done = f"{len(mine)} of {len(seeds)} seeds have been run"
+                raise UserError(f"{study.tuning.file}: {run.arm}: {done}; run `tuning` again to finish")
+            means[run.arm] = round(mean_accuracy(mine), 6)
         winners[side] = max(means, key=lambda arm: means[arm])
         winners[f"{side} means"] = means
     write_text(study.winners, json.dumps(winners, indent=1) + "\n")
@@ -144,177 +275,43 @@ def check_committed(path: Path) -> None:
         raise UserError(f"{path}: commit the winners before the comparison is run")
 
 
-# --------------------------------------------------------------------------------------------- table
-
-
-def right_rows(question: Question, arm: str, seeds: list[int]) -> np.ndarray:
-    """(seeds, rows): 1 where the kept prediction of a run is right."""
-    kept = [question.kept(Run(arm, (TASK,), seed, (), 0), TASK) for seed in seeds]
-    return np.array([predicted == labels for predicted, labels in kept], dtype=np.float64)
-
-
-def passes(line: Line) -> float:
-    """What a run cost, in forward passes of a batch. Unlike seconds, days and machines don't change it."""
-    words = [*line["flags"], "--tasks", ",".join(line["tasks"])]
-    if line.get("unlabelled"):
-        words += ["--unlabelled_file", "texts"]
-    config, _ = parse_arguments(words)
-    return line["steps"] * statistics.fmean(forward_passes(config, source) for source in config.sources)
-
-
-def gains(question: Question, judged: str) -> list[dict[str, Any]]:
-    """Each arm beside plain over the seeds that both have: accuracy, gain and intervals, cost, verdict.
-
-    judged: the arm of the primary comparison; all others are exploratory. Only its seconds can be compared
-    with plain's: the two ran in turns.
-    """
-    lines = question.lines()
-    base = accuracies(lines, "plain")
-    first_line = {line["arm"]: line for line in reversed(lines)}
-    rows = []
-    for arm in dict.fromkeys(line["arm"] for line in lines):
-        scores = accuracies(lines, arm)
-        seeds = sorted(set(scores) & set(base))
-        if not seeds:
-            continue
-        sides = [[which[seed] for seed in seeds] for which in (base, scores)]
-        seconds = [line["seconds"] for line in lines if line["arm"] == arm and line["seed"] in seeds]
-        row = {"arm": arm, "seeds": len(seeds), "accuracy": statistics.fmean(sides[1])}
-        row |= {"seconds": statistics.fmean(seconds), "in turns": arm in ("plain", judged)}
-        row["cost"] = passes(first_line[arm]) / passes(first_line["plain"])
-        if arm != "plain" and len(seeds) > 1:
-            row["gain"], row["low"], row["high"] = paired(*sides)
-            row["rows"] = bootstrap(*(right_rows(question, name, seeds) for name in ("plain", arm)))
-            row["verdict"] = verdict(*sides) if arm == judged else "exploratory"
-        rows.append(row)
-    return rows
-
-
-def table(study: Study) -> str:
-    """Each arm beside plain, with its verdict."""
-    heads = ["arm", "seeds", "accuracy", "gain (95 % over seeds)", "over seeds and dev rows"]
-    heads += ["cost", "seconds", "verdict"]
-    rows = []
-    for row in gains(study.comparison, study.judged):
-        seconds = f"{row['seconds']:.0f}" if row["in turns"] else ""
-        cost = f"{row['cost']:.2g}"
-        cells = [row["arm"], str(row["seeds"]), f"{row['accuracy']:.4f}", "", "", cost, seconds, ""]
-        if "gain" in row:
-            cells[3] = f"{row['gain']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
-            cells[4] = "{:+.4f} to {:+.4f}".format(*row["rows"])
-            cells[7] = row["verdict"]
-        rows.append(cells)
-    return f"{markdown(heads, rows)}\n\n{provenance(study.comparison.lines())}"
-
-
-def points(row: dict[str, Any], interval: str) -> str:
-    """A gain in points of accuracy, with its interval."""
-    gain, low, high = (f"{100 * row[name]:+.2f}" for name in ("gain", "low", "high"))
-    return f"{gain} points ({interval}: {low} to {high})"
-
-
-def answer(study: Study) -> str:
-    """What the comparison says, the verdict first: beside plain. Nothing before it has been run."""
-    rows = {row["arm"]: row for row in gains(study.comparison, study.judged)}
-    row = rows.get(study.judged, {})
-    if "gain" not in row:
-        return ""
-    found = row["verdict"].split(" (")[0].capitalize()
-    ratio = row["seconds"] / rows["plain"]["seconds"]
-    gain = points(row, f"95 % over {seeds_of([row])}")
-    return f"**{found}** {study.given}: {gain}, in {ratio:.1f} times the time."
-
-
-def tuning_table(study: Study) -> str:
-    """Mean dev accuracy of every setting that was tried, the best of a side first."""
-    lines = study.tuning.lines()
-    rows = []
-    for side, settings in study.sides.items():
-        found = [(run.arm, list(accuracies(lines, run.arm).values())) for run in settings]
-        means = [(arm, len(scores), statistics.fmean(scores)) for arm, scores in found if scores]
-        for arm, seeds, mean in sorted(means, key=lambda setting: -setting[2]):
-            rows.append([side, arm, str(seeds), f"{mean:.4f}"])
-    return f"{markdown(['side', 'setting', 'seeds', 'accuracy'], rows)}\n\n{provenance(lines)}"
-
-
-def seeds_of(rows: list[dict[str, Any]]) -> str:
-    """How many seeds the arms have: `20 seeds`, or `7 to 20 seeds`."""
-    counts = [row["seeds"] for row in rows]
-    return f"{min(counts)} to {max(counts)} seeds" if min(counts) < max(counts) else f"{counts[0]} seeds"
-
-
-def plot(study: Study) -> list[Path]:
-    """Gain over plain against cost, each with its 95 % interval over seeds."""
-    rows = [row for row in gains(study.comparison, study.judged) if "gain" in row]
-    if not rows:
-        raise UserError(f"{study.comparison.file}: no arm beside plain yet, so there is nothing to draw")
-
-    def draw(figure: Any, colours: list[str]) -> None:
-        axes = figure.subplots()
-        axes.axhline(0, color="gray", linewidth=1)
-        axes.plot([1], [0], "D", color="gray", label="plain, tuned")
-        for row, colour, marker in zip(rows, colours, "osv^<>p", strict=False):
-            gain, low, high = (100 * row[name] for name in ("gain", "low", "high"))
-            bars = [[gain - low], [high - gain]]
-            axes.errorbar(row["cost"], gain, bars, fmt=marker, capsize=4, color=colour, label=row["arm"])
-        axes.set_xlabel("cost in forward passes; plain, tuned = 1")
-        axes.set_ylabel("gain in dev accuracy, points")
-        axes.set_title(f"{study.title}: 95 % intervals over {seeds_of(rows)}")
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-
-    return pictures.save(f"{study.name}{PICTURE}", draw, study.folder / "pictures")
-
-
-def page(study: Study) -> str:
-    """What stands on the page of experiments: the table, and the picture once it has been drawn."""
-    described = (
-        "Gain in dev accuracy over plain training, against cost in forward passes, with 95 % intervals"
-    )
-    return "\n\n".join([table(study), *pictures.drawn({study.name + PICTURE: described}, HERE / "pictures")])
-
-
-# ------------------------------------------------------------------------------------- command line
-
-
-def run_quickly(options: argparse.Namespace, study: Study) -> None:
+def run_quickly(study: Study, data_dir: Path, work_dir: Path) -> None:
     """Everything on subsets: one seed of the tuning and two of the comparison."""
     study.folder.mkdir(parents=True, exist_ok=True)
     study = replace(study, tuning_seeds=study.tuning_seeds[:1])
-    run_grid(study.tuning, chosen_runs(options, study.tuning_grid()), options.data_dir, options.work_dir)
+    run_grid(study.tuning, [run.quick() for run in study.tuning_grid()], data_dir, work_dir)
     choose_winners(study)
-    for seed in SEEDS[:2]:
-        grid = [run for run in study.comparison_grid() if run.seed == seed]
-        run_grid(study.comparison, chosen_runs(options, grid), options.data_dir, options.work_dir)
+    grid = [run.quick() for run in study.comparison_grid() if run.seed in COMPARED[:2]]
+    run_grid(study.comparison, grid, data_dir, work_dir)
 
 
 def run(options: argparse.Namespace, study: Study) -> None:
     """What the command line asks for."""
     if options.quick:
         study = replace(study, folder=options.work_dir / "quick")
-    if options.plot:
-        print("\n".join(str(path) for path in plot(study)))
-        return
-    if options.quick and not options.table:
-        run_quickly(options, study)
-    elif options.what == "tuning":
-        grid = chosen_runs(options, study.tuning_grid())
-        run_grid(study.tuning, grid, options.data_dir, options.work_dir)
+        if not options.table:
+            run_quickly(study, data_folder(options), options.work_dir)
     elif options.what == "winners":
         choose_winners(study)
-    elif options.what == "comparison":
-        check_committed(study.winners)
-        grid = chosen_runs(options, study.comparison_grid())
-        run_grid(study.comparison, grid, options.data_dir, options.work_dir)
-    print(f"{tuning_table(study)}\n\n{table(study)}")
+    elif options.what:
+        tuning = options.what == "tuning"
+        if not tuning:
+            check_committed(study.winners)
+        question = study.tuning if tuning else study.comparison
+        grid = study.tuning_grid() if tuning else study.comparison_grid()
+        chosen = [each for each in grid if not options.seeds or each.seed in options.seeds]
+        run_grid(question, chosen, data_folder(options), options.work_dir)
+    print(f"{study.tuning.page()}\n\n{study.comparison.page()}")
 
 
 def main_of(study: Study, description: str | None) -> int:
     """The command line of a study."""
     parser = parser_of(description)
     parser.add_argument("what", nargs="?", choices=("tuning", "winners", "comparison"))
+    parser.add_argument(
+        "--quick", action="store_true", help="all of it on subsets in minutes; the lines go to --work_dir"
+    )
     options = parser.parse_args()
-    if not (options.what or options.table or options.plot or options.quick):
-        parser.error("say what: tuning, winners, comparison, --table, --plot or --quick")
-    if options.data_dir:
-        options.data_dir = Path(options.data_dir)
+    if not (options.what or options.table or options.quick):
+        parser.error("say what: tuning, winners, comparison, --table or --quick")
     return guarded(lambda: run(options, study))

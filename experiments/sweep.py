@@ -1,45 +1,45 @@
 """The runs behind SMART's defaults, and their table.
 
-    python -m experiments.sweep
-
-The runs are older than the runner, so this file can only print them. Each trained one task on 1,000 rows, the
-same for all seeds, for 96 steps of 32 rows (3 passes). The whole dev set was scored once, at the end, with
-the student. Where a setting says nothing else: λ_s = 1, η = ε, μ = 0, β = `fitted`.
+The runs are older than the runner. Each trained one task on 1,000 rows, the same for all seeds, for 96 steps
+of 32 rows (3 passes). The whole dev set was scored once, at the end, with the student. Where a setting says
+nothing else: λ_s = 1, η = ε, μ = 0, β = `fitted`.
 """
 
-import json
 import statistics
-from pathlib import Path
+from collections.abc import Sequence
 
-LINES = Path(__file__).resolve().parent / "sweep.jsonl"
-TASKS = ("sst", "sts")
-Scores = dict[tuple[str, str, int], float]  # by setting, task, seed
-
-
-def kept_scores() -> Scores:
-    """Dev accuracy of sst and Pearson correlation of sts, from `sweep.jsonl`."""
-    lines = map(json.loads, LINES.read_text(encoding="utf-8").splitlines())
-    return {(line["setting"], line["task"], line["seed"]): line["score"] for line in lines}
+from experiments.runner import Question
+from experiments.tables import Column, Line, Row, Table
 
 
-def table(scores: Scores) -> str:
-    """Scores of each seed, since seeds differ by more than settings do, and the mean of both tasks."""
-    rows = [
-        "| setting | SST, seeds 0, 1 | STS, seeds 0, 1 | both tasks, seed 0 | both tasks, both seeds |",
-        "|---|---|---|---|---|",
-    ]
-    for setting in dict.fromkeys(setting for setting, _, _ in scores):
-        seeds = [
-            [score for (name, of, _), score in sorted(scores.items()) if (name, of) == (setting, task)]
-            for task in TASKS
-        ]
-        cells = [", ".join(f"{score:.3f}" for score in task) for task in seeds]
-        cells.append(f"{statistics.fmean(task[0] for task in seeds):.4f}")
-        both = len(seeds[0]) > 1
-        cells.append(f"{statistics.fmean(statistics.fmean(task) for task in seeds):.4f}" if both else "")
-        rows.append(f"| {setting} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+def rows(lines: Sequence[Line]) -> list[Row]:
+    """A row for each setting."""
+    settings = dict.fromkeys(line["setting"] for line in lines)
+    return [Row((name,), [line for line in lines if line["setting"] == name]) for name in settings]
 
 
-if __name__ == "__main__":
-    print(table(kept_scores()))
+def scores(row: Row, task: str) -> list[float]:
+    """By seed."""
+    mine = [line for line in row.lines if line["task"] == task]
+    return [line["score"] for line in sorted(mine, key=lambda line: line["seed"])]
+
+
+def each(task: str) -> Column:
+    """The score of each seed, since seeds differ by more than settings do."""
+    head = f"{task.upper()}, seeds 0, 1"
+    return Column(head, lambda row: ", ".join(f"{score:.3f}" for score in scores(row, task)))
+
+
+def both_tasks(row: Row, seeds: int) -> str:
+    """The mean of both tasks over so many seeds; nothing where there are fewer."""
+    found = [scores(row, task)[:seeds] for task in ("sst", "sts")]
+    return f"{statistics.fmean(map(statistics.fmean, found)):.4f}" if len(found[0]) == seeds else ""
+
+
+COLUMNS = (
+    each("sst"),
+    each("sts"),
+    Column("both tasks, seed 0", lambda row: both_tasks(row, 1)),
+    Column("both tasks, both seeds", lambda row: both_tasks(row, 2)),
+)
+QUESTION = Question("sweep", (Table(("setting",), rows, COLUMNS),))

@@ -1,134 +1,89 @@
 """The paper's Table 1, measured again: its six runs, ours, and one in the paper's own settings.
 
-    python -m experiments.table1 --data_dir path/to/data    # runs what has no line yet, about three hours
-    python -m experiments.table1 --table
-    python -m experiments.table1 --plot                     # loss curves, the paper's figure 4
-
-Every run gives each of its tasks 534 steps of 32 rows: two passes over SST, 2.8 over STS-B, 1.07 over 16,000
+Every run gave each of its tasks 534 steps of 32 rows: two passes over SST, 2.8 over STS-B, 1.07 over 16,000
 Quora pairs. The last row has the paper's learning rate, batch size and sentence vector, and as many passes.
 Two seeds where a run is short, one where Quora trains. Dev of all three tasks is scored; a task that was not
-trained has a head with random weights.
+trained has a head with random weights. Finished at commit 271cdf2576cf.
 """
 
 import statistics
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments import pictures
-from experiments.runner import Line, Question, Run, main_of, markdown, provenance
-from support.errors import UserError
-from tasks import TASKS
+from experiments.pictures import COLOURS, Picture
+from experiments.runner import Question
+from experiments.tables import (
+    MINUTES,
+    NAMES,
+    SEEDS,
+    Column,
+    Line,
+    Row,
+    Table,
+    main_metric,
+    mean_text,
+    of_arm,
+    table,
+)
 
-QUESTION = Question("table1")
-TASK_NAMES = ("sst", "para", "sts")
-STEPS = 534  # of each task: two passes over SST's 8,544 rows
-QUORA_ROWS = 16_000  # more rows than SST and STS-B have, so these are whole
-SMART = ("--use_smart",)
-PAPER_SETTINGS = ("--lr", "1e-3", "--batch_size", "8", "--pooling", "cls")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the table: a run, and what the paper's Table 1 has for it (None where it has no such run)."""
-
-    name: str
-    tasks: tuple[str, ...]
-    flags: tuple[str, ...]
-    paper: tuple[float, float, float] | None
-    seeds: Sequence[int] = (0,)
-    steps: int = STEPS  # of each task
-
-
-ROWS = [
-    Row("sentiment only, no SMART", ("sst",), (), (0.318, 0.625, 0.015), (0, 1)),
-    Row("sentiment only, SMART", ("sst",), SMART, (0.344, 0.625, 0.015), (0, 1)),
-    Row("paraphrase only, SMART", ("para",), SMART, (0.135, 0.660, 0.030)),
-    Row("similarity only, SMART", ("sts",), SMART, (0.135, 0.376, 0.025), (0, 1)),
-    Row(
-        "all three in sequence, SMART",
-        TASK_NAMES,
-        (*SMART, "--schedule", "sequential"),
-        (0.332, 0.371, 0.015),
-    ),
-    Row("sst and para interleaved, SMART", ("sst", "para"), SMART, (0.372, 0.656, 0.032)),
-    Row("all three interleaved, SMART", TASK_NAMES, SMART, None),
-    Row(
-        "sst and para interleaved, SMART, the paper's settings",
-        ("sst", "para"),
-        (*SMART, *PAPER_SETTINGS),
-        (0.372, 0.656, 0.032),
-        steps=4 * STEPS,
-    ),
-]
-GRID = [
-    Run(
-        row.name,
-        row.tasks,
-        seed,
-        (*row.flags, "--precision", "bf16"),
-        row.steps * len(row.tasks),
-        QUORA_ROWS,
-        TASK_NAMES,
-    )
-    for seed in (0, 1)
-    for row in ROWS
-    if seed in row.seeds
-]
+ROUND_ROBIN = "all three interleaved, SMART"
+PAPER: dict[str, dict[str, float]] = {  # what the paper has for each row; it has no round-robin of all three
+    name: dict(zip(NAMES, scores, strict=False))
+    for name, scores in {
+        "sentiment only, no SMART": (0.318, 0.625, 0.015),
+        "sentiment only, SMART": (0.344, 0.625, 0.015),
+        "paraphrase only, SMART": (0.135, 0.660, 0.030),
+        "similarity only, SMART": (0.135, 0.376, 0.025),
+        "all three in sequence, SMART": (0.332, 0.371, 0.015),
+        "sst and para interleaved, SMART": (0.372, 0.656, 0.032),
+        ROUND_ROBIN: (),
+        "sst and para interleaved, SMART, the paper's settings": (0.372, 0.656, 0.032),
+    }.items()
+}
+CURVES = {  # each task alone
+    "sst": "sentiment only, no SMART",
+    "para": "paraphrase only, SMART",
+    "sts": "similarity only, SMART",
+}
 
 
-def lines_of(question: Question) -> dict[str, list[Line]]:
-    """The lines by row."""
-    lines = question.lines()
-    return {row.name: [line for line in lines if line["arm"] == row.name] for row in ROWS}
+def rows(lines: Sequence[Line]) -> list[Row]:
+    """A row for each run."""
+    return [Row((name,), of_arm(lines, name)) for name in PAPER]
 
 
-def means(lines: list[Line]) -> list[float]:
-    """The mean over seeds of each task's main metric on dev; none without lines."""
-    names = [(task, TASKS[task].main_metric) for task in TASK_NAMES]
-    return [statistics.fmean(line["dev"][task][metric] for line in lines) for task, metric in names if lines]
+def trained(task: str, row: Row) -> bool:
+    """Whether the run trained the task."""
+    return task in row.lines[0]["tasks"]
 
 
-def table(question: Question) -> str:
-    """Dev scores beside the paper's. A row that has not been run has `…`."""
-    heads = ["run", "SST", "Quora", "STS", "paper: SST", "Quora", "STS", "seeds", "minutes"]
-    rows = []
-    for row in ROWS:
-        lines = lines_of(question)[row.name]
-        ours = [f"{mean:.3f}" for mean in means(lines)] or ["…"] * len(TASK_NAMES)
-        trained = [task in row.tasks and bool(lines) for task in TASK_NAMES]
-        ours = [f"**{score}**" if bold else score for score, bold in zip(ours, trained, strict=True)]
-        paper = [f"{value:.3f}" for value in row.paper or ()] or [""] * len(TASK_NAMES)
-        minutes = f"{statistics.fmean(line['seconds'] for line in lines) / 60:.0f}" if lines else "…"
-        rows.append([row.name, *ours, *paper, str(len(lines)), minutes])
-    return f"{markdown(heads, rows)}\n\n{provenance(question.lines())}"
+def ours(task: str) -> Callable[[Row], str]:
+    """Our score, bold if the task was trained."""
+
+    def cell(row: Row) -> str:
+        score = mean_text(row, main_metric(task), 3)
+        return f"**{score}**" if trained(task, row) else score
+
+    return cell
 
 
-def short_table(question: Question) -> str:
-    """The table for the main README: the trained tasks alone, and behind each score the paper's.
-
-    Seeds, processors and commit stand below the full table.
-    """
-    found = lines_of(question)
-    rows = []
-    for row in ROWS:
-        ours = means(found[row.name])
-        cells = []
-        for place, task in enumerate(TASK_NAMES):
-            score = f"{ours[place]:.3f}" if ours else "…"
-            paper = f" ({row.paper[place]:.3f})" if row.paper else ""
-            cells.append(f"{score}{paper}" if task in row.tasks else "–")
-        rows.append([row.name, *cells])
-    return markdown(["run", "SST", "Quora", "STS"], rows)
+def papers(task: str) -> Callable[[Row], str]:
+    """The paper's score."""
+    return lambda row: f"{PAPER[row.labels[0]][task]:.3f}" if PAPER[row.labels[0]] else ""
 
 
-CURVES = {"sst": ROWS[0], "para": ROWS[2], "sts": ROWS[3]}  # each task alone
-ROUND_ROBIN = ROWS[6]
+def both(task: str) -> Callable[[Row], str]:
+    """Our score, and the paper's behind it, of a task that was trained."""
+
+    def cell(row: Row) -> str:
+        paper = papers(task)(row)
+        score = mean_text(row, main_metric(task), 3) + (f" ({paper})" if paper else "")
+        return score if trained(task, row) else "–"
+
+    return cell
 
 
-def smoothed(curve: list[tuple[int, float]], tasks: int) -> tuple[list[float], list[float]]:
+def smoothed(curve: Sequence[tuple[int, float]], tasks: int) -> tuple[list[float], list[float]]:
     """Steps of one task and its mean loss since the point before, from a run that takes turns with `tasks`.
 
     A log line is written every 50 steps of the run, of which the task has a share, so as many lines as tasks
@@ -140,26 +95,32 @@ def smoothed(curve: list[tuple[int, float]], tasks: int) -> tuple[list[float], l
     return [group[-1][0] / tasks for group in groups], means
 
 
-def plot(question: Question) -> list[Path]:
+def draw(figure: Any, lines: Sequence[Line]) -> None:
     """Training loss of each task, alone and in the round-robin of all three (the paper's figure 4)."""
-    found = lines_of(question)
-    needed = [*CURVES.values(), ROUND_ROBIN]
-    if lacking := [row.name for row in needed if not found[row.name]]:
-        raise UserError(f"{question.file}: no run yet of {', '.join(lacking)}")
-
-    def draw(figure: Any, colours: list[str]) -> None:
-        for axes, (task, alone) in zip(figure.subplots(1, 3), CURVES.items(), strict=True):
-            for row, colour in ((alone, colours[0]), (ROUND_ROBIN, colours[5])):
-                steps, losses = smoothed(found[row.name][0]["train_loss"][task], len(row.tasks))
-                label = "round-robin, SMART" if row is ROUND_ROBIN else row.name.replace(" only", " alone")
-                axes.plot(steps, losses, color=colour, label=label)
-            axes.set_title(f"{task}: {'squared error' if task == 'sts' else 'cross entropy'}")
-            axes.set_xlabel(f"steps of {task}")
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), frameon=False, fontsize=9)
-        figure.axes[0].set_ylabel("training loss")
-
-    return pictures.save("loss-curves", draw, question.folder / "pictures", height=3.6)
+    for axes, (task, alone) in zip(figure.subplots(1, 3), CURVES.items(), strict=True):
+        for arm, colour in ((alone, COLOURS[0]), (ROUND_ROBIN, COLOURS[5])):
+            line = of_arm(lines, arm)[0]
+            steps, losses = smoothed(line["train_loss"][task], len(line["tasks"]))
+            label = "round-robin, SMART" if arm == ROUND_ROBIN else arm.replace(" only", " alone")
+            axes.plot(steps, losses, color=colour, label=label)
+        axes.set_title(f"{task}: {'squared error' if task == 'sts' else 'cross entropy'}")
+        axes.set_xlabel(f"steps of {task}")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), frameon=False, fontsize=9)
+    figure.axes[0].set_ylabel("training loss")
 
 
-if __name__ == "__main__":
-    sys.exit(main_of(QUESTION, GRID, table, plot, __doc__))
+HEADS = [Column(name, ours(task)) for task, name in NAMES.items()]
+HEADS += [Column("paper: " * (task == "sst") + name, papers(task)) for task, name in NAMES.items()]
+CURVE = "Training loss of each task over its own steps, trained alone and in the round-robin of all three"
+QUESTION = Question(
+    "table1",
+    (Table(("run",), rows, (*HEADS, SEEDS, MINUTES)),),
+    (Picture("loss-curves", CURVE, draw, height=3.6),),
+)
+# for the main README: the trained tasks alone. Seeds, processors and commit stand below the full table
+SHORT = Table(("run",), rows, tuple(Column(name, both(task)) for task, name in NAMES.items()))
+
+
+def short_table() -> str:
+    """The table of the main README."""
+    return table(SHORT, QUESTION.lines())

@@ -1,7 +1,6 @@
 """What smoothness looks like: decision regions on a toy in two dimensions, with and without R_s.
 
     python -m experiments.toy           # trains twice and draws, about 30 seconds
-    python -m experiments.toy --table
 
 The paper's figure 3. Two moons, 100 noisy points, a small network that can learn them by heart. A point is an
 "embedding" (B,1,2), so the regulariser is the project's own `SMARTLoss`, unchanged. Its lines are in
@@ -9,8 +8,8 @@ The paper's figure 3. Two moons, 100 noisy points, a small network that can lear
 """
 
 import json
-import sys
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,14 @@ from sklearn.datasets import make_moons
 from torch import Tensor, nn
 
 from experiments import pictures
-from experiments.runner import HERE, guarded, parser_of
+from experiments.runner import HERE, Question
+from experiments.tables import Column, Line, Row, Table, table
 from mysmartloss import SMARTLoss, sym_kl_loss
 from support.files import write_text
 
 STEPS = 1500
 EPSILON = 0.15
 WEIGHTS = {"plain": 0.0, "with R_s": 1.0}  # λ_s
-LINES = HERE / "toy.jsonl"
 SIDE = 220  # points a side of the picture's grid
 
 
@@ -77,73 +76,66 @@ def measure(model: nn.Sequential) -> dict[str, float]:
         }
 
 
-def draw_regions(
-    models: dict[str, nn.Sequential], lines: dict[str, dict[str, float]], folder: Path
-) -> list[Path]:
+PICTURE = pictures.Picture(
+    "toy",
+    "Decision regions of two networks: the one trained with R_s has a softer and simpler border",
+    height=4.0,
+)
+
+
+def draw(figure: Any, models: dict[str, nn.Sequential], lines: Sequence[Line]) -> None:
     """A panel for each model: the probability of class 1 by colour, the border, the training points."""
     across, up = np.meshgrid(np.linspace(-1.9, 2.9, SIDE), np.linspace(-1.5, 2.0, SIDE))
     plane = torch.tensor(np.stack([across, up], -1).reshape(-1, 1, 2), dtype=torch.float32)
     x, y = points(100, seed=0)
-
-    def draw(figure: Any, colours: list[str]) -> None:
-        for axes, (name, model) in zip(figure.subplots(1, 2, sharey=True), models.items(), strict=True):
-            with torch.no_grad():
-                shade = model(plane).softmax(-1)[:, 1].reshape(SIDE, SIDE)
-            axes.contourf(across, up, shade, levels=np.linspace(0, 1, 11), cmap="PuOr", vmin=-0.4, vmax=1.4)
-            axes.contour(across, up, shade, levels=[0.5], colors="#1F2328", linewidths=1.5)
-            for number, marker in enumerate("os"):
-                at = x[y == number, 0]
-                colour = ("#7F3B08", "#2D004B")[number]
-                axes.scatter(
-                    at[:, 0], at[:, 1], s=22, marker=marker, color=colour, edgecolors="white", lw=0.7
-                )
-            line = lines[name]
-            axes.set_title(
-                f"{name}: {line['accuracy']:.1%} of fresh points right,\n"
-                f"{line['changed']:.1%} change their class within ε = {EPSILON}"
-            )
-            axes.set_xticks([])
-            axes.set_yticks([])
-
-    return pictures.save("toy", draw, folder, height=4.0)
-
-
-def kept_lines() -> dict[str, dict[str, float]]:
-    """What `toy.jsonl` holds, by training."""
-    lines = map(json.loads, LINES.read_text(encoding="utf-8").splitlines())
-    return {line.pop("training"): line for line in lines}
-
-
-def table(lines: dict[str, dict[str, float]]) -> str:
-    """The two networks beside each other."""
-    rows = [
-        "| training | 100 training points right | fresh points right | change within ε |",
-        "|---|---|---|---|",
-    ]
-    for name, line in lines.items():
-        cells = (f"{line[key]:.1%}" for key in ("train_accuracy", "accuracy", "changed"))
-        rows.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(rows)
-
-
-def main() -> int:
-    """The command line. `--quick` and `--plot` are the whole: it takes seconds."""
-    options = parser_of(__doc__).parse_args()
-
-    def program() -> None:
-        if options.table:
-            print(table(kept_lines()))
-            return
-        models = {name: train(weight) for name, weight in WEIGHTS.items()}
-        lines = {name: measure(model) for name, model in models.items()}
-        write_text(
-            LINES, "".join(json.dumps({"training": name} | line) + "\n" for name, line in lines.items())
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (name, model), line in zip(panels, models.items(), lines, strict=True):
+        with torch.no_grad():
+            shade = model(plane).softmax(-1)[:, 1].reshape(SIDE, SIDE)
+        axes.contourf(across, up, shade, levels=np.linspace(0, 1, 11), cmap="PuOr", vmin=-0.4, vmax=1.4)
+        axes.contour(across, up, shade, levels=[0.5], colors="#1F2328", linewidths=1.5)
+        for number, marker in enumerate("os"):
+            at = x[y == number, 0]
+            colour = ("#7F3B08", "#2D004B")[number]
+            axes.scatter(at[:, 0], at[:, 1], s=22, marker=marker, color=colour, edgecolors="white", lw=0.7)
+        axes.set_title(
+            f"{name}: {line['accuracy']:.1%} of fresh points right,\n"
+            f"{line['changed']:.1%} change their class within ε = {EPSILON}"
         )
-        paths = draw_regions(models, lines, HERE / "pictures")
-        print(table(lines), *paths, sep="\n")
+        axes.set_xticks([])
+        axes.set_yticks([])
 
-    return guarded(program)
+
+def share(head: str, name: str) -> Column:
+    """A measure in per cent."""
+    return Column(head, lambda row: f"{row.lines[0][name]:.1%}")
+
+
+QUESTION = Question(
+    "toy",
+    (
+        Table(
+            ("training",),
+            lambda lines: [Row((line["training"],), [line]) for line in lines],
+            (
+                share("100 training points right", "train_accuracy"),
+                share("fresh points right", "accuracy"),
+                share("change within ε", "changed"),
+            ),
+        ),
+    ),
+    (PICTURE,),
+)
+
+
+def main() -> None:
+    """Train twice, write the lines, draw."""
+    models = {name: train(weight) for name, weight in WEIGHTS.items()}
+    lines = [{"training": name} | measure(model) for name, model in models.items()]
+    write_text(QUESTION.file, "".join(json.dumps(line) + "\n" for line in lines))
+    paths = pictures.save(PICTURE, partial(draw, models=models, lines=lines), HERE / "pictures")
+    print(table(QUESTION.tables[0], lines), *paths, sep="\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

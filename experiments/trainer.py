@@ -23,20 +23,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from experiments.held_out import held_out_folder
-from experiments.runner import (
-    SAMPLE,
-    Line,
-    Question,
-    Run,
-    data_folder,
-    guarded,
-    machine,
-    markdown,
-    parser_of,
-    processor_type,
-    provenance,
-    run_grid,
-)
+from experiments.runner import SAMPLE, Question, Run, data_folder, guarded, machine, parser_of, run_grid
+from experiments.tables import Line, markdown, processor_type, provenance
 from tasks import TASKS
 
 QUESTION = Question("trainer")

@@ -1,6 +1,7 @@
-"""What is measured of a model: the attack on its embeddings, typos, calibration."""
+"""What is measured of a model: the attack on its embeddings, calibration."""
 
 import dataclasses
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,10 +10,9 @@ import torch
 from torch import nn
 
 from bert import BertModel
-from datasets import Batch, Example, collate, tokenize
+from datasets import Batch, collate, tokenize
 from experiments.attack import FULL, Strength, attack, attacked, damage, noise, noisy
 from experiments.calibration import calibration, cross_fitted, fitted_temperature, reliability
-from experiments.typos import WORD, corrupted, with_typos
 from helpers import sample_examples
 from multitask_classifier import MultitaskBERT
 from tasks import TASKS, accuracy
@@ -161,7 +161,8 @@ def test_the_model_is_left_as_it_was():
 
 
 def test_no_epsilon_no_attack():
-    """Guards against scores without attack that differ from the clean ones, and rows that are mended."""
+    """Guards against scores without attack that differ from the clean ones, rows that are mended, and an
+    attack on whatever the labels of an unlabelled batch are taken for."""
     model, batch = tiny_model().eval(), tiny_batch("sst")
     task = TASKS["sst"]
     clean = clean_outputs(model, "sst", batch)
@@ -170,13 +171,8 @@ def test_no_epsilon_no_attack():
     wrong = task.predict(clean) != batch.labels
     fallen = attack(model, task, batch, 0.5, Strength(3, 1)).outputs
     assert wrong.any() and torch.equal(fallen[wrong], clean[wrong])
-
-
-def test_an_attack_needs_labels():
-    """Guards against an attack on whatever the labels of an unlabelled batch are taken for."""
-    batch = dataclasses.replace(tiny_batch("sst"), labels=None)
     with pytest.raises(ValueError, match="needs labels"):
-        attack(tiny_model(), TASKS["sst"], batch, 0.1)
+        attack(model, task, dataclasses.replace(batch, labels=None), 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +194,8 @@ def trained(tokenizer):
 
 
 def test_the_attack_beats_noise(trained):
-    """Guards against an attack without effect: at every ε it must be worse than noise of the same size."""
+    """Guards against an attack without effect: at every ε it must be worse than noise of the same size. Arms
+    must be attacked from the same starts."""
     model, dataset = trained
     labels = dataset.labels.numpy()
 
@@ -211,17 +208,11 @@ def test_the_attack_beats_noise(trained):
     assert right(attacked(model, dataset, 0.0)) == 1.0 and min(random) > 0.9
     assert all(under < noise for under, noise in zip(levels, random, strict=True))
     assert levels == sorted(levels, reverse=True) and levels[0] < 0.7 and levels[-1] < 0.2
-
-
-def test_the_attack_draws_the_same_for_every_call(trained):
-    """Guards against arms that are attacked from other starts."""
-    model, dataset = trained
-    torch.manual_seed(1)
-    first = attacked(model, dataset, 0.2, Strength(2, 1)), noisy(model, dataset, 0.2)
-    torch.manual_seed(2)
-    second = attacked(model, dataset, 0.2, Strength(2, 1)), noisy(model, dataset, 0.2)
-    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
     assert (FULL.steps, FULL.restarts) == (20, 3)
+    for measure in (partial(attacked, strength=Strength(2, 1)), noisy):
+        first = measure(model, dataset, 0.2)
+        torch.manual_seed(2)
+        assert torch.equal(measure(model, dataset, 0.2), first)
 
 
 def test_noise_is_as_large_as_the_attack():
@@ -233,59 +224,6 @@ def test_noise_is_as_large_as_the_attack():
     size = batch.attention_mask[..., None].expand_as(x) * 0.25
     torch.testing.assert_close(moved.abs(), size, atol=1e-6, rtol=0)
     assert 0 < (moved > 0).sum() < (moved != 0).sum()
-
-
-# -------------------------------------------------------------------------------------------- typos
-
-TEXTS = [example.texts[0] for example in sample_examples("sst", count=40)]
-
-
-def is_typo(word: str, typed: str) -> bool:
-    """Whether one inner letter was dropped, doubled or swapped with the next."""
-    found = {word[:i] + word[i + 1 :] for i in range(1, len(word) - 1)}
-    found |= {word[:i] + word[i] + word[i:] for i in range(1, len(word) - 1)}
-    found |= {word[:i] + word[i + 1] + word[i] + word[i + 2 :] for i in range(1, len(word) - 2)}
-    return typed != word and typed in found
-
-
-@pytest.mark.parametrize("rate", [0.0, 0.1, 0.3, 0.6, 1.0])
-def test_so_many_words_have_one_typo(rate):
-    """Guards against fewer typos than the table says, and words that no reader would recognise."""
-    for text in TEXTS:
-        words, typed = text.split(), with_typos(text, rate).split()
-        longer = sum(len(WORD.findall(word)) for word in words)
-        changed = [(a, b) for a, b in zip(words, typed, strict=True) if a != b]
-        parts = [pair for pair in changed if WORD.fullmatch(pair[0])]
-        assert all(is_typo(*pair) for pair in parts)
-        if all(WORD.fullmatch(word) or not WORD.search(word) for word in words):
-            assert len(changed) == round(rate * longer)
-    if rate == 0.0:
-        assert [with_typos(text, rate) for text in TEXTS] == TEXTS
-
-
-def test_typos_are_the_same_for_every_model():
-    """Guards against arms that read other texts: neither order nor random state may decide."""
-    once = [with_typos(text, 0.6) for text in TEXTS]
-    np.random.seed(1)
-    assert [with_typos(text, 0.6) for text in reversed(TEXTS)] == once[::-1] != TEXTS[::-1]
-    assert with_typos("a guitar on the table , really", 1.0) == "a guiatr on the tabble , reallly"
-    assert with_typos("mooon", 1.0) != "mooon"
-
-
-def test_a_higher_rate_keeps_the_typos_of_a_lower_one():
-    """Guards against a curve over rates that falls by luck."""
-    for text in TEXTS:
-        some, more = (with_typos(text, rate).split() for rate in (0.3, 0.6))
-        for word, few, many in zip(text.split(), some, more, strict=True):
-            assert few in (word, many) or len(WORD.findall(word)) > 1
-
-
-def test_both_texts_of_a_pair_have_typos():
-    """Guards against pairs of which one text stays, and against labels that move."""
-    pair = Example("1", ("How should somebody learn", "Where might people swim"), 1.0)
-    (typed,) = corrupted([pair], 1.0)
-    assert all(a != b for a, b in zip(pair.texts, typed.texts, strict=True))
-    assert (typed.id, typed.label) == ("1", 1.0)
 
 
 # -------------------------------------------------------------------------------------- calibration
@@ -300,20 +238,17 @@ def sure_case(factor: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
 def test_the_temperature_is_what_the_logits_were_multiplied_by(factor):
-    """Guards against a temperature of the wrong direction: logits that are 3 times too large need T = 3."""
+    """Guards against a temperature of the wrong direction: logits that are 3 times too large need T = 3.
+
+    A binary task has one logit, which is scaled alike."""
     logits, labels = sure_case(factor)
     assert fitted_temperature(TASKS["sst"], logits, labels) == pytest.approx(factor, rel=0.07)
     found = calibration(TASKS["sst"], logits, labels)
     assert found["temperatures"] == pytest.approx([factor] * 2, rel=0.1)
     assert found["after"]["error"] < 0.03 and found["after"]["loss"] <= found["before"]["loss"] + 2e-3
-
-
-def test_one_logit_is_scaled_alike():
-    """Guards against a binary task whose temperature is taken of something else than its logit."""
-    random = torch.Generator().manual_seed(0)
-    logit = 2 * torch.randn(4000, 1, generator=random)
-    labels = torch.bernoulli(logit.sigmoid(), generator=random).squeeze(1)
-    assert fitted_temperature(TASKS["para"], 3 * logit, labels) == pytest.approx(3, rel=0.07)
+    logit = logits[:, :1]
+    ones = torch.bernoulli((logit / factor).sigmoid(), generator=torch.Generator().manual_seed(1)).squeeze(1)
+    assert fitted_temperature(TASKS["para"], logit, ones) == pytest.approx(factor, rel=0.1)
 
 
 def test_no_row_is_scored_with_a_temperature_that_has_seen_it():
@@ -342,11 +277,3 @@ def test_the_calibration_error_by_hand():
     assert [bin for bin in found["bins"] if bin[0]] == [(2, 0.65, 0.5), (2, 0.95, 1.0)]
     assert len(found["bins"]) == 10 and found["bins"][6][0] == found["bins"][9][0] == 2
     assert reliability(torch.tensor([[0.0, 1.0]]), torch.tensor([1.0]))[9] == (1, 1.0, 1.0)  # no eleventh bin
-
-
-def test_the_bins_give_the_error():
-    """Guards against a diagram that shows something else than the number beside it."""
-    logits, labels = sure_case(3.0)
-    found = calibration(TASKS["sst"], logits, labels)["before"]
-    counts, confidence, right = np.array(found["bins"]).T
-    assert found["error"] == pytest.approx(float(counts @ np.abs(confidence - right)) / 4000, abs=1e-4)

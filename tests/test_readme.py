@@ -143,7 +143,7 @@ def test_the_pages_commands_are_found():
     """Guards against a fence that the tests above no longer see."""
     found = [words for page in PAGES for fence in fences(page, "bash") for words in commands(fence)]
     assert sum("multitask_classifier.py" in words for words in found) >= 5
-    assert ["python", "-m", "experiments.table1", "--table"] in found
+    assert ["python", "-m", "experiments.pages"] in found
 
 
 @pytest.mark.parametrize("page", PAGES)
