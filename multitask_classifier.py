@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,18 +28,20 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import checkpoint
 import mysmartloss
 import raw_text
-import resume
 import submit
 from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, seeded_linear
 from bert import BertModel
+from checkpoint import ENDINGS, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from config import UNLABELLED, TrainConfig, describe_settings, parse_arguments, warn_of_unused_flags
 from datasets import Batch, Loader, Task, TokenizedDataset, apart
 from evaluation import answers, checked_rows, evaluate, predict, untrained_scores
 from losses import TERMS, Passes
 from model_card import model_card
 from optimizer import warmup_decay
+from progress import Progress
 from run_files import (
     Data,
     check_outputs,
@@ -53,7 +55,6 @@ from run_files import (
     write_dev_rows,
 )
 from support import parallel
-from support.checkpoint import ENDINGS, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from support.devices import (
     COMPUTE_TYPES,
     choose_precision,
@@ -336,9 +337,18 @@ class TrainingLoss:
 # ----------------------------------------------------------------------------------------- training
 
 
-def score_dev(
-    models: dict[str, MultitaskBERT], dev: list[TokenizedDataset], run: resume.Run, when: str
-) -> None:
+class Run(NamedTuple):
+    """What belongs to one run. record: what every checkpoint says of it."""
+
+    config: TrainConfig
+    folder: Path
+    tokenizer: Tokenizer
+    record: dict
+    progress: Progress
+    log: RunLog | SilentLog
+
+
+def score_dev(models: dict[str, MultitaskBERT], dev: list[TokenizedDataset], run: Run, when: str) -> None:
     """Score student and teacher on dev; save the one that --keep allows if it is the best so far."""
     config = run.config
     progress = run.progress
@@ -346,7 +356,7 @@ def score_dev(
     for role, result in results.items():
         models[role].train()
         for task, scores in result.scores.items():
-            run.diary.write(f"{'dev' if role == 'student' else 'teacher'}/{task}", progress.step, scores)
+            run.log.write(f"{'dev' if role == 'student' else 'teacher'}/{task}", progress.step, scores)
     kept = progress.take_scores(results, config.keep, when)
     if kept is None:
         return
@@ -355,7 +365,7 @@ def score_dev(
     write_dev_rows(run.folder, dev, results[kept])
 
 
-def save_best(models: dict[str, MultitaskBERT], run: resume.Run) -> None:
+def save_best(models: dict[str, MultitaskBERT], run: Run) -> None:
     """Write `best`: the models as they are, which `progress.best` describes."""
     if parallel.rank() == 0:
         kept = run.progress.best.get("kept", "student")
@@ -369,7 +379,7 @@ def train(
     """Train, score dev every --eval_steps or after each epoch, keep the best model under `folder`/best.
 
     `folder`/last holds all that is needed to go on; with `config.resume` the run goes on from it. Returns
-    what `results.json` says of the training. Raises resume.Interrupted after a signal.
+    what `results.json` says of the training. Raises checkpoint.Interrupted after a signal.
     """
     datasets = {name: data[name, "train"] for name in config.tasks}
     if config.unlabelled_task:
@@ -387,19 +397,25 @@ def train(
         bregman = mysmartloss.BregmanProximal(model)
         models["teacher"] = cast(MultitaskBERT, bregman.teacher)
     learner = Learner(TrainingLoss(model, config, bregman), config)
-    record = resume.run_record(config, data, source) | {"total_steps": total}
+    record = checkpoint.run_record(config, data, source) | {"total_steps": total}
     describe(model, tokenizer, loaders, plan, config)
-    progress = resume.load_last(folder, models, learner, record) if config.resume else resume.Progress()
-    diary = SilentLog() if parallel.rank() else RunLog(folder, progress.log_bytes, progress.step)
-    run = resume.Run(config, folder, tokenizer, record, progress, diary)
+    progress = Progress()
+    if config.resume:
+        progress = checkpoint.load_last(folder, models, learner.optimizer, learner.scaler, record)
+    run_log = SilentLog() if parallel.rank() else RunLog(folder, progress.log_bytes, progress.step)
+    run = Run(config, folder, tokenizer, record, progress, run_log)
     dev = [data[task, "dev"] for task in config.eval_tasks]
-    resume.mend_best(folder, progress, lambda: save_best(models, run))
+    checkpoint.restore_best(folder, progress, lambda: score_dev(models, dev, run, f"step {progress.step}"))
     saved_at = time.monotonic()
     silent = parallel.bar_disabled()
     left = [] if progress.out_of_patience(config.patience) else plan.steps[progress.step :]
     steps = tqdm(left, "training", total, initial=progress.step, unit="step", disable=silent)
     own_parts = range(parallel.rank(), shares, parallel.size())
-    with contextlib.closing(diary), resume.StopSignal() as stop, parallel.lost_worker_advice(str(folder)):
+    with (
+        contextlib.closing(run_log),
+        checkpoint.StopSignal() as stop,
+        parallel.lost_worker_advice(str(folder)),
+    ):
         for tasks in steps:
             # one step, on one batch of one task; of every task where --schedule is joint
             stop_watch = start_watch(learner.device)
@@ -433,24 +449,22 @@ def train(
             say_first_steps(progress.first_losses, progress.step, progress.seconds, total, config)
             if logs:
                 records = progress.interval.report(lr)
-                say_interval(diary, records, progress.step, progress.seconds, total, config, ends_epoch)
+                say_interval(run_log, records, progress.step, progress.seconds, total, config, ends_epoch)
                 warn_of_nothing_learned(records, datasets, progress.step, plan)
             if scores:
                 when = epoch if ends_epoch else f"step {progress.step}"
                 score_dev(models, dev, run, when)
             if saves:
-                progress.log_bytes = diary.size()
+                progress.log_bytes = run_log.size()
                 with progress.saving():
-                    resume.save_last(folder, models, learner, record, progress)
+                    checkpoint.save_last(folder, models, learner.optimizer, learner.scaler, record, progress)
                 saved_at = time.monotonic()
             if signal:
-                raise resume.Interrupted(signal)
+                raise checkpoint.Interrupted(signal)
             if progress.out_of_patience(config.patience):
                 tqdm.write(f"early stopping: {progress.stale} scorings without a better mean on dev")
                 break
     parallel.wait_for_all()  # until `best` is written
-    if not progress.best:  # it was lost, and no epoch has followed
-        score_dev(models, dev, run, f"step {progress.step}")
     return progress.best | progress.cost() | peak_memory(learner.device)
 
 
@@ -631,14 +645,14 @@ def run_program(arguments: Sequence[str] | None) -> int:
     """Parse the command line and run the program of its --option. Returns the exit status."""
     config, given = parse_arguments(arguments)
     try:
-        with resume.signals_raise(), parallel.process_group(), locked_folder(config):
+        with checkpoint.signals_raise(), parallel.process_group(), locked_folder(config):
             if config.resume:
-                config = resume.resumed_config(config, given, resume.started_with(config.output_dir))
+                config = checkpoint.resumed_config(config, given, checkpoint.started_with(config.output_dir))
             warn_of_unused_flags(config, given)
             if config.deterministic:
                 make_deterministic()
             return PROGRAMS[config.option](config) or 0
-    except resume.Interrupted as interruption:
+    except checkpoint.Interrupted as interruption:
         command = f"python multitask_classifier.py --resume --output_dir {config.output_dir}"
         if os.environ.get("RANK", "0") == "0":  # one of several processes says so
             print(f"{NAME}: interrupted, and saved; go on with: {command}", file=sys.stderr)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kill_and_resume import RUN, outcome
-from resume import Progress
+from progress import Progress
 from support import devices
 from support.devices import choose_precision, pick_device, start_watch
 from support.reporting import Interval

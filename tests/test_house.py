@@ -12,8 +12,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # from the top down; a module may import what stands below it, and `support` nothing outside itself
 FLOORS = [
     {"multitask_classifier"},
-    {"resume", "submit"},
-    {"training", "run_files", "raw_text"},
+    {"submit"},
+    {"run_files"},
+    {"checkpoint"},
+    {"progress"},
+    {"training", "raw_text"},
     {"losses"},
     {"config", "model_card"},
     {"tasks"},

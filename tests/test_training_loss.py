@@ -9,7 +9,7 @@ from config import TrainConfig
 from multitask_classifier import MultitaskBERT, TrainingLoss, training_loss
 from mysmartloss import BregmanProximal
 from optimizer import AdamW
-from resume import Progress
+from progress import Progress
 from support.devices import COMPUTE_TYPES, start_watch
 from tasks import TASKS
 from tiny_bert import TINY, tiny_batch, tiny_model
