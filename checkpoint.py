@@ -151,18 +151,18 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     for file, digest in digests.items():
         if file == MANIFEST:  # earlier versions list the manifest itself
             continue
-        name, _, ending = file.rpartition(".")
-        data = read_bytes(folder / file, "the checkpoint is incomplete")
+        path = folder / Path(file).name  # never a file outside the folder
+        data = read_bytes(path, "the checkpoint is incomplete")
         if hashlib.sha256(data).hexdigest() != digest:
             why = f"damaged, its checksum is not the one in {MANIFEST}; use another checkpoint"
-            raise UserError(f"{folder / file}: {why}")
-        if ending == "json":
-            checkpoint.records[name] = parse_json(folder / file, data)
+            raise UserError(f"{path}: {why}")
+        if path.suffix == ".json":
+            checkpoint.records[path.stem] = parse_json(path, data)
             continue
         try:
-            checkpoint.tensors[name] = safetensors.torch.load(data)
+            checkpoint.tensors[path.stem] = safetensors.torch.load(data)
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
-            raise UserError(f"{folder / file}: not a safetensors file ({one_line(error)})") from None
+            raise UserError(f"{path}: not a safetensors file ({one_line(error)})") from None
     return checkpoint
 
 

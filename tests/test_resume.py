@@ -263,6 +263,16 @@ def test_a_last_of_an_earlier_version_resumes(main, uninterrupted, killed, tmp_p
     assert outcome(run) == outcome(uninterrupted)
 
 
+def test_a_second_signal_acts_at_once():
+    """Guards against a run that cannot be stopped because its step, or its save, hangs."""
+    stop = checkpoint.StopSignal()
+    with pytest.raises(KeyboardInterrupt) as stopped, checkpoint.signals_raise(), stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stopped.value.args == (signal.SIGTERM,)
+
+
 def test_a_process_that_has_lost_another_still_says_so():
     """Guards against the advice of `lost_worker_advice` that is lost: torchrun's SIGTERM must not end the
     process between the end of `signals_raise` and the message."""

@@ -108,6 +108,16 @@ def test_a_moment_of_another_shape_is_refused(tmp_path):
         load_last(tmp_path, {"student": other}, AdamW(groups(other)), OFF, RECORD)
 
 
+def test_the_scale_of_fp16_comes_back(tmp_path):
+    """Guards against a resumed run in fp16 whose first steps overflow, and are left out."""
+    model, optimizer = saved(tmp_path)
+    scalers = [torch.amp.GradScaler("cpu", init_scale=scale) for scale in (8.0, 2.0)]
+    scalers[0].scale(torch.ones(()))  # makes its state
+    save_last(tmp_path, {"student": model}, optimizer, scalers[0], RECORD, Progress())
+    load_last(tmp_path, {"student": model}, optimizer, scalers[1], RECORD)
+    assert scalers[1].get_scale() == 8.0
+
+
 def test_another_kind_of_device_is_said(tmp_path, caplog):
     """Guards against other dropout masks without a word."""
     saved(tmp_path)

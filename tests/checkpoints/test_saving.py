@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,7 +64,9 @@ POINTS = {
 
 
 def save_with_fault(monkeypatch, point: str, n: int, error: BaseException, folder, previous=False) -> int:
-    """Save NEW with `error` raised before the n-th call of a function. Returns the number of calls."""
+    """Save NEW with `error` raised in the n-th call of a function, a deletion half done.
+
+    Returns the number of calls."""
     module, name = POINTS[point]
     real = getattr(module, name)
     calls = []
@@ -71,6 +74,8 @@ def save_with_fault(monkeypatch, point: str, n: int, error: BaseException, folde
     def faulty(*args, **kwargs):
         calls.append(args)
         if len(calls) == n:
+            if point == "delete" and os.path.isdir(args[0]):
+                next(Path(args[0]).iterdir()).unlink()
             raise error
         return real(*args, **kwargs)
 
