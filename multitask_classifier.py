@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +30,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import ask
+import checkpoint
 import mysmartloss
-import resume
 import submit
 from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, seeded_linear
 from bert import BertModel
+from checkpoint import ENDINGS, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from config import NORMS, UNLABELLED, TrainConfig, describe_settings, parse_arguments, warn_of_unused_flags
 from datasets import Batch, Loader, Plan, TokenizedDataset, plan_steps, split_pairs
 from evaluation import answers, checked_rows, evaluate, predict, untrained_scores
@@ -61,7 +62,6 @@ from run_files import (
     write_dev_rows,
 )
 from support import messages, parallel
-from support.checkpoint import ENDINGS, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from support.devices import (
     COMPUTE_TYPES,
     choose_precision,
@@ -76,6 +76,7 @@ from support.files import write_text
 from support.hub import hub_folder
 from support.log import RunLog, SilentLog
 from support.messages import out_of_memory_advice
+from support.progress import Progress
 from support.screen import cut, duration, numbers_line, scores_table, step_line, table
 from tasks import TASKS, Task, constant_loss, in_batch_negatives
 
@@ -412,6 +413,17 @@ def forward_passes(config: TrainConfig, task: str) -> int:
 # ----------------------------------------------------------------------------------------- training
 
 
+class Run(NamedTuple):
+    """What belongs to one run. record: what every checkpoint says of it."""
+
+    config: TrainConfig
+    folder: Path
+    tokenizer: Tokenizer
+    record: dict
+    progress: Progress
+    log: RunLog | SilentLog
+
+
 def optimizer_groups(model: MultitaskBERT, config: TrainConfig) -> list[dict]:
     """The trainable parameters, each group with its own learning rate and weight decay."""
     names = [name for name, _ in model.named_parameters()]
@@ -483,7 +495,7 @@ def try_largest_batch(
 
 
 def log_interval(
-    run: resume.Run, lr: float, total: int, ends_epoch: bool, constant_losses: dict[str, float]
+    run: Run, lr: float, total: int, ends_epoch: bool, constant_losses: dict[str, float]
 ) -> None:
     """Log the record of each task, and show a short line; with --log_level debug every number of it."""
     config = run.config
@@ -492,7 +504,7 @@ def log_interval(
     records = run.progress.interval.report(lr)
     for task in filter(records.get, config.sources):
         record = records[task]
-        run.diary.write(f"train/{task}", step, record)
+        run.log.write(f"train/{task}", step, record)
         added = {name: weight * record[name] for name, weight in config.weights(task).items()}
         tqdm.write(step_line(step, total, task, record.get("task"), added, left))
         if config.log_level == "debug":
@@ -503,9 +515,7 @@ def log_interval(
         messages.warn_of_nothing_learned(records, constant_losses, step)
 
 
-def score_dev(
-    models: dict[str, MultitaskBERT], dev: list[TokenizedDataset], run: resume.Run, when: str
-) -> None:
+def score_dev(models: dict[str, MultitaskBERT], dev: list[TokenizedDataset], run: Run, when: str) -> None:
     """Score student and teacher on dev; save the one that --keep allows if it is the best so far."""
     config = run.config
     progress = run.progress
@@ -513,7 +523,7 @@ def score_dev(
     for role, result in results.items():
         models[role].train()
         for task, scores in result.scores.items():
-            run.diary.write(f"{'dev' if role == 'student' else 'teacher'}/{task}", progress.step, scores)
+            run.log.write(f"{'dev' if role == 'student' else 'teacher'}/{task}", progress.step, scores)
     kept = progress.take_scores(results, config.keep, when)
     if kept is None:
         return
@@ -522,7 +532,7 @@ def score_dev(
     write_dev_rows(run.folder, dev, results[kept])
 
 
-def save_best(models: dict[str, MultitaskBERT], run: resume.Run) -> None:
+def save_best(models: dict[str, MultitaskBERT], run: Run) -> None:
     """Write `best`: the models as they are, which `progress.best` describes."""
     if parallel.rank() == 0:
         kept = run.progress.best.get("kept", "student")
@@ -536,7 +546,7 @@ def train(
     """Train, score dev every --eval_steps or after each epoch, keep the best model under `folder`/best.
 
     `folder`/last holds all that is needed to go on; with `config.resume` the run goes on from it. Returns
-    what `results.json` says of the training. Raises resume.Interrupted after a signal.
+    what `results.json` says of the training. Raises checkpoint.Interrupted after a signal.
     """
     datasets = {name: data[name, "train"] for name in config.tasks}
     if config.unlabelled_task:
@@ -567,23 +577,27 @@ def train(
     describe(model, tokenizer, loaders, plan, warmup, config)
     try_largest_batch(model, loaders, config, teacher)
 
-    record = resume.run_record(config, data, source) | {"total_steps": total}
-    progress = resume.Progress()
+    record = checkpoint.run_record(config, data, source) | {"total_steps": total}
+    progress = Progress()
     if config.resume:
-        progress = resume.load_last(folder, models, optimizer, scaler, record)
-    diary = SilentLog() if parallel.rank() else RunLog(folder, progress.log_bytes, progress.step)
-    run = resume.Run(config, folder, tokenizer, record, progress, diary)
+        progress = checkpoint.load_last(folder, models, optimizer, scaler, record)
+    run_log = SilentLog() if parallel.rank() else RunLog(folder, progress.log_bytes, progress.step)
+    run = Run(config, folder, tokenizer, record, progress, run_log)
     dev = [data[task, "dev"] for task in config.eval_tasks]
     constant_losses = {
         name: constant_loss(dataset.task, dataset.labels)
         for name, dataset in datasets.items()
         if dataset.labels is not None
     }
-    resume.mend_best(folder, progress, lambda: save_best(models, run))
+    checkpoint.restore_best(folder, progress, lambda: score_dev(models, dev, run, f"step {progress.step}"))
     saved_at = time.monotonic()
     left = [] if progress.out_of_patience(config.patience) else plan.steps[progress.step :]
     steps = tqdm(left, "training", total, initial=progress.step, unit="step", disable=parallel.bar_disabled())
-    with contextlib.closing(diary), resume.StopSignal() as stop, parallel.lost_worker_advice(str(folder)):
+    with (
+        contextlib.closing(run_log),
+        checkpoint.StopSignal() as stop,
+        parallel.lost_worker_advice(str(folder)),
+    ):
         for tasks in steps:  # one batch of one task; of every task where --schedule is joint
             stop_watch = start_watch(device)
             names = [name for name, _ in tasks]
@@ -659,18 +673,16 @@ def train(
             if scores:
                 score_dev(models, dev, run, epoch if ends_epoch else f"step {progress.step}")
             if saves:
-                progress.log_bytes = diary.size()
+                progress.log_bytes = run_log.size()
                 with progress.saving():
-                    resume.save_last(folder, models, optimizer, scaler, record, progress)
+                    checkpoint.save_last(folder, models, optimizer, scaler, record, progress)
                 saved_at = time.monotonic()
             if signal:
-                raise resume.Interrupted(signal)
+                raise checkpoint.Interrupted(signal)
             if progress.out_of_patience(config.patience):
                 tqdm.write(f"early stopping: {progress.stale} scorings without a better mean on dev")
                 break
     parallel.barrier()  # until `best` is written
-    if not progress.best:  # it was lost, and no epoch has followed
-        score_dev(models, dev, run, f"step {progress.step}")
     return progress.best | progress.cost() | peak_memory(device)
 
 
@@ -874,14 +886,14 @@ def run_program(arguments: Sequence[str] | None) -> int:
     """Parse the command line and run the program of its --option. Returns the exit status."""
     config, given = parse_arguments(arguments)
     try:
-        with resume.signals_raise(), parallel.process_group(), locked_folder(config):
+        with checkpoint.signals_raise(), parallel.process_group(), locked_folder(config):
             if config.resume:
-                config = resume.resumed_config(config, given, resume.started_with(config.output_dir))
+                config = checkpoint.resumed_config(config, given, checkpoint.started_with(config.output_dir))
             warn_of_unused_flags(config, given)
             if config.deterministic:
                 make_deterministic()
             return PROGRAMS[config.option](config) or 0
-    except resume.Interrupted as interruption:
+    except checkpoint.Interrupted as interruption:
         command = f"python multitask_classifier.py --resume --output_dir {config.output_dir}"
         if os.environ.get("RANK", "0") == "0":  # one of several processes says so
             print(f"{NAME}: interrupted, and saved; go on with: {command}", file=sys.stderr)

@@ -22,19 +22,19 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from checkpoint import locked
 from config import TRAINING, UNLABELLED, TrainConfig
 from datasets import TokenizedDataset, read_examples, read_unlabelled, sample_rows, tokenize
 from evaluation import Evaluation, evaluate, six_digits, write_predictions
 from support import parallel
 from support.errors import UserError, one_line
 from support.files import check_writable, stdout_or_pipe, write_text
-from support.locks import locked
 from tasks import TASKS
 
 log = logging.getLogger("smart_bert")
 HERE = Path(__file__).resolve().parent
 # what a run leaves in its folder
-RUN_FILES = [f"last{ending}" for ending in ("", ".previous", ".damaged", ".discarded")]
+RUN_FILES = [f"last{ending}" for ending in ("", ".previous", ".damaged", ".old")]
 RUN_FILES += ["best", "metrics.jsonl", "results.json", "predictions", "tensorboard", "report.html"]
 RECORD = "download.json"  # of data.download: where the data files beside it are from
 Key = tuple[str, str]  # (task, split)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from kill_and_resume import RUN, outcome
-from resume import Progress
 from support import devices
 from support.devices import choose_precision, pick_device, start_watch
+from support.progress import Progress
 from tiny_bert import tiny_batch
 
 SHORT = [*RUN, "--epochs=1", "--steps_per_epoch=6"]

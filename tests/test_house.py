@@ -12,8 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # from the top down; a module may import what stands below it, and `support` nothing outside itself
 FLOORS = [
     {"multitask_classifier"},
-    {"resume", "submit"},
-    {"run_files", "ask"},
+    {"submit"},
+    {"run_files"},
+    {"checkpoint", "ask"},
     {"config", "model_card"},
     {"evaluation", "bert"},
     {"datasets", "base_bert", "report"},

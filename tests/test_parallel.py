@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.cuda import DIES
+from checkpoint import locked
 from datasets import Batch
 from helpers import ROOT, sample_batch
 from kill_and_resume import HERE, PROGRAM, RUN, outcome, wait_for
-from support.locks import locked
 from tiny_bert import tiny_encoder
 
 # The later of two values counts.

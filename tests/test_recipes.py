@@ -26,7 +26,7 @@ FILES = {
     "divergence": {"mysmartloss.py", "tasks.py"},
     "term": {"losses.py", "config.py"},
     "schedule": {"datasets.py"},
-    "more": {"resume.py"},
+    "more": {"checkpoint.py"},
 }
 RUN = [
     "--epochs=1",

@@ -7,7 +7,7 @@ import torch
 import evaluation
 from datasets import TokenizedDataset
 from evaluation import Evaluation, evaluate
-from resume import Progress
+from support.progress import Progress
 from tasks import TASKS
 
 
@@ -50,17 +50,13 @@ def test_progress_keeps_the_best_epoch_by_its_selection_mean(capsys):
         kept.append(
             progress.take_scores({"student": scored(student), "teacher": scored(teacher)}, "best", f"{step}")
         )
-    assert kept == ["student", "teacher", None, None]
-    assert progress.best["best_step"] == 2 and progress.best["kept"] == "teacher"
-    assert progress.best["selection_mean"] == 0.5 and progress.best["dev_student"] == {
-        "sst": {"accuracy": 0.4}
-    }
+    assert kept == ["student", "teacher", None, None] and progress.stale == 2
+    best = progress.best
+    assert (best["best_step"], best["kept"], best["selection_mean"]) == (2, "teacher", 0.5)
+    assert best["dev_student"] == {"sst": {"accuracy": 0.4}}
     shown = capsys.readouterr().out
-    assert (
-        shown.count("* best so far: the ") == 2
-        and "best so far: 0.500 after step 2" in shown
-        and "-0.350" in shown
-    )
+    assert shown.count("* best so far: the ") == 2
+    assert "best so far: 0.500 after step 2" in shown and "-0.350" in shown
 
 
 @pytest.mark.parametrize("keep", ["student", "teacher"])

@@ -9,10 +9,10 @@ import torch
 
 import multitask_classifier
 from bert import BertModel
+from checkpoint import load_checkpoint, save_checkpoint
 from datasets import Example, tokenize
 from evaluation import model_outputs
 from multitask_classifier import MultitaskBERT, load_model
-from support.checkpoint import load_checkpoint, save_checkpoint
 from support.errors import UserError
 from tasks import TASKS
 from tiny_bert import TINY

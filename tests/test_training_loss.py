@@ -10,8 +10,8 @@ from config import TrainConfig
 from multitask_classifier import MultitaskBERT, training_loss
 from mysmartloss import BregmanProximal
 from optimizer import AdamW, clip_gradients, step_if_finite
-from resume import Progress
 from support.devices import COMPUTE_TYPES, start_watch
+from support.progress import Progress
 from tasks import TASKS
 from tiny_bert import TINY, tiny_batch, tiny_model
 

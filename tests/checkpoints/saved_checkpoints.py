@@ -1,10 +1,10 @@
-"""Two small checkpoints and how to compare them, for the tests of support/checkpoint.py."""
+"""Two small checkpoints and how to compare them, for the tests of checkpoint.py."""
 
 from pathlib import Path
 
 import torch
 
-from support.checkpoint import MANIFEST, Checkpoint, save_checkpoint
+from checkpoint import MANIFEST, Checkpoint, save_checkpoint
 
 OLD = Checkpoint(
     {"model": {"w": torch.arange(6.0)}, "heads": {"b": torch.tensor(1.5)}},

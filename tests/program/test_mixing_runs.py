@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-import resume
+import checkpoint
 from config import TrainConfig
 from helpers import SAMPLE
 from kill_and_resume import outcome
@@ -43,15 +43,15 @@ def test_a_stopped_run_ends_like_one_that_was_not(way, main, tmp_path):
     steps = [*SHORT, *WAYS[way], "--save_steps=1"]
     assert main(*steps, "--output_dir", whole) == 0
     with pytest.MonkeyPatch.context() as patch:
-        save = resume.save_last
+        save = checkpoint.save_last
 
         def save_and_stop(*arguments):
             save(*arguments)
             progress = arguments[-1]
             if progress.step == 4:
-                raise resume.Interrupted(15)
+                raise checkpoint.Interrupted(15)
 
-        patch.setattr(resume, "save_last", save_and_stop)
+        patch.setattr(checkpoint, "save_last", save_and_stop)
         assert main(*steps, "--output_dir", stopped) == 143
     assert main("--resume", "--output_dir", stopped) == 0
     assert outcome(stopped) == outcome(whole)

@@ -12,11 +12,11 @@ import transformers
 
 import multitask_classifier
 from bert import BertModel
+from checkpoint import load_checkpoint, save_checkpoint
 from datasets import read_examples, tokenize
 from evaluation import predict
 from helpers import SAMPLE, run_program, sample_examples
 from short_runs import FAST
-from support.checkpoint import load_checkpoint, save_checkpoint
 from support.devices import COMPUTE_TYPES
 from support.errors import UserError
 from tasks import TASKS, pearson
