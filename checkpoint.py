@@ -324,7 +324,7 @@ def started_with(folder: str) -> dict:
         raise UserError(f"--resume: {last} does not exist, so there is no run to go on with")
     if parallel.rank() == 0:
         restore_last(Path(folder))
-    parallel.wait_for_all()
+    parallel.barrier()
     path = place_of(last) / "run.json"
     try:
         return parse_json(path, read_bytes(path))["config"]

@@ -55,7 +55,7 @@ def kill():
 @pytest.mark.parametrize(
     ("owner", "name", "n"),
     [
-        (multitask_classifier, "training_loss", 6),  # between two checkpoints
+        (multitask_classifier, "training_loss", 7),  # between two checkpoints
         (checkpoint, "_write", 12),  # while one is written
         (checkpoint.os, "replace", 3),  # between its renames
         (multitask_classifier, "write_all_predictions", 1),  # after `best`, before `last`
@@ -96,7 +96,7 @@ def test_signals_save_and_say_how_to_go_on(
     """Guards against losing the work since the last checkpoint to Ctrl-C or a machine that shuts down."""
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        raise_at(patch, multitask_classifier, "training_loss", 4, lambda: os.kill(os.getpid(), number))
+        raise_at(patch, multitask_classifier, "training_loss", 5, lambda: os.kill(os.getpid(), number))
         assert main(*RUN, "--save_steps", 1000, "--output_dir", tmp_path / "run") == status
     assert f"--resume --output_dir {tmp_path / 'run'}" in capsys.readouterr().err
     assert main("--resume", "--output_dir", tmp_path / "run") == 0
@@ -150,7 +150,7 @@ def test_nonfinite_batches(main, tmp_path, monkeypatch, capsys):
     def poisoned(*args, **kwargs):
         losses = real(*args, **kwargs)
         poisoned.calls += 1
-        return losses | {"total": losses["total"] * float("nan")} if poisoned.calls in (5, 7) else losses
+        return losses | {"total": losses["total"] * float("nan")} if poisoned.calls in (6, 8) else losses
 
     monkeypatch.setattr(multitask_classifier, "training_loss", poisoned)
     poisoned.calls = 0
@@ -170,7 +170,7 @@ def test_out_of_memory_says_what_to_try(main, tmp_path, monkeypatch, capsys):
             "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: not enough memory"
         )
 
-    raise_at(monkeypatch, multitask_classifier, "training_loss", 4, no_memory)
+    raise_at(monkeypatch, multitask_classifier, "training_loss", 5, no_memory)
     assert main(*RUN, "--output_dir", tmp_path / "run") == 2
     assert "--batch_size 2" in capsys.readouterr().err
     assert checkpoint.load_checkpoint(tmp_path / "run" / "last").records["progress"]["step"] == 2
@@ -186,7 +186,7 @@ def killed(encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("SMART_BERT_DATA_DIR", raising=False)
-        raise_at(patch, multitask_classifier, "training_loss", 9, kill)
+        raise_at(patch, multitask_classifier, "training_loss", 10, kill)
         with pytest.raises(Killed):
             run_program("--model_name_or_path", encoder, *RUN, "--output_dir", folder)
     return folder

@@ -191,7 +191,7 @@ def test_a_large_head_does_not_blind_the_ascent_in_fp16(task):
 @pytest.mark.parametrize("task", ["sst", "para"])
 def test_rdrop_is_the_papers(task):
     """Guards against a second pass that pays no task loss, a divergence with the clean side detached, and
-    twice its weight. Expected, value and gradient: CE(p) + CE(q) + α ½ (KL(p‖q) + KL(q‖p)), Wu et al. 2021."""
+    twice its weight. Expected: CE(p) + CE(q) + α ½ (KL(p‖q) + KL(q‖p)), Wu et al. 2021."""
     record = TASKS[task]
     batch = tiny_batch(task)
     model = tiny_model()
