@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -16,7 +14,7 @@ from config import COURSE_TASKS
 from data import download
 from data.download import SOURCES
 from datasets import Example, read_examples
-from helpers import ROOT, run_program
+from helpers import run_program
 from tasks import TASKS
 
 SST_NAMES = ("very negative", "negative", "neutral", "positive", "very positive")
@@ -154,19 +152,6 @@ def test_ids_are_the_courses_in_form_and_the_same_each_time(hub, tmp_path):
     assert len(ids) == len(set(ids)) > 15 and all(len(id) == 25 and int(id, 16) >= 0 for id in ids)
 
 
-def test_the_commit_is_printed_and_kept(hub, tmp_path, capsys):
-    """Guards against data of which nobody can say what they are."""
-    assert fetch(tmp_path / "data", "--tasks", "sst") == 0
-    commit = hub.commits["SetFit/sst5"]
-    assert f"sst: SetFit/sst5 at commit {commit}\n" in capsys.readouterr().out
-    record = json.loads((tmp_path / "data" / "download.json").read_text())
-    assert sorted(record) == ["ids-sst-dev.csv", "ids-sst-test-student.csv", "ids-sst-train.csv"]
-    entry = record["ids-sst-train.csv"]
-    assert (entry["dataset"], entry["file"], entry["commit"]) == ("SetFit/sst5", "train.jsonl", commit)
-    assert entry["rows"] == 3
-    assert [line for line in hub.asked if "/resolve/" in line and commit not in line] == []
-
-
 def test_the_program_trains_on_what_is_written(hub, encoder, tmp_path, no_course_data, capsys):
     """Guards against files that only a test reads, and against ids that are handed in as the course's."""
     assert fetch(tmp_path / "data", "--tasks", *COURSE_TASKS) == 0
@@ -189,6 +174,9 @@ def test_files_that_are_there_are_kept_without_the_network(hub, tmp_path, capsys
     assert fetch(folder, "--tasks", "sts") == 0
     out = capsys.readouterr().out
     assert hub.asked == []
+    entry = json.loads((folder / "download.json").read_text())["sts-train.csv"]
+    known = ("SetFit/stsb", "train.jsonl", hub.commits["SetFit/stsb"], 1)
+    assert tuple(entry[name] for name in ("dataset", "file", "commit", "rows")) == known
     assert f"sts-train.csv: kept, SetFit/stsb at commit {hub.commits['SetFit/stsb'][:12]}\n" in out
     assert fetch(folder, "--tasks", "sst") == 0
     out = capsys.readouterr().out
@@ -221,25 +209,6 @@ def test_offline(hub, tmp_path, capsys, monkeypatch, address):
     monkeypatch.setenv("HF_ENDPOINT", address)
     refused(capsys, tmp_path / "data", named=(f"SetFit/sst5: cannot be fetched from {address}", "goes on"))
     assert not (tmp_path / "data").exists()
-
-
-def test_the_command_line_reads_hf_endpoint(hub, tmp_path):
-    """Guards against `python -m data.download` that works in a test alone. HF_HUB_OFFLINE is said, too."""
-    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.address}
-    environment.pop("HF_HUB_OFFLINE", None)
-    command = [sys.executable, "-m", "data.download", "--tasks", "sts", "--data_dir", tmp_path / "data"]
-
-    def run(**more: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            command, env=environment | more, cwd=ROOT, capture_output=True, text=True, check=False
-        )
-
-    offline = run(HF_HUB_OFFLINE="1")
-    assert offline.returncode == 2 and "SetFit/stsb: cannot be fetched" in offline.stderr
-    assert "Traceback" not in offline.stderr
-    online = run()
-    assert online.returncode == 0, online.stderr
-    assert content(tmp_path / "data", "sts", "train") == [(("A cat sleeps.", "A cat naps."), 3.8)]
 
 
 # --------------------------------------------------------------------------------------- revisions

@@ -105,12 +105,6 @@ def test_a_name_on_the_hub(run_folder, tmp_path):
     assert "'someone/else'" in lines[0]
 
 
-def test_what_is_no_model_is_named(tmp_path):
-    """Guards against a search on the hub for what is a folder here."""
-    with pytest.raises(UserError, match="not a checkpoint folder"):
-        MultitaskBERT.from_pretrained(tmp_path)
-
-
 def test_the_lines_of_the_readme_run(run_folder, tmp_path):
     """Guards against a first example that ends in an error."""
     (fence,) = re.findall(r"^```python\n(.+?)^```", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)

@@ -1,6 +1,5 @@
 """--option submit: the zip for the course, and what is refused before there is one."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -165,22 +164,3 @@ def test_predictions_for_the_sample_are_said_to_be_no_submission(run, capsys):
     edited(run, "sts-test-output.csv", 52, None)  # the row that the sample lacks
     assert submit("--output_dir", run) == 0
     assert "predictions for data/sample" in capsys.readouterr().out
-
-
-def test_settings_that_cannot_be_read(run, capsys):
-    """Guards against a traceback where results.json is something else."""
-    for text in ("{", json.dumps({"config": {"lr": "high"}}), "{}"):
-        (run / "results.json").write_text(text)
-        refused(capsys, run, "results.json")
-
-
-def test_nothing_is_half_written(run, capsys, monkeypatch):
-    """Guards against a cut-off zip after a full disk: the older one stays."""
-    (run / ZIP_NAME).write_bytes(b"old")
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("support.files.os.fsync", full)
-    refused(capsys, run, ZIP_NAME, "No space left on device")
-    assert (run / ZIP_NAME).read_bytes() == b"old"
