@@ -407,7 +407,7 @@ def forward_passes(config: TrainConfig, task: str) -> int:
     # FreeLB: K passes with their backward, K - 1 of them to the embeddings as well; and the clean pass, which
     # goes backward for other terms alone
     freelb = 4 * steps - 1 - (0 if terms else 2) if config.has_freelb(task) else 0
-    return 3 + freelb + sum(costs[name] for name in terms)
+    return 3 + freelb + sum(costs.get(name, 0) for name in terms)
 
 
 # ----------------------------------------------------------------------------------------- training

@@ -20,11 +20,12 @@ pytestmark = pytest.mark.slow
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 DIFFS = re.findall(r"^### (.+?)\n.*?^```diff\n(.+?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
-RECIPES = {re.match(r"(?:A |Something )(\w+)", title)[1]: diff for title, diff in DIFFS}
+RECIPES = {re.match(r"(?:A |Another |Something )(\w+)", title)[1]: diff for title, diff in DIFFS}
 FILES = {
     "task": {"tasks.py"},
     "divergence": {"mysmartloss.py", "tasks.py"},
-    "term": {"losses.py", "config.py"},
+    "term": {"multitask_classifier.py", "config.py"},
+    "optimizer": {"multitask_classifier.py"},
     "schedule": {"datasets.py"},
     "more": {"checkpoint.py"},
 }
@@ -38,7 +39,21 @@ RUN = [
 ]
 
 
-def test_there_are_five_recipes():
+# The program, stopped after the checkpoint of step 2.
+STOPPED = """
+import sys
+import checkpoint, multitask_classifier
+save = checkpoint.save_last
+def save_and_stop(*arguments):
+    save(*arguments)
+    if arguments[-1].step == 2:
+        raise checkpoint.Interrupted(15)
+checkpoint.save_last = save_and_stop
+assert multitask_classifier.main(sys.argv[1:]) == 143
+"""
+
+
+def test_every_recipe_is_tried():
     """Guards against a recipe whose diff the other tests no longer find."""
     assert set(RECIPES) == set(FILES)
 
@@ -158,6 +173,26 @@ def test_a_term(run, tmp_path):
         assert record["confidence"] > 0 and record["total"] == pytest.approx(record["task"] + added, rel=1e-5)
     run("term", *RUN, "--tasks", "sst", "--output_dir", tmp_path / "without")
     assert not any("confidence" in record for record in training_records(tmp_path / "without"))
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_another_optimizer(run, tmp_path, encoder, monkeypatch, name):
+    """Guards against a loop, or a checkpoint, that only our AdamW fits: one of torch's takes its place by a
+    line, and a stopped run goes on bit for bit."""
+    monkeypatch.setitem(
+        RECIPES, "optimizer", RECIPES["optimizer"].replace("torch.optim.SGD", f"torch.optim.{name}")
+    )
+    settings = [*RUN, "--tasks", "sst", "--save_steps=2", "--model_name_or_path", encoder, "--output_dir"]
+    run("optimizer", *settings, tmp_path / "whole")
+    said(
+        [sys.executable, "-c", STOPPED, *map(str, [*settings, tmp_path / "stopped"])], tmp_path / "optimizer"
+    )
+    run("optimizer", "--resume", "--output_dir", tmp_path / "stopped")
+    for file in ("last/student.safetensors", "last/teacher.safetensors", "last/optimizer.safetensors"):
+        if (tmp_path / "whole" / file).exists():
+            assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "stopped" / file).read_bytes()
+    record = json.loads((tmp_path / "stopped" / "last" / "optimizer.json").read_text())
+    assert record["class"] == f"torch.optim.{name.lower()}.{name}"
 
 
 def test_a_schedule(run, tmp_path):
