@@ -21,12 +21,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from config import Parser, did_you_mean
 from data.sources import SOURCES, Record, Source
 from datasets import Task
 from run_files import RECORD
 from support.errors import UserError, exit_status, one_line
 from support.files import check_writable, parse_json, read_bytes, write_text
-from support.flags import Parser, did_you_mean
 from tasks import TASKS
 
 SPLITS = ("train", "dev", "test")
