@@ -406,9 +406,13 @@ class TrainConfig:
             self._refuse("task_weights", "nothing is left to train on")
         if self.similarity == "cosine" and not any(TASKS[task].cosine_scale for task in self.tasks):
             self._refuse("similarity", f"needs sts, and {trained}")
+        if self.similarity == "cosine" and self.option == "pretrain":
+            self._refuse("similarity", "not with --option pretrain: a cosine has no weights to train")
         if self.contrastive_weight:
             if not any("contrastive" in self.weights(task) for task in self.tasks):
                 self._refuse("contrastive_weight", f"needs para, and {trained}")
+            if self.option == "pretrain":
+                self._refuse("contrastive_weight", "not with --option pretrain: it trains the encoder alone")
             if self.gradient_accumulation_steps > 1:
                 why = "not with --contrastive_weight, whose negatives are those of one part of the batch"
                 self._refuse("gradient_accumulation_steps", why)

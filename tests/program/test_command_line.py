@@ -25,6 +25,8 @@ MISTAKES = {  # what names the mistake in the error
     "--bregman_weight -1": "--bregman_weight",
     "--bregman_beta 1": "--bregman_beta",
     "--bregman_beta slow": "--bregman_beta",
+    "--option pretrain --similarity cosine": "--similarity cosine: not with --option pretrain",
+    "--option pretrain --contrastive_weight 0.1": "--contrastive_weight 0.1: not with --option pretrain",
     "--resume": "--resume",
     "--option evaluate": "--checkpoint",
     "--checkpoint x": "--checkpoint",
