@@ -93,8 +93,9 @@ def did_you_mean(word: str, names: Iterable[str], dashes: str = "") -> str:
     return f"; did you mean {dashes}{by_lower[near[0]]}?" if near else ""
 
 
-def tasks_rule(names: tuple[str, ...]) -> str:
-    """The rule for names of tasks. Answers an unknown one with the task that is probably meant."""
+def tasks_rule(names: str | tuple[str, ...]) -> str:
+    """The rule for the name or the names of tasks. Answers an unknown one with the task probably meant."""
+    names = (names,) if isinstance(names, str) else names
     unknown = [name for name in names if name and name not in TASKS]
     if not unknown:
         valid = names and all(names) and len(set(names)) == len(names)
@@ -105,11 +106,6 @@ def tasks_rule(names: tuple[str, ...]) -> str:
     hint = f"; did you mean {task_of[near[0]]}?" if near else "."
     listed = ", ".join(f"{task} ({', '.join(called[task])})" for task in TASKS)
     return f"there is no task {unknown[0][:40]!r}{hint} The tasks are {listed}"
-
-
-def task_rule(name: str) -> str:
-    """The rule for the name of one task."""
-    return tasks_rule((name,))
 
 
 def weight_rule(weight: Weight) -> str:
@@ -163,7 +159,7 @@ class TrainConfig:
     )
     checkpoint: str | None = flag(None, "folder of the saved model, for evaluate and predict")
     pooling: str = flag(
-        "mean", "sentence vector: mean of the tokens, or cls, the first through the pooler", ("mean", "cls")
+        "mean", "sentence vector: mean of all tokens, or cls, [CLS] through BERT's pooler", ("mean", "cls")
     )
     hidden_dropout_prob: float = flag(
         0.1, "dropout before the heads; the encoder's own is in its config.json", FROM_0_TO_BELOW_1
@@ -172,7 +168,10 @@ class TrainConfig:
         None, "longest input in tokens, the rest is cut off (default: 256 or the encoder's limit)", AT_LEAST_8
     )
     precision: str = flag(
-        None, "data type of matrix products (default: bf16 where fast, else fp32)", tuple(COMPUTE_TYPES)
+        None,
+        "data type of the encoder's matrix products; weights stay fp32 (default: bf16 on a device with"
+        " instructions for it, else fp32)",
+        tuple(COMPUTE_TYPES),
     )
     similarity: str = flag(
         "head",
@@ -184,7 +183,9 @@ class TrainConfig:
     deterministic: bool = flag(False, "use deterministic CUDA kernels, which may be slower")
     compile: bool = flag(False, "compile the encoder's layers by torch.compile; slower on a CPU")
     data_dir: str | None = flag(
-        None, "folder of the data (default: $SMART_BERT_DATA_DIR, else data, else data/sample)", group="data"
+        None,
+        "folder of the course's files (default: $SMART_BERT_DATA_DIR, data or data/sample)",
+        group="data",
     )
     max_train_samples: int | None = flag(
         None, "train on N random rows of each task, the same for every seed (default: all)", AT_LEAST_1
@@ -193,21 +194,21 @@ class TrainConfig:
         None, "evaluate on N random dev rows of each task, the same for every seed (default: all)", AT_LEAST_1
     )
     unlabelled_file: str | None = flag(
-        None, "unlabelled texts for R_s and D_Breg: one text, or two with a tab between them, a line"
+        None, "unlabelled texts for R_s and D_Breg: a text a line, a pair with a tab, or a file of the course"
     )
     unlabelled_task: str | None = flag(
-        None, "task of --unlabelled_file (default: the trained task, if there is only one)", task_rule
+        None, "task of --unlabelled_file (default: the trained task, if there is only one)", tasks_rule
     )
     task: str | None = flag(
         None,
         "for predict: task of your own texts, which come from --text, --input or standard input",
-        task_rule,
+        tasks_rule,
         "your own texts",
     )
     text: tuple[str, ...] | None = flag(None, "a text to predict; the flag can be repeated")
     text_pair: tuple[str, ...] | None = flag(None, "second text of a pair, one for each --text")
     input: str | None = flag(
-        None, "file with a text, two texts and a tab, or a JSON object (text, text_pair, id) in each line"
+        None, "file with a text, a pair with a tab, or a JSON object (text, text_pair, id) in each line"
     )
     output: str | None = flag(None, "file for the answers, a JSON object a line (default: the screen)")
     schedule: str = flag(
@@ -227,7 +228,7 @@ class TrainConfig:
         " --schedule joint",
         ("none", "pcgrad"),
     )
-    epochs: int = flag(3, "number of epochs", AT_LEAST_1)
+    epochs: int = flag(3, "number of epochs, each of --steps_per_epoch steps", AT_LEAST_1)
     eval_steps: int | None = flag(
         None, "steps between evaluations on dev, which keep the best model (default: an epoch)", AT_LEAST_1
     )
@@ -248,8 +249,8 @@ class TrainConfig:
     )
     max_tokens: int | None = flag(
         None,
-        "padded tokens that --batch_size rows may have: long rows come in smaller batches, whose weight is"
-        " smaller, so every row counts the same (default: no limit)",
+        "limit on the padded tokens of --batch_size rows: a batch of long rows gets fewer rows and a smaller"
+        " weight, so every row counts the same (default: no limit)",
         AT_LEAST_1,
     )
     lr: float = flag(None, "peak learning rate (default: 1e-4 for finetune, 1e-3 for pretrain)", ABOVE_0)
@@ -281,7 +282,7 @@ class TrainConfig:
     smart_steps: int = flag(1, "T, number of ascent steps; with 0 the noise stays, as in R3F", AT_LEAST_0)
     smart_norm: str = flag("inf", "norm that ε limits: inf, the largest coordinate, or 2", tuple(NORMS))
     bregman_weight: Weight = flag(
-        1.0, "μ, weight of D_Breg, which keeps the model near its moving average (the teacher), as λ_s"
+        1.0, "μ, weight of D_Breg, which keeps the model near its moving average, the teacher; or by task"
     )
     bregman_beta: str = flag(
         "fitted",
@@ -313,7 +314,7 @@ class TrainConfig:
     no_report: bool = flag(False, "do not write <output_dir>/report.html")
     resume: bool = flag(False, "continue the run in --output_dir; flags that are left out stay as they were")
     overwrite_output_dir: bool = flag(False, "delete the run in --output_dir")
-    log_level: str = flag("info", "info: a line an interval; debug: every number logged", ("info", "debug"))
+    log_level: str = flag("info", "info: a line an interval; debug: all that is logged", ("info", "debug"))
     # the course's path flags, where given: {"sst_train": path, "sst_dev_out": path}
     files: dict[str, str] = field(default_factory=dict)
     # for the report: the command line (a resumed run keeps its first), the settings that differ

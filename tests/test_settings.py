@@ -2,11 +2,11 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
-from config import SPLITS, TrainConfig, Weight, describe_settings, flags, parse_arguments
+from config import SPLITS, TrainConfig, Weight, describe_settings, flag, flags, parse_arguments
 from helpers import ROOT
 from support.errors import UserError
 from tasks import TASKS
@@ -84,13 +84,22 @@ def test_defaults_that_depend_on_others():
     assert TrainConfig().precision is None and TrainConfig().max_length is None
 
 
+@dataclass(frozen=True)
+class Later(TrainConfig):
+    """The settings of a later day, with other defaults."""
+
+    head_lr: float = flag(0.3, "")
+    layer_lr_decay: float = flag(0.9, "")
+
+
 def test_an_older_record_is_read_as_it_was_trained():
     """Guards against today's defaults for a run that had none of these settings: it would be resumed, or
     compared, with learning rates that it did not have."""
     run = json.loads((ROOT / "tests" / "fixtures" / "old_model" / "run.json").read_text())
     assert not {"head_lr", "layer_lr_decay"} & set(run["config"])
-    config = TrainConfig.from_dict(run["config"])
-    assert (config.lr, config.head_lr, config.layer_lr_decay) == (0.01, 0.01, 1.0)
+    for settings in (TrainConfig, Later):
+        config = settings.from_dict(run["config"])
+        assert (config.lr, config.head_lr, config.layer_lr_decay) == (0.01, 0.01, 1.0)
     assert config.tasks == ("sst", "para") and config.similarity == "head"
     given = TrainConfig(lr=0.5, head_lr=0.25, layer_lr_decay=0.5, weight_decay=0.0)
     assert TrainConfig.from_dict(json.loads(json.dumps(given.to_dict()))) == given
