@@ -6,7 +6,6 @@ import pytest
 
 from config import parse_arguments
 from helpers import SAMPLE, run_program
-from support.errors import UserError
 
 STEMS = {"sst": "ids-sst", "para": "quora", "sts": "sts"}
 FILES = {}  # of the course's flags, with their defaults
@@ -35,24 +34,6 @@ def test_the_starter_codes_command_lines_are_understood(words, option):
     if EVERY_FLAG in words:
         assert (config.seed, config.epochs, config.batch_size, config.lr) == (11711, 10, 8, 1e-5)
         assert config.use_gpu and config.hidden_dropout_prob == 0.3 and config.files == FILES
-
-
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        ("--fine-tune-mode full", "--fine-tune-mode: invalid choice: 'full'"),
-        ("--fine_tune_mode full-model", "did you mean --fine-tune-mode?"),
-        (
-            "--fine-tune-mode full-model --option pretrain",
-            "--fine-tune-mode full-model: means --option finetune, and --option is pretrain",
-        ),
-    ],
-)
-def test_a_wrong_mode_is_refused(words, named):
-    """Guards against a frozen encoder where a trained one was asked for."""
-    with pytest.raises(UserError) as error:
-        parse_arguments(words.split())
-    assert named in str(error.value)
 
 
 def test_a_starter_command_line_runs(encoder, tmp_path, monkeypatch, no_course_data):
