@@ -22,13 +22,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import Task
+from config import Parser, did_you_mean
 from run_files import RECORD
 from support.errors import UserError, exit_status, one_line
 from support.files import check_writable, parse_json, read_json, write_text
-from support.flags import Parser, did_you_mean
 from support.tables import read_utf8
-from tasks import TASKS
+from tasks import TASKS, Task
 
 SPLITS = ("train", "dev", "test")
 Record = dict[str, Any]  # a row of a data set, by the names of its fields

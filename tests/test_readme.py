@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from config import SPLITS, TrainConfig, parse_arguments
+from config import SPLITS, TrainConfig, flags, parse_arguments
 from datasets import Example, read_examples
 from experiments import pages
 from helpers import ROOT
-from support.flags import flags
 from tasks import TASKS
 
 PAGES = [

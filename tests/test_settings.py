@@ -1,13 +1,14 @@
-"""The settings: which flags there are, what --help says of them, and how a run shows those that it has."""
+"""The settings: which flags there are, what --help says of them, and how a run shows and stores them."""
 
+import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
-from config import SPLITS, TrainConfig, describe_settings, parse_arguments
+from config import SPLITS, TrainConfig, Weight, describe_settings, flag, flags, parse_arguments
+from helpers import ROOT
 from support.errors import UserError
-from support.flags import Weight, flags
 from tasks import TASKS
 
 FLAGS = """
@@ -22,67 +23,36 @@ weight_decay max_grad_norm skip_nonfinite seed use_smart adversary smart_weight 
 smart_noise_var smart_steps smart_norm bregman_weight bregman_beta keep rdrop_weight contrastive_weight
 output_dir logging_steps save_steps no_report resume overwrite_output_dir log_level
 """.split()  # noqa: SIM905
+GROUPS = ["options", "what to do", "model", "data", "your own texts", "training", "regularisation", "output"]
+GROUPS += ["files", "examples"]
 
 
-# Flags that are other names of these. Each is a decision, too: --fine-tune-mode is the course's since 2024.
-OTHER_NAMES = ["--fine-tune-mode"]
-
-
-def help_text(capsys) -> str:
+def test_the_list_of_flags_is_frozen(capsys):
+    """Guards against a new flag, or another name for one, that nobody decided on: each is something more to
+    explain. And against one list of sixty flags, and an example that the program does not understand."""
+    assert [setting.name for setting in flags(TrainConfig)] == FLAGS
     with pytest.raises(SystemExit):
         parse_arguments(["--help"])
-    return capsys.readouterr().out
-
-
-def test_the_list_of_flags_is_frozen():
-    """Guards against a new flag that nobody decided on: each is something more to explain and to test."""
-    assert [setting.name for setting in flags(TrainConfig)] == FLAGS
-
-
-def test_no_flag_has_another_name_that_nobody_decided_on(capsys):
-    """Guards against an alias, which is one more thing to explain and to keep working."""
+    text = capsys.readouterr().out
     files = [f"{task}_{name}" for task in TASKS for name in (*SPLITS, "dev_out", "test_out")]
-    named = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", help_text(capsys), flags=re.MULTILINE))
-    assert named - {f"--{name}" for name in FLAGS + files} == {"--help", *OTHER_NAMES}
-
-
-def test_help_comes_in_groups_and_ends_with_examples(capsys):
-    """Guards against one list of forty flags, and an example that the program does not understand."""
-    text = help_text(capsys)
-    headings = re.findall(r"^([a-z][\w ]+):$", text, flags=re.MULTILINE)
-    assert headings == [
-        "options",
-        "what to do",
-        "model",
-        "data",
-        "your own texts",
-        "training",
-        "regularisation",
-        "output",
-        "files",
-        "examples",
-    ]
+    named = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", text, flags=re.MULTILINE))
+    assert named - {f"--{name}" for name in FLAGS + files} == {"--help", "--fine-tune-mode"}
+    assert re.findall(r"^([a-z][\w ]+):$", text, flags=re.MULTILINE) == GROUPS
     commands = re.findall(r"^  python multitask_classifier.py (.+)$", text, flags=re.MULTILINE)
-    assert len(commands) >= 4
-    for command in commands:
-        parse_arguments(command.split())
-
-
-def test_help_names_the_tasks_of_the_table(capsys):
-    """Guards against a list of tasks that is typed twice."""
-    words = " ".join(help_text(capsys).split())
-    assert f"of {', '.join(TASKS)} (default" in words
+    assert len([parse_arguments(command.split()) for command in commands]) >= 4
 
 
 def test_every_term_of_the_loss_has_a_weight_and_every_weight_a_term():
-    """Guards against a weight that nothing reads, and a term that can't be switched on."""
-    weights = [setting.name for setting in flags(TrainConfig) if setting.type == Weight]
-    assert weights == [
-        "task_weights",
-        *(f"{name}_weight" for name in ("smart", "bregman", "rdrop", "contrastive")),
-    ]
-    config = TrainConfig(use_smart=True, rdrop_weight={"sst": 2.0})
-    assert config.weights("sst") == {"smart": 1.0, "bregman": 1.0, "rdrop": 2.0}
+    """Guards against a weight that nothing reads, a term that can't be switched on, one task's weight on
+    every task, and a term that is computed though it is off."""
+    weights = {setting.name for setting in flags(TrainConfig) if setting.type == Weight}
+    terms = ("smart", "bregman", "rdrop", "contrastive")
+    assert weights == {"task_weights", *(f"{term}_weight" for term in terms)}
+    given = "--use_smart --smart_weight sst=1,para=0.5 --bregman_weight 0 --rdrop_weight sts=2"
+    config, _ = parse_arguments([*given.split(), "--contrastive_weight", "0.1"])
+    expected = {"sst": {"smart": 1.0}, "para": {"smart": 0.5, "contrastive": 0.1}, "sts": {"rdrop": 2.0}}
+    assert {task: config.weights(task) for task in expected} == expected
+    assert TrainConfig().weights("sst") == {}
 
 
 def test_a_run_shows_the_settings_that_differ_in_lines_of_100_columns():
@@ -91,8 +61,7 @@ def test_a_run_shows_the_settings_that_differ_in_lines_of_100_columns():
     config = TrainConfig(
         use_smart=True, lr=3e-4, smart_weight={"sst": 1.0, "para": 0.5}, tasks=("sst", "para")
     )
-    shown = describe_settings(replace(config, files={"sst_dev": "x.csv"}))
-    assert shown.splitlines() == [
+    assert describe_settings(replace(config, files={"sst_dev": "x.csv"})).splitlines() == [
         "  what to do      --tasks sst,para",
         "  training        --lr 0.0003",
         "  regularisation  --use_smart --smart_weight sst=1,para=0.5",
@@ -103,15 +72,43 @@ def test_a_run_shows_the_settings_that_differ_in_lines_of_100_columns():
     assert set(re.findall(r"--(\w+)", everything)) == set(FLAGS)
 
 
-def test_defaults_that_depend_on_device_and_encoder_are_left_open():
-    """Guards against a precision or a length that is fixed before device and encoder are known."""
-    config, given = parse_arguments(["--seed", "3"])
-    assert config.precision is None and config.max_length is None and given == {"seed"}
-    assert TrainConfig.from_dict(config.to_dict()) == config
+def test_defaults_that_depend_on_others():
+    """Guards against heads on a frozen encoder with the learning rate of a full fine-tune, and a precision or
+    a length that is fixed before device and encoder are known."""
+    assert (TrainConfig().lr, TrainConfig(option="pretrain").lr, TrainConfig(lr=0.5).head_lr) == (
+        1e-4,
+        1e-3,
+        0.5,
+    )
+    assert TrainConfig().tasks == TrainConfig().eval_tasks == ("sst", "para", "sts")
+    assert TrainConfig().precision is None and TrainConfig().max_length is None
 
 
-@pytest.mark.parametrize("value", ["loud", "", "INFO"])
-def test_a_wrong_log_level_is_refused(value):
-    """Guards against a run without the log that was asked for."""
-    with pytest.raises(UserError, match="--log_level"):
-        parse_arguments([f"--log_level={value}"])
+@dataclass(frozen=True)
+class Later(TrainConfig):
+    """The settings of a later day, with other defaults."""
+
+    head_lr: float = flag(0.3, "")
+    layer_lr_decay: float = flag(0.9, "")
+
+
+def test_an_older_record_is_read_as_it_was_trained():
+    """Guards against today's defaults for a run that had none of these settings: it would be resumed, or
+    compared, with learning rates that it did not have."""
+    run = json.loads((ROOT / "tests" / "fixtures" / "old_model" / "run.json").read_text())
+    assert not {"head_lr", "layer_lr_decay"} & set(run["config"])
+    for settings in (TrainConfig, Later):
+        config = settings.from_dict(run["config"])
+        assert (config.lr, config.head_lr, config.layer_lr_decay) == (0.01, 0.01, 1.0)
+    assert config.tasks == ("sst", "para") and config.similarity == "head"
+    given = TrainConfig(lr=0.5, head_lr=0.25, layer_lr_decay=0.5, weight_decay=0.0)
+    assert TrainConfig.from_dict(json.loads(json.dumps(given.to_dict()))) == given
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": "3"}, {"epochs": None}, {"pooling": 5}, {"unknown": 1}, {"files": 2}]
+)
+def test_a_record_of_other_types_is_refused(wrong):
+    """Guards against a traceback, and against a run that goes on with what no flag could have given."""
+    with pytest.raises(UserError):
+        TrainConfig.from_dict(TrainConfig().to_dict() | wrong)
