@@ -94,8 +94,8 @@ def test_the_loss_without_labels_by_hand():
 
 
 def test_an_annealed_run_is_not_resumed_with_other_texts_or_more_epochs(main, tmp_path, capsys):
-    """Guards against a run that goes on with other texts or other batches than those it has counted, and a loss
-    against labels that do not exist."""
+    """Guards against a run that goes on with other texts or other batches than those it has counted, and
+    a loss against labels that do not exist."""
     texts = tmp_path / "texts.csv"
     shutil.copy(SST_TEST, texts)
     steps = [*SHORT, *WAYS["annealed"], "--output_dir", tmp_path / "run"]
