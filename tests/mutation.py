@@ -74,7 +74,7 @@ OPERATORS = [
 
 
 def names_of_lines(source: str, chosen: set[str]) -> dict[int, str]:
-    """Line number -> qualified name of its function or class, if it is chosen. Lines of `raise` are left out."""
+    """Line number -> qualified name of its function or class, if it is chosen. Without lines of `raise`."""
     names: dict[int, str] = {}
 
     def visit(node: ast.AST, name: str, wanted: bool) -> None:
@@ -124,7 +124,7 @@ def faults_of(file: str) -> Iterator[tuple[str, str]]:
 def run_tests(copy: Path, tests: list[str], seconds: float) -> str:
     """`survived`, `killed`, or `timeout` after so many seconds.
 
-    The tests run in a fork of this process, which has the libraries loaded: that takes longer than most tests.
+    The tests run in a fork of this process, which has loaded the libraries. Most tests are shorter than that.
     """
     process = os.fork()
     if process == 0:
