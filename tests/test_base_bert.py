@@ -88,6 +88,22 @@ def test_pretraining_model_saved_by_transformers(tmp_path, size):
     assert_same(BertModel.from_pretrained(str(tmp_path)), reference, *inputs())
 
 
+def test_a_missing_pooler_starts_anew(tmp_path):
+    """Guards against masked language models and sentence encoders that are refused, a pooler that every start
+    draws otherwise, and one that nobody is told of."""
+    reference = reference_bert()
+    weights = {name: tensor for name, tensor in reference.state_dict().items() if "pooler" not in name}
+    write_model(tmp_path, weights)
+    first, again = (BertModel.from_pretrained(str(tmp_path)) for _ in range(2))
+    assert first.new_pooler and not BertModel.from_pretrained().new_pooler
+    assert torch.equal(first.pooler_dense.weight, again.pooler_dense.weight)
+    assert first.pooler_dense.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert (first.pooler_dense.bias == 0).all()
+    ids, mask, _ = inputs()
+    expected = reference(ids, attention_mask=mask.long()).last_hidden_state
+    torch.testing.assert_close(first(ids, mask)["last_hidden_state"], expected, atol=1e-5, rtol=0)
+
+
 def test_safetensors_come_first(tmp_path):
     """Guards against reading the older of two weight files."""
     reference = reference_bert()
