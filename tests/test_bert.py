@@ -90,19 +90,6 @@ def test_dropout_is_where_bert_has_it(tmp_path, monkeypatch, hidden, attention):
     assert_same(ours.eval(), reference.eval(), ids, mask, types)
 
 
-def test_forward_is_embed_encode_pool(tmp_path):
-    """Guards against a plain forward pass that does not go from `embed` to `encode`,
-    where SMART puts its perturbation."""
-    ours = both_berts(tmp_path)[0].train()
-    ids, mask, types = inputs()
-    torch.manual_seed(3)
-    whole = ours(ids, mask, types)
-    torch.manual_seed(3)
-    hidden = ours.encode(ours.embed(ids, types), mask)
-    assert torch.equal(whole["last_hidden_state"], hidden)
-    assert torch.equal(whole["pooler_output"], ours.pool(hidden))
-
-
 def test_more_tokens_than_positions(tmp_path):
     """Guards against positions that wrap around or an index error from deep inside."""
     ours, _ = both_berts(tmp_path)

