@@ -1,6 +1,5 @@
 """Whole runs of the program on the sample and on real data."""
 
-import itertools
 import json
 import shutil
 
@@ -10,13 +9,10 @@ import torch
 
 import multitask_classifier
 from bert import BertModel
-from datasets import read_examples, tokenize
-from evaluation import predict
 from helpers import SAMPLE, run_program, sample_examples
 from short_runs import FAST
 from support.checkpoint import load_checkpoint
-from support.devices import COMPUTE_TYPES
-from tasks import TASKS, pearson
+from tasks import TASKS
 
 HEADERS = {"sst": "Predicted_Sentiment", "para": "Predicted_Is_Paraphrase", "sts": "Predicted_Similiary"}
 
@@ -59,13 +55,12 @@ def test_best_holds_student_and_teacher_of_its_step(sample_run):
     best, last = (load_checkpoint(sample_run / name) for name in ("best", "last"))
     assert results["best_step"] == last.records["progress"]["step"]  # so that the two can be compared
     kept = best.records["run"]["kept"]
-    saved = {kept: {f"heads.{name}": bias for name, bias in best.tensors["heads"].items()}}
-    for role, task in itertools.product(("student", "teacher"), ("sst", "para", "sts")):
-        name = f"heads.{task}.bias"
-        torch.testing.assert_close((saved | best.tensors)[role][name], last.tensors[role][name])
-    assert not torch.equal(
-        last.tensors["student"]["heads.para.bias"], last.tensors["teacher"]["heads.para.bias"]
-    )
+    saved = {kept: {f"heads.{name}": bias for name, bias in best.tensors["heads"].items()}} | best.tensors
+    biases = {}
+    for role in ("student", "teacher"):
+        biases[role] = last.tensors[role]["heads.para.bias"]
+        torch.testing.assert_close(saved[role]["heads.para.bias"], biases[role])
+    assert not torch.equal(biases["student"], biases["teacher"])
 
 
 def test_evaluate_repeats_the_scores_from_a_moved_folder(sample_run, tmp_path, monkeypatch, no_course_data):
@@ -165,17 +160,3 @@ def test_real_data_is_learned(course_data, tmp_path, task, metric, floor, extra)
     assert run_program("--tasks", task, *files, *size, *extra) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["dev"][task][metric] > floor and results["data"] == str(course_data)
-
-    # bf16 and fp32 predict alike: at most 1 % of the rows change, and Pearson's correlation by .002
-    model, tokenizer, _ = multitask_classifier.load_model(tmp_path / "out")
-    examples = read_examples(course_data / TASKS[task].filename("dev"), TASKS[task])[:800]
-    dev = tokenize(examples, TASKS[task], tokenizer, 256)
-    predictions = {}
-    for precision in ("fp32", "bf16"):
-        model.compute_type = COMPUTE_TYPES[precision]
-        predictions[precision] = predict(model, dev, 32)
-    if task == "sts":
-        exact, rounded = (pearson(values, dev.labels.numpy()) for values in predictions.values())
-        assert abs(exact - rounded) <= 0.002
-    else:
-        assert (predictions["fp32"] != predictions["bf16"]).mean() <= 0.01
