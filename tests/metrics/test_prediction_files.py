@@ -44,6 +44,13 @@ def test_predictions_are_in_file_order(task, batch_size):
     assert predictions.shape == (20,) and np.array_equal(predictions, by_hand)
 
 
+def test_no_rows_are_no_logits():
+    """Guards against an error at the end of a run, for a process without batches."""
+    none = np.zeros(0, np.int64)
+    empty = TokenizedDataset(TASKS["sst"], [], None, none.astype(np.int32), np.zeros(1, np.int64), none, 0)
+    assert outputs(lambda batch: batch.input_ids, empty, 8, torch.device("cpu")).shape == (0, 5)
+
+
 @pytest.mark.parametrize(
     ("task", "logits", "values"),
     [
