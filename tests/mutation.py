@@ -3,11 +3,11 @@
     pip install cosmic-ray==8.7.0
     python tests/mutation.py --folder runs/mutation    # about two hours; the same command goes on
 
-cosmic-ray plants the faults, in a copy of the checkout: another operator, comparison or number, a condition
-negated, a loop that never runs, a decorator removed. Each fault is killed if one of the tests of its module
-fails. Faults in error messages are left out, because no number depends on them.
-mutation.json keeps the counts and the faults that survived, each with the reason, in a line, why it changes
-nothing that matters: `why` is written by hand, and a new run keeps it. Exit status 1 if fewer than 90 % are
+cosmic-ray makes the faults, in a copy of what git has staged: another operator, comparison or number, a
+condition negated, a loop that never runs, a decorator removed. A fault is killed if one of the tests of its
+module fails. Faults in error messages are left out, because no number depends on them.
+mutation.json keeps the counts and the faults that survived, each with the reason why it changes nothing that
+matters; the reasons are written by hand, and a new run keeps them. Exit status 1 if fewer than 90 % are
 killed or if a reason is missing.
 """
 
@@ -19,144 +19,112 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 OUTPUT = HERE / "mutation.json"
 LEAST_KILLED = 0.9
-SMART_TESTS = ["tests/smart", "mysmartloss.py"]
 STEP_TESTS = ["tests/test_training_loss.py", "tests/test_loss_curves.py", "tests/test_against_reference.py"]
-BATCH_TESTS = [  # without the slow ones of tokenising and of several processes
-    "tests/test_datasets.py",
-    "--deselect=tests/test_datasets.py::test_tokens_are_those_of_transformers",
-    "tests/test_parallel.py::test_shares_of_a_batch_make_up_the_batch",
-    "tests/test_parallel.py::test_noise_of_a_row_is_the_same_in_every_share",
-]
-ALL = ("",)
-
-# file -> (functions and classes by the beginning of their qualified name, tests from the fastest on)
-MODULES: dict[str, tuple[tuple[str, ...], list[str]]] = {
-    "mysmartloss.py": (ALL, [*SMART_TESTS, *STEP_TESTS, "tests/test_devices.py"]),
-    "optimizer.py": (ALL, ["tests/test_optimizer.py", *STEP_TESTS]),
-    "evaluation.py": (
-        ("accuracy", "macro_f1", "pearson", "spearman", "_correlation", "outputs", "score", "Evaluation"),
-        ["tests/metrics", "tests/test_selection.py"],
+MODEL = "MultitaskBERT"
+# file -> the functions and classes whose faults are planted, and the tests from the fastest on
+MODULES: dict[str, tuple[set[str], list[str]]] = {
+    "mysmartloss.py": (set(), ["tests/smart", "mysmartloss.py", *STEP_TESTS]),
+    "optimizer.py": (
+        set(),
+        ["tests/test_optimizer.py", "tests/test_mixing.py", "tests/test_step.py", *STEP_TESTS],
     ),
-    "tasks.py": (ALL, ["tests/metrics", "tests/test_tasks.py", *STEP_TESTS]),
+    "tasks.py": (set(), ["tests/metrics", "tests/test_tasks.py", *STEP_TESTS]),
+    "evaluation.py": ({"outputs", "Evaluation"}, ["tests/metrics", "tests/test_selection.py"]),
     "datasets.py": (
-        (
-            *("length_buckets", "_cut", "Loader", "collate", "Batch", "split_pairs"),
+        {
+            *("length_buckets", "_cut", "Loader", "collate", "Batch", "split_pairs", "plan_steps"),
             *("round_robin", "one_after_another", "proportional", "annealed", "joint"),
-        ),
-        [*BATCH_TESTS, "tests/test_pairs_apart.py", "tests/program/test_schedules.py", *STEP_TESTS[:2]],
-    ),
-    "training.py": (
-        ("plan_steps", "Learner", "pcgrad"),
-        ["tests/test_learner.py", "tests/test_mixing.py", "tests/program/test_schedules.py", *STEP_TESTS],
-    ),
-    "losses.py": (
-        ALL,
-        ["tests/test_learner.py", "tests/smart/test_freelb.py", "tests/test_pairs_apart.py", *STEP_TESTS],
+        },
+        [
+            *("tests/test_datasets.py", "tests/test_split_pairs.py", "tests/program/test_schedules.py"),
+            *("tests/test_parallel.py::test_shares_of_a_batch_make_up_the_batch", *STEP_TESTS[:2]),
+        ],
     ),
     "multitask_classifier.py": (
-        (
-            *("training_loss", "TrainingLoss", "Cosine", "MultitaskBERT.logits", "MultitaskBERT.forward"),
-            *("MultitaskBERT.pooled", "MultitaskBERT.sequences", "MultitaskBERT.sentence_vectors"),
-        ),
+        {
+            *("training_loss", "smart_loss", "rounding_floor", "contrastive_term", "forward_passes"),
+            *("optimizer_groups", "Cosine", f"{MODEL}.logits", f"{MODEL}.forward", f"{MODEL}.pooled"),
+            *(f"{MODEL}.sequences", f"{MODEL}.sentence_vectors"),
+        },
         [
-            *("tests/test_learner.py", "tests/test_pairs_apart.py", *STEP_TESTS),
-            *("tests/test_dropout.py", "tests/test_precision.py"),
+            *("tests/test_step.py", "tests/test_split_pairs.py", "tests/smart/test_freelb.py", *STEP_TESTS),
+            *("tests/test_mixing.py", "tests/test_precision.py"),
         ],
     ),
 }
 # One or two replacements for each operator: the other nine of `+` are killed by the same tests.
+BINARY = "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Div Mod_FloorDiv Pow_Mul BitAnd_BitOr"
+COMPARISON = "Eq_NotEq NotEq_Eq Is_IsNot IsNot_Is Lt_LtE LtE_Lt Gt_GtE GtE_Gt Lt_Gt Gt_Lt"
+UNARY = "USub_UAdd Delete_Not Delete_Invert"
+OTHERS = "AndWithOr OrWithAnd TrueWithFalse FalseWithTrue ContinueWithBreak"
 OPERATORS = [
-    *(f"ReplaceBinaryOperator_{change}" for change in ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul")),
-    *(
-        f"ReplaceBinaryOperator_{change}"
-        for change in ("FloorDiv_Div", "Mod_FloorDiv", "Pow_Mul", "BitAnd_BitOr")
-    ),
-    *(f"ReplaceComparisonOperator_{change}" for change in ("Eq_NotEq", "NotEq_Eq", "Is_IsNot", "IsNot_Is")),
-    *(
-        f"ReplaceComparisonOperator_{change}"
-        for change in ("Lt_LtE", "LtE_Lt", "Gt_GtE", "GtE_Gt", "Lt_Gt", "Gt_Lt")
-    ),
-    *(f"ReplaceUnaryOperator_{change}" for change in ("USub_UAdd", "Delete_Not", "Delete_Invert")),
-    *("ReplaceAndWithOr", "ReplaceOrWithAnd", "ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "AddNot"),
-    *("NumberReplacer", "ZeroIterationForLoop", "RemoveDecorator", "ReplaceContinueWithBreak"),
+    *(f"ReplaceBinaryOperator_{change}" for change in BINARY.split()),
+    *(f"ReplaceComparisonOperator_{change}" for change in COMPARISON.split()),
+    *(f"ReplaceUnaryOperator_{change}" for change in UNARY.split()),
+    *(f"Replace{change}" for change in OTHERS.split()),
+    *("AddNot", "NumberReplacer", "ZeroIterationForLoop", "RemoveDecorator"),
 ]
 
 
-class Fault(NamedTuple):
-    """One change of one line. before, after: the lines that differ, without their indentation."""
-
-    where: str  # file:function
-    before: str
-    after: str
-    code: str  # the whole file with the fault
-
-    @property
-    def key(self) -> str:
-        return f"{self.where}: {self.before} -> {self.after}"
-
-
-def names_of_lines(tree: ast.Module) -> tuple[dict[int, str], set[int]]:
-    """Line number -> qualified name of the function, class or variable there; and the lines of `raise`."""
+def names_of_lines(source: str, chosen: set[str]) -> dict[int, str]:
+    """Line number -> qualified name of its function or class, if it is chosen. Without lines of `raise`."""
     names: dict[int, str] = {}
-    raised: set[int] = set()
 
-    def visit(node: ast.AST, name: str) -> None:
+    def visit(node: ast.AST, name: str, wanted: bool) -> None:
         for child in ast.iter_child_nodes(node):
             inner = name
             if isinstance(child, ast.FunctionDef | ast.ClassDef):
                 inner = f"{name}.{child.name}".lstrip(".")
-            elif isinstance(child, ast.Assign | ast.AnnAssign) and not name:
-                target = child.targets[0] if isinstance(child, ast.Assign) else child.target
-                inner = ast.unparse(target)
+            inside = wanted or inner in chosen
             if isinstance(child, ast.stmt):
                 first = min([child.lineno, *(d.lineno for d in getattr(child, "decorator_list", []))])
-                names.update(dict.fromkeys(range(first, child.end_lineno + 1), inner))
-            if isinstance(child, ast.Raise):
-                raised.update(range(child.lineno, child.end_lineno + 1))
-            visit(child, inner)
+                lines = range(first, (child.end_lineno or first) + 1)
+                if isinstance(child, ast.Raise):
+                    for line in lines:
+                        names.pop(line, None)
+                elif inside:
+                    names.update(dict.fromkeys(lines, inner))
+            visit(child, inner, inside)
 
-    visit(tree, "")
-    return names, raised
+    visit(ast.parse(source), "", not chosen)
+    return names
 
 
-def faults_of(file: str) -> Iterator[Fault]:
-    """Every fault that the operators make in the functions of the file."""
+def faults_of(file: str) -> Iterator[tuple[str, str]]:
+    """Every fault that the operators make in the chosen functions: a line that describes it, and the file's
+    text with it."""
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator
 
     source = (HERE.parent / file).read_text(encoding="utf-8")
-    names, raised = names_of_lines(ast.parse(source))
+    names = names_of_lines(source, MODULES[file][0])
     tree = get_ast(source)
     for operator_name in OPERATORS:
         operator = get_operator(f"core/{operator_name}")()
         places = [place for node in ast_nodes(tree) for place in operator.mutation_positions(node)]
         for occurrence, ((line, _), _) in enumerate(places):
-            name = names.get(line, "")
-            if line in raised or not any(name.startswith(chosen) for chosen in MODULES[file][0]):
+            if line not in names:
                 continue
             code = mutate_code(source, operator, occurrence)
             changes = list(difflib.ndiff(source.splitlines(), code.splitlines()))
             before, after = (
                 " / ".join(text[2:].strip() for text in changes if text[0] == sign) for sign in "-+"
             )
-            yield Fault(f"{file}:{name}", before, after, code)
+            yield f"{file}:{names[line]}: {before} -> {after}", code
 
 
 def run_tests(copy: Path, tests: list[str], seconds: float) -> str:
-    """`survived`, `killed`, or `timeout` after so many seconds; the tests run in a fork of this process.
+    """`survived`, `killed`, or `timeout` after so many seconds.
 
-    A fork has the libraries loaded, which would take more time than most tests.
+    The tests run in a fork of this process, which has loaded the libraries. Most tests are shorter than that.
     """
     process = os.fork()
     if process == 0:
@@ -179,59 +147,35 @@ def run_tests(copy: Path, tests: list[str], seconds: float) -> str:
     return "timeout"
 
 
-def copy_checkout(folder: Path) -> Path:
-    """A copy of the files that git has, as they are now."""
-    copy = Path(tempfile.mkdtemp(dir=folder))
-    listed = subprocess.run(["git", "ls-files"], cwd=HERE.parent, check=True, capture_output=True, text=True)
-    for name in listed.stdout.splitlines():
-        target = copy / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes((HERE.parent / name).read_bytes())
-    return copy
-
-
-def try_faults(folder: Path, only: list[str]) -> dict[str, str]:
-    """Outcome by fault, those in the folder's file included; each is written there as it comes."""
-    progress = folder / "outcomes.jsonl"
-    lines = progress.read_text(encoding="utf-8").splitlines() if progress.exists() else []
+def try_faults(folder: Path, file: str) -> dict[str, str]:
+    """Outcome of each fault of the file. Those in the folder's record are not tried again."""
+    record = folder / f"{file}.jsonl"
+    lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
     outcomes: dict[str, str] = dict(json.loads(line) for line in lines)
-    copy = copy_checkout(folder)
-    for file in only:
-        faults = {fault.key: fault for fault in faults_of(file)}
-        left = [fault for key, fault in faults.items() if key not in outcomes]
-        if not left:
+    copy = folder / "copy"
+    subprocess.run(["git", "checkout-index", "-af", f"--prefix={copy}/"], cwd=HERE.parent, check=True)
+    tests = MODULES[file][1]
+    begin = time.monotonic()
+    if run_tests(copy, tests, 1800) != "survived":
+        raise SystemExit(f"{file}: the tests fail without a fault; see {copy / 'output.txt'}")
+    taken = time.monotonic() - begin
+    original = (copy / file).read_text(encoding="utf-8")
+    faults = dict(faults_of(file))
+    print(
+        f"{file}: {len(faults)} faults, {len(outcomes)} of them tried; the tests take {taken:.0f} s",
+        flush=True,
+    )
+    for fault, code in faults.items():
+        if fault in outcomes:
             continue
-        tests = MODULES[file][1]
-        begin = time.monotonic()
-        if run_tests(copy, tests, 1800) != "survived":
-            raise SystemExit(f"{file}: the tests fail without a fault; see {copy / 'output.txt'}")
-        taken = time.monotonic() - begin
-        print(f"{file}: {len(left)} of {len(faults)} faults left; the tests take {taken:.0f} s", flush=True)
-        original = (copy / file).read_text(encoding="utf-8")
-        for fault in left:
-            (copy / file).write_text(fault.code, encoding="utf-8")
-            outcomes[fault.key] = run_tests(copy, tests, 30 + 4 * taken)
-            (copy / file).write_text(original, encoding="utf-8")
-            with progress.open("a", encoding="utf-8") as out:
-                out.write(json.dumps([fault.key, outcomes[fault.key]]) + "\n")
-            if outcomes[fault.key] != "killed":
-                print(f"  {outcomes[fault.key]}: {fault.key}", flush=True)
-    return outcomes
-
-
-def summary(outcomes: dict[str, str], reasons: dict[str, str]) -> dict[str, Any]:
-    """What is kept: counts by module, and the survivors with their reasons."""
-    tried: Counter[str] = Counter()
-    killed: Counter[str] = Counter()
-    for key, outcome in outcomes.items():
-        module = key.partition(":")[0]
-        tried[module] += 1
-        killed[module] += outcome != "survived"
-    survivors = {
-        key: reasons.get(key, "") for key, outcome in sorted(outcomes.items()) if outcome == "survived"
-    }
-    modules = {module: {"tried": tried[module], "killed": killed[module]} for module in tried}
-    return {"command": "python tests/mutation.py", "modules": modules, "survivors": survivors}
+        (copy / file).write_text(code, encoding="utf-8")
+        outcomes[fault] = run_tests(copy, tests, 30 + 4 * taken)
+        (copy / file).write_text(original, encoding="utf-8")
+        with record.open("a", encoding="utf-8") as out:
+            out.write(json.dumps([fault, outcomes[fault]]) + "\n")
+        if outcomes[fault] != "killed":
+            print(f"  {outcomes[fault]}: {fault}", flush=True)
+    return {fault: outcomes[fault] for fault in faults}
 
 
 def main() -> int:
@@ -240,16 +184,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, required=True, help="for the copy and what has been tried")
-    parser.add_argument(
-        "--files", nargs="+", choices=MODULES, default=list(MODULES), help="these modules only"
-    )
-    parser.add_argument("--list", action="store_true", help="print the faults and stop")
+    parser.add_argument("--files", nargs="+", choices=MODULES, default=list(MODULES), help="these files only")
     options = parser.parse_args()
-    if options.list:
-        for file in options.files:
-            for fault in faults_of(file):
-                print(fault.key)
-        return 0
     sys.dont_write_bytecode = True  # a fault of the same length in the same second would not be seen
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     sys.path.remove(str(HERE))  # the copy's helpers, not these
@@ -260,16 +196,23 @@ def main() -> int:
     import torch  # noqa: F401
     from transformers import AutoTokenizer, BertModel  # noqa: F401  # a package that loads its parts late
 
-    outcomes = try_faults(options.folder.resolve(), options.files)
-    old = json.loads(OUTPUT.read_text(encoding="utf-8")) if OUTPUT.exists() else {"survivors": {}}
-    found = summary(outcomes, old["survivors"])
-    OUTPUT.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    counts = found["modules"].values()
-    share = sum(count["killed"] for count in counts) / sum(count["tried"] for count in counts)
-    unexplained = [key for key, why in found["survivors"].items() if not why]
-    print(f"{share:.1%} of {len(outcomes)} faults killed; survivors without a reason: {len(unexplained)}")
-    print("\n".join(unexplained))
-    return int(share < LEAST_KILLED or bool(unexplained))
+    found = json.loads(OUTPUT.read_text(encoding="utf-8"))
+    reasons = found["survivors"]
+    for file in options.files:
+        outcomes = try_faults(options.folder.resolve(), file)
+        survivors = [fault for fault, outcome in outcomes.items() if outcome == "survived"]
+        found["modules"][file] = {"tried": len(outcomes), "killed": len(outcomes) - len(survivors)}
+        kept = {fault: why for fault, why in found["survivors"].items() if not fault.startswith(f"{file}:")}
+        found["survivors"] = kept | {fault: reasons.get(fault, "") for fault in sorted(survivors)}
+        OUTPUT.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    tried, killed = (sum(count[key] for count in found["modules"].values()) for key in ("tried", "killed"))
+    unexplained = [fault for fault, why in found["survivors"].items() if not why]
+    print(
+        f"{killed} of {tried} faults killed; survivors without a reason: {len(unexplained)}",
+        *unexplained,
+        sep="\n",
+    )
+    return int(killed < LEAST_KILLED * tried or bool(unexplained))
 
 
 if __name__ == "__main__":

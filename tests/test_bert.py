@@ -13,8 +13,6 @@ from bert import BertModel
 from helpers import sample_batch
 from tiny_bert import TINY, assert_same, both_berts, inputs
 
-# -------------------------------------------------------------------------------------- computation
-
 
 @pytest.fixture(scope="module")
 def minilm():
@@ -60,19 +58,6 @@ def test_extreme_sizes(tmp_path, batch, tokens):
     assert_same(*both_berts(tmp_path, max_position_embeddings=512), *inputs(batch, tokens))
 
 
-def test_a_padded_row_is_the_row_alone(tmp_path):
-    """Guards against outputs that depend on how long a row's neighbours are."""
-    ours, _ = both_berts(tmp_path)
-    ids, mask, types = inputs()
-    together = ours(ids, mask, types)
-    for row, length in enumerate(mask.sum(1)):
-        alone = ours(ids[row : row + 1, :length], None, types[row : row + 1, :length])
-        hidden = together["last_hidden_state"][row, :length]
-        pooled = together["pooler_output"][row]
-        torch.testing.assert_close(hidden, alone["last_hidden_state"][0], atol=2e-6, rtol=0)
-        torch.testing.assert_close(pooled, alone["pooler_output"][0], atol=2e-6, rtol=0)
-
-
 def test_gradients(tmp_path):
     """Guards against a right output with a wrong gradient, as after a `detach` or with a copied weight."""
     ours, reference = (model.double() for model in both_berts(tmp_path))
@@ -103,30 +88,6 @@ def test_dropout_is_where_bert_has_it(tmp_path, monkeypatch, hidden, attention):
     # The next pass draws others.
     assert not torch.allclose(outputs[0], ours(ids, mask, types)["last_hidden_state"], atol=1e-2)
     assert_same(ours.eval(), reference.eval(), ids, mask, types)
-
-
-def test_forward_is_embed_encode_pool(tmp_path):
-    """Guards against a plain forward pass that does not go from `embed` to `encode`,
-    where SMART puts its perturbation."""
-    ours = both_berts(tmp_path)[0].train()
-    ids, mask, types = inputs()
-    torch.manual_seed(3)
-    whole = ours(ids, mask, types)
-    torch.manual_seed(3)
-    hidden = ours.encode(ours.embed(ids, types), mask)
-    assert torch.equal(whole["last_hidden_state"], hidden)
-    assert torch.equal(whole["pooler_output"], ours.pool(hidden))
-
-
-def test_nothing_given_means_all_ones_and_zeros(tmp_path):
-    """Guards against a missing mask that means anything but 'every token is real',
-    and missing segment ids that mean anything but 'segment 0'."""
-    ours, reference = both_berts(tmp_path)
-    ids, _, _ = inputs()
-    plain = ours(ids)
-    explicit = ours(ids, torch.ones_like(ids), torch.zeros_like(ids))
-    torch.testing.assert_close(plain, explicit, atol=2e-6, rtol=0)
-    assert_same(ours, reference, ids)
 
 
 def test_more_tokens_than_positions(tmp_path):

