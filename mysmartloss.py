@@ -25,14 +25,16 @@ stay fixed. Each kind of head needs its own divergence:
 
     2+ logits (softmax)   kl_loss, sym_kl_loss, js_loss
     1 logit (sigmoid)     bernoulli_kl_loss, bernoulli_sym_kl_loss, bernoulli_js_loss
+    yes-or-no labels      multilabel_sym_kl_loss
     regression            squared_error
 
-A softmax over one logit is always 1, with zero gradient, so the softmax forms refuse it.
+A softmax over one logit is always 1, with zero gradient, so the softmax forms refuse it. Nothing in logits
+(B,C) tells C classes from C yes-or-no labels, so they cannot refuse these.
 """
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,15 +51,18 @@ def _upcast(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def _check_shapes(name: str, input: Tensor, target: Tensor) -> None:
+    """Raises ValueError if the shapes differ: they would be broadcast, (B,) and (B,1) to (B,B)."""
+    if input.shape != target.shape:
+        raise ValueError(f"{name}: shapes {tuple(input.shape)} and {tuple(target.shape)} would be broadcast")
+
+
 def _log_probs(name: str, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities of two logits of the same shape (..., C), C >= 2.
 
     Raises ValueError if the shapes differ or if C = 1.
     """
-    if input.shape != target.shape:
-        raise ValueError(
-            f"{name}: logits of shapes {tuple(input.shape)} and {tuple(target.shape)} would be broadcast"
-        )
+    _check_shapes(name, input, target)
     if input.ndim < 2 or input.shape[-1] < 2:
         raise ValueError(
             f"{name}: softmax over one logit is constant, shape {tuple(input.shape)}; use"
@@ -79,6 +84,7 @@ def kl_loss(input: Tensor, target: Tensor) -> Tensor:
 def sym_kl_loss(input: Tensor, target: Tensor) -> Tensor:
     """KL(P‖Q) + KL(Q‖P), the paper's ℓ_s for classification; logits (..., C) -> scalar.
 
+    For one class of C. If each of the C logits is a yes-or-no label: `multilabel_sym_kl_loss`.
     Raises ValueError if the shapes differ or if C = 1.
     """
     log_q, log_p = _log_probs("sym_kl_loss", input, target)
@@ -106,10 +112,7 @@ def _two_class(
     """
 
     def bernoulli_form(input: Tensor, target: Tensor) -> Tensor:
-        if input.shape != target.shape:
-            raise ValueError(
-                f"{name}: logits of shapes {tuple(input.shape)} and {tuple(target.shape)} would be broadcast"
-            )
+        _check_shapes(name, input, target)
         if input.ndim > 1 and input.shape[-1] != 1:
             raise ValueError(
                 f"{name}: one logit a row expected, shape {tuple(input.shape)}; use {softmax_form.__name__}"
@@ -131,20 +134,57 @@ bernoulli_sym_kl_loss = _two_class(sym_kl_loss, "bernoulli_sym_kl_loss")
 bernoulli_js_loss = _two_class(js_loss, "bernoulli_js_loss")
 
 
+def multilabel_sym_kl_loss(input: Tensor, target: Tensor) -> Tensor:
+    """Symmetric KL of C independent yes-or-no labels, summed over the labels; logits (..., C) -> scalar.
+
+    For one label KL(P‖Q) + KL(Q‖P) = (p - q)(logit p - logit q). Raises ValueError if the shapes differ or if
+    there is no axis of labels.
+    """
+    _check_shapes("multilabel_sym_kl_loss", input, target)
+    if input.ndim < 2:
+        raise ValueError(f"multilabel_sym_kl_loss: no axis of labels in shape {tuple(input.shape)}")
+    a, b = _upcast(input), _upcast(target)
+    return ((a.sigmoid() - b.sigmoid()) * (a - b)).sum(-1).mean()
+
+
 def squared_error(input: Tensor, target: Tensor) -> Tensor:
     """Squared distance of the outputs, the paper's ℓ_s for regression; (B,) or (..., C) -> scalar.
 
     Raises ValueError if the shapes differ.
     """
-    if input.shape != target.shape:
-        raise ValueError(
-            f"squared_error: shapes {tuple(input.shape)} and {tuple(target.shape)} would be broadcast"
-        )
+    _check_shapes("squared_error", input, target)
     difference = (_upcast(input) - _upcast(target)).square()
     return (difference if difference.ndim < 2 else difference.sum(-1)).mean()
 
 
 # ----------------------------------------------------------------------------------- dropout replay
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a model returns: a tensor, an object or a dict with `logits`, or a tuple.
+
+    Of a tuple it is the first tensor with an axis: before it may stand the loss. Raises TypeError if there is
+    none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping) and "logits" in output:
+        return output["logits"]
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return output.logits
+    if isinstance(output, tuple | list):
+        for part in output:
+            if isinstance(part, Tensor) and part.ndim:
+                return part
+    raise TypeError(f"no logits in a model's output of type {type(output).__name__}")
+
+
+def _backward_flag(logits: Tensor) -> list[None]:
+    """A list that is empty until a backward pass reaches the logits."""
+    passed: list[None] = []  # the hook holds the list alone: no cycle keeps the graph alive
+    if logits.requires_grad:
+        logits.register_hook(lambda gradient: passed.append(None))
+    return passed
 
 
 def generator_state(device: torch.device) -> Tensor | None:
@@ -191,20 +231,31 @@ class DropoutReplay:
 
     Every extra pass then reuses the clean pass's dropout masks, and two passes differ by the perturbation
     alone. The first call moves the device's generator as the bare function does. Later calls restore it.
+
+    Make one for each step. A call after the first call's backward pass raises RuntimeError: the masks of the
+    first step would be those of the whole training.
     """
 
-    def __init__(self, function: Callable[..., Tensor]):
+    def __init__(self, function: Callable[..., Any]):
         self.function = function
         self.state: Tensor | None = None
         self.called = False
+        self.backward: list[None] = []
 
     def __call__(self, embed: Tensor) -> Tensor:
+        if self.backward:
+            raise RuntimeError(
+                "DropoutReplay: called again after backward. One step's dropout masks would be those of the"
+                " whole training: make a new DropoutReplay in each step"
+            )
         if not self.called:
             self.state = generator_state(embed.device)
             self.called = True
-            return self.function(embed)
+            logits = logits_of(self.function(embed))
+            self.backward = _backward_flag(logits)
+            return logits
         with generator_at(embed.device, self.state):
-            return self.function(embed)
+            return logits_of(self.function(embed))
 
 
 # -------------------------------------------------------------------------------------------- SMART
@@ -232,6 +283,14 @@ def project(delta: Tensor, epsilon: float, norm_fn: Callable[[Tensor], Tensor] =
     radius = epsilon * (1 - 4e-6)
     norm = norm_fn(delta).clamp_min(torch.finfo(delta.dtype).tiny)  # (B,T,1)
     return delta * (radius / norm).clamp_max(1.0)
+
+
+def delta_ratio(delta: Tensor, embed: Tensor) -> Tensor:
+    """Mean of ‖δ‖₂ / ‖embedding‖₂ over the perturbed tokens: (B,T,H), (B,T,H) -> scalar."""
+    size = l2_norm(delta)  # (B,T,1), 0 on padding
+    length = l2_norm(_upcast(embed))  # some models have zeros on padding
+    counted = (size > 0) & (length > 0)
+    return (size / length).where(counted, 0.0).sum() / counted.sum().clamp_min(1)
 
 
 def _replayed_noise(x: Tensor) -> Tensor:
@@ -292,21 +351,21 @@ class SMARTLoss:
 
     Raises ValueError if num_steps, step_size or noise_var is below 0, or if epsilon is not above 0.
 
-    This file alone works with any model that accepts embeddings:
+    It fits a model of your own that can be cut behind its embeddings. Cut where word, position and segment
+    embeddings are summed and normalised: there the rms is about 0.5, that of word embeddings alone 0.06, and
+    R_s differs 60 times for the same ε.
 
-    >>> import torch, transformers
-    >>> config = transformers.BertConfig(
-    ...     hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, num_labels=5
-    ... )
-    >>> model = transformers.BertForSequenceClassification(config).train()
+    >>> import torch
+    >>> embed = torch.nn.Sequential(torch.nn.Embedding(99, 32), torch.nn.LayerNorm(32), torch.nn.Dropout(0.1))
+    >>> layer = torch.nn.TransformerEncoderLayer(32, nhead=2, dim_feedforward=64, batch_first=True)
+    >>> head = torch.nn.Linear(32, 5)
     >>> ids = torch.randint(1, 99, (4, 7))
-    >>> mask = torch.ones(4, 7)
-    >>> encode = DropoutReplay(lambda embeddings: model(inputs_embeds=embeddings, attention_mask=mask).logits)
-    >>> embeddings = model.bert.embeddings.word_embeddings(ids)
+    >>> embeddings = embed(ids)
+    >>> encode = DropoutReplay(lambda x: head(layer(x)[:, 0]))  # a new one in each step
     >>> logits = encode(embeddings)
-    >>> smart = SMARTLoss(encode, sym_kl_loss, epsilon=0.01, step_size=0.01)
+    >>> smart = SMARTLoss(encode, sym_kl_loss, epsilon=0.04, step_size=0.04)
     >>> loss = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 3]))
-    >>> loss = loss + smart(embeddings, logits, mask)
+    >>> loss = loss + smart(embeddings, logits)
     >>> loss.backward()
     """
 
@@ -343,7 +402,7 @@ class SMARTLoss:
         gradient of a parameter is computed. The generator is restored afterwards.
         """
         embed = embed.detach()
-        state = state.detach()
+        state = logits_of(state).detach()
         # ±ε is below the resolution of bf16 for most coordinates, so δ and the sum x + δ are fp32.
         dtype = torch.promote_types(embed.dtype, torch.float32)
         real = (torch.ones_like(embed[..., 0]) if mask is None else mask)[..., None].to(dtype)  # (B,T,1)
@@ -353,7 +412,8 @@ class SMARTLoss:
         for _ in range(self.num_steps):
             delta.requires_grad_()
             with torch.enable_grad():
-                gradient = ascent_gradient(self.eval_fn(embed + delta), state, delta, self.loss_fn)
+                logits = logits_of(self.eval_fn(embed + delta))
+                gradient = ascent_gradient(logits, state, delta, self.loss_fn)
             # Algorithm 1, line 8: g̃ ← g / ‖g‖_∞. The raw gradient, about 1e-7, would vanish in the noise.
             direction = gradient / self.norm_fn(gradient).clamp_min(torch.finfo(dtype).tiny)
             # Algorithm 1, line 9: x̃ ← Π(x̃ + η g̃)
@@ -362,7 +422,7 @@ class SMARTLoss:
 
     def at(self, delta: Tensor, embed: Tensor, state: Tensor) -> Tensor:
         """ℓ_s(f(x + δ), f(x)) by `loss_last_fn`, a scalar, from δ and embed (B,T,H) and state (B,C)."""
-        return self.loss_last_fn(self.eval_fn(embed + delta), state)
+        return self.loss_last_fn(logits_of(self.eval_fn(embed + delta)), logits_of(state))
 
     def __call__(self, embed: Tensor, state: Tensor, mask: Tensor | None = None) -> Tensor:
         """R_s, a scalar, from embeddings (B,T,H), their clean logits (B,C) and the clean pass' mask (B,T)."""
@@ -378,10 +438,10 @@ class SMARTLoss:
         """
         size = l2_norm(delta)  # (B,T,1), 0 on padding
         noise = _replayed_noise(delta)  # (B,T,H)
-        random = self.loss_fn(self.eval_fn(embed + noise * (size / l2_norm(noise))), state)
-        ratio = (size / l2_norm(_upcast(embed))).sum() / (size > 0).sum().clamp_min(1)
+        at_noise = logits_of(self.eval_fn(embed + noise * (size / l2_norm(noise))))
+        random = self.loss_fn(at_noise, logits_of(state))
         return {
-            "delta_ratio": ratio,
+            "delta_ratio": delta_ratio(delta, embed),
             "random_divergence": random,
             "ascent_divergence": ascent.detach(),
             "ascent_gain": ascent.detach() / random.clamp_min(torch.finfo(torch.float32).tiny),
@@ -430,11 +490,14 @@ class BregmanProximal:
         `generator` is the state of the random generator before the model's own pass.
         """
         with torch.no_grad(), generator_at(logits.device, generator):
-            target = forward(self.teacher)
+            target = logits_of(forward(self.teacher))
         return divergence(logits, target)
 
     @torch.no_grad()
     def update(self, model: nn.Module, beta: float) -> None:
         """One step of the moving average; call it after the optimizer's step."""
         # Algorithm 1, line 14: θ̃ ← (1-β) θ + β θ̃
-        get_ema_multi_avg_fn(beta)(list(self.teacher.parameters()), list(model.parameters()), None)
+        teacher = list(self.teacher.parameters())
+        # no copies, unless the model is bf16 and the teacher fp32: a step of 1-β is below what bf16 resolves
+        student = [theta.to(average) for theta, average in zip(model.parameters(), teacher, strict=True)]
+        get_ema_multi_avg_fn(beta)(teacher, student, None)
