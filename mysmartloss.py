@@ -3,8 +3,10 @@
 Source: Jiang et al. 2020 (arXiv 1911.03437), Algorithm 1 and equations 2 and 3.
 Shapes: B batch, T tokens, H hidden, C outputs.
 
-This file imports nothing of the project. The caller passes a function from embeddings (B,T,H) to logits
-(B,C). Algorithm 1, with its own line numbers, and the code that does each line:
+This file imports nothing of the project: copy it, or install it as `smart_regularizer`. `SMART` puts both
+terms on any model in three lines. It wires the parts that stand before it: `DropoutReplay`, `SMARTLoss` and
+`BregmanProximal` take a function from embeddings (B,T,H) to logits (B,C). Algorithm 1, with its own line
+numbers, and the code that does each line:
 
      1  θ̃_1 ← θ_0                                     BregmanProximal.__init__
      2  for t = 1, .., T do                           the caller's training loop, with S = 1: one update
@@ -33,15 +35,21 @@ A softmax over one logit is always 1, with zero gradient, so the softmax forms r
 """
 
 import copy
+import inspect
 import math
+import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+__version__ = "0.1.0"
 
 # -------------------------------------------------------------------------------------- divergences
 
@@ -353,7 +361,7 @@ class SMARTLoss:
 
     It fits a model of your own that can be cut behind its embeddings. Cut where word, position and segment
     embeddings are summed and normalised: there the rms is about 0.5, that of word embeddings alone 0.06, and
-    R_s differs 60 times for the same ε.
+    R_s differs 60 times for the same ε. For other models, such as those of `transformers`, see `SMART`.
 
     >>> import torch
     >>> embed = torch.nn.Sequential(torch.nn.Embedding(99, 32), torch.nn.LayerNorm(32), torch.nn.Dropout(0.1))
@@ -501,3 +509,326 @@ class BregmanProximal:
         # no copies, unless the model is bf16 and the teacher fp32: a step of 1-β is below what bf16 resolves
         student = [theta.to(average) for theta, average in zip(model.parameters(), teacher, strict=True)]
         get_ema_multi_avg_fn(beta)(teacher, student, None)
+
+
+# ------------------------------------------------------------------------------------ any model at once
+
+DIVERGENCES = {
+    "classification": sym_kl_loss,
+    "regression": squared_error,
+    "binary": bernoulli_sym_kl_loss,
+    "multilabel": multilabel_sym_kl_loss,
+}
+LABELS = ("labels", "label")
+# The module behind the word embeddings in models without a block: GPT-2, GPT-NeoX, BART, BLOOM, XLM.
+BEHIND_WORDS = ("drop", "emb_dropout", "layernorm_embedding", "word_embeddings_layernorm", "layer_norm_emb")
+
+
+def embedding_block(model: nn.Module) -> nn.Module:
+    """The module that puts out a model's embeddings: words, positions and segments, summed and normalised.
+
+    It is the innermost module around the word embeddings that is named `embeddings`, or whose class's name
+    ends so. Models without one: the dropout or LayerNorm behind the word embeddings, or the word embeddings.
+    These are `get_input_embeddings()` of transformers, or a model's only nn.Embedding.
+    Raises ValueError if there are several nn.Embedding, or none.
+    """
+    words: Any = None
+    part: Any
+    for part in model.modules():
+        if words is None and hasattr(part, "get_input_embeddings"):
+            encodes = getattr(getattr(part, "config", None), "is_encoder_decoder", False)
+            with suppress(NotImplementedError):  # T5 and BART never call the table that they share
+                words = (part.get_encoder() if encodes else part).get_input_embeddings()
+    if words is None:
+        found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+        if len(found) != 1:
+            raise ValueError(
+                f"SMART: {type(model).__name__} has {len(found)} nn.Embedding ({', '.join(found)}); pass"
+                " embedding_module=, the module whose output is the sum of all embeddings"
+            )
+        (words,) = found.values()
+    parents = next(name for name, module in model.named_modules() if module is words).split(".")[:-1]
+    for depth in range(len(parents), 0, -1):
+        module = model.get_submodule(".".join(parents[:depth]))
+        is_block = type(module).__name__.endswith(("Embedding", "Embeddings"))
+        if is_block or parents[depth - 1] == "embeddings":
+            return module
+    beside = model.get_submodule(".".join(parents))
+    behind = [getattr(beside, name, None) for name in BEHIND_WORDS]
+    return next((module for module in behind if isinstance(module, nn.Module)), words)
+
+
+@dataclass
+class _Pass:
+    """A forward pass of the user's model as the hooks of `SMART` saw it."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    generators: dict[torch.device, Tensor | None]  # their states before the pass
+    embeddings: list[Tensor] = field(default_factory=list)  # (B,T,H), one for each call of the block
+    output: Any = None
+    backward: list[None] = field(default_factory=list)  # not empty once a backward pass went through it
+
+
+def _weak(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that calls the method as long as its object lives."""
+    reference = weakref.WeakMethod(method)
+
+    def hook(*arguments: Any) -> Any:
+        alive = reference()
+        return None if alive is None else alive(*arguments)
+
+    return hook
+
+
+class SMART:
+    """λ_s R_s + μ D_Breg for any model that has embeddings, in three lines.
+
+    It hooks the output of the block of embeddings (`embedding_block`), so ids, positions and padding stay as
+    they are. A call takes the batch that the model has just read. It reuses that clean pass with its dropout
+    masks, and costs the ascent, the adversarial pass and the teacher's pass.
+
+    >>> import torch, transformers
+    >>> config = transformers.BertConfig(
+    ...     hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, num_labels=5
+    ... )
+    >>> model = transformers.BertForSequenceClassification(config).train()
+    >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    >>> ids = torch.randint(1, 99, (4, 7))
+    >>> batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(4)}
+    >>> smart = SMART(model, task="classification", epsilon=0.04)
+    >>> outputs = model(**batch)
+    >>> loss = outputs.loss + smart(batch)
+    >>> loss.backward()
+    >>> optimizer.step()
+    >>> smart.update()
+
+    model: the one that you call, with its weights loaded: the teacher is a copy of it as it is now.
+    task: classification, regression, binary (one logit), multilabel (yes-or-no labels), or a divergence
+        (perturbed logits, clean logits) -> scalar.
+    epsilon: ε, in units of the block's output; choose it by `last["delta_ratio"]`.
+    smart_weight, bregman_weight: λ_s and μ. Without μ there is no teacher.
+    beta: β of the teacher. Its horizon 1/(1-β) should fit the run, as that of `fitted_beta` does.
+    embedding_module: the block, or its name in the model, where `embedding_block` does not find it.
+    settings: of `SMARTLoss`: num_steps, noise_var, norm_fn, noise_fn, and step_size, which is ε by default.
+
+    `last` has what the last call measured, 0-dim tensors: `smart` R_s, `bregman` D_Breg, and `delta_ratio`,
+    the mean of ‖δ‖₂ / ‖embedding‖₂. Raises ValueError if a setting is wrong, or if no block is found.
+    """
+
+    # The one whose extra passes run now. Meanwhile the hooks of all others do nothing.
+    _running: ClassVar["SMART | None"] = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: str | Callable[[Tensor, Tensor], Tensor],
+        epsilon: float = 0.04,
+        smart_weight: float = 1.0,
+        bregman_weight: float = 1.0,
+        beta: float = 0.99,
+        embedding_module: nn.Module | str | None = None,
+        **settings: Any,
+    ):
+        if isinstance(task, str) and task not in DIVERGENCES:
+            raise ValueError(f"SMART: task {task!r} is none of {', '.join(DIVERGENCES)}, and no function")
+        if not min(smart_weight, bregman_weight) >= 0 or not 0 <= beta <= 1:
+            raise ValueError("SMART: smart_weight and bregman_weight must be at least 0, beta within 0 and 1")
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module  # the one backward pass sums its gradients over the processes all the same
+        self.model = model
+        self.root: nn.Module = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
+        self.task = task
+        self.divergence = DIVERGENCES[task] if isinstance(task, str) else task
+        self.epsilon = epsilon
+        self.settings = {"epsilon": epsilon, "step_size": epsilon, **settings}
+        SMARTLoss(self.model, self.divergence, **self.settings)  # raises an error if one is wrong
+        self.smart_weight = smart_weight
+        self.bregman_weight = bregman_weight
+        self.beta = beta
+        self.bregman: BregmanProximal | None = None
+        if bregman_weight:
+            self.bregman = BregmanProximal(self.root)
+            for parameter in self.bregman.teacher.parameters():  # bf16 cannot resolve a step of 1-β
+                parameter.data = _upcast(parameter.data)
+        self.last: dict[str, Tensor] = {}
+        self.checked = False
+        self._open: _Pass | None = None  # the model's pass that runs now
+        self._clean: _Pass | None = None  # the model's last pass, until it is used
+        self._embeddings: Tensor | None = None  # what the block is to put out in an extra pass
+        if isinstance(embedding_module, str):
+            embedding_module = self.root.get_submodule(embedding_module)
+        self.block: nn.Module = embedding_module or embedding_block(self.root)
+        self._hooks = [
+            self.root.register_forward_pre_hook(_weak(self._begin), with_kwargs=True, prepend=True),
+            self.block.register_forward_hook(_weak(self._embed)),
+            self.root.register_forward_hook(_weak(self._end)),
+        ]
+
+    def __call__(self, batch: Any, mask: Tensor | None = None) -> Tensor:
+        """λ_s R_s + μ D_Breg of the batch, a scalar; 0 in eval mode.
+
+        batch: what the model takes: a dict, with or without labels, a tuple or a tensor. If the model's last
+            pass was not of these very tensors, a clean pass is made first.
+        mask: (B,T), 0 for tokens that are not perturbed; by default the batch's `attention_mask`.
+
+        Raises ValueError if the task does not fit the logits, RuntimeError if the block did not run once.
+        """
+        if not self.root.training:
+            return torch.zeros((), device=next(self.root.parameters()).device)
+        problem_type = getattr(getattr(self.root, "config", None), "problem_type", None)
+        if self.task == "classification" and problem_type == "multi_label_classification":
+            raise ValueError("SMART: the model's labels are yes-or-no labels: use task='multilabel'")
+        clean = self._clean_pass(batch)
+        (embeddings,) = clean.embeddings  # (B,T,H)
+        if mask is None:
+            names = inspect.signature(self.root.forward).parameters
+            mask = (dict(zip(names, clean.args, strict=False)) | clean.kwargs).get("attention_mask")
+        if mask is not None and mask.shape != embeddings.shape[:2]:
+            mask = None  # not of the embeddings, but of pairs of tokens
+
+        def real(output: Any) -> Tensor:
+            """Logits of rows (B,C) as they are, of tokens (B,T,C) without those of padding (N,C)."""
+            logits = logits_of(output)
+            of_tokens = mask is not None and logits.shape[:-1] == mask.shape
+            return logits[mask.bool()] if mask is not None and of_tokens else logits
+
+        logits = real(clean.output)
+        smart = SMARTLoss(lambda x: real(self._again(clean, self.model, x)), self.divergence, **self.settings)
+        total = torch.zeros((), device=logits.device)
+        self.last = {}
+        if self.smart_weight:
+            delta = smart.perturbation(embeddings, logits, mask)
+            value = smart.at(delta, embeddings, logits)
+            total = total + self.smart_weight * value
+            self.last |= {"smart": value.detach(), "delta_ratio": delta_ratio(delta, embeddings.detach())}
+        if self.bregman:
+            value = self.bregman(
+                logits, lambda _: real(self._again(clean, self._taught)), self.divergence, None
+            )
+            total = total + self.bregman_weight * value
+            self.last["bregman"] = value.detach()
+        if not self.checked:
+            self.checked = True
+            self._check(smart, embeddings.detach(), logits.detach())
+        return total
+
+    def update(self) -> None:
+        """Move the teacher; call it after each `optimizer.step()`."""
+        if self.bregman:
+            self.bregman.update(self.root, self.beta)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The teacher's weights, for a checkpoint."""
+        return {"teacher": self.bregman.teacher.state_dict()} if self.bregman else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the teacher of a checkpoint."""
+        if self.bregman:
+            self.bregman.teacher.load_state_dict(state["teacher"])
+        self.checked = True
+
+    def remove(self) -> None:
+        """Take the hooks off, for example before the whole model is pickled."""
+        for hook in self._hooks:
+            hook.remove()
+
+    # ------------------------------------------------------------------ passes, and the hooks that see them
+
+    def _clean_pass(self, batch: Any) -> _Pass:
+        """The model's last pass if it was of this batch and can still go backward, else a new one."""
+        args, kwargs = (), {}
+        if isinstance(batch, Mapping):
+            kwargs = {name: value for name, value in batch.items() if name not in LABELS}
+        else:
+            args = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+        clean, self._clean = self._clean, None
+        if clean is not None:
+            read = {id(value) for value in (*clean.args, *clean.kwargs.values())}
+            tensors = {id(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
+        if clean is None or clean.backward or not tensors or not tensors <= read:
+            with torch.enable_grad():
+                self.model(*args, **kwargs)
+            clean, self._clean = self._clean, None
+        if clean is None:
+            raise RuntimeError("SMART: its hooks were removed from the model")
+        if len(clean.embeddings) != 1:
+            raise RuntimeError(
+                f"SMART: a forward pass ran the block of embeddings, {type(self.block).__name__},"
+                f" {len(clean.embeddings)} times instead of once; pass another one by embedding_module="
+            )
+        return clean
+
+    def _again(self, clean: _Pass, model: Callable[..., Any], embeddings: Tensor | None = None) -> Any:
+        """The output of the clean pass with its dropout masks, from other embeddings (B,T,H) or weights."""
+        with ExitStack() as stack:
+            for device, state in clean.generators.items():
+                stack.enter_context(generator_at(device, state))
+            SMART._running, self._embeddings = self, embeddings
+            try:
+                return model(*clean.args, **clean.kwargs)
+            finally:
+                SMART._running, self._embeddings = None, None
+
+    def _taught(self, *args: Any, **kwargs: Any) -> Any:
+        """The output of the model with the teacher's weights: the model itself runs, in its mode."""
+        assert self.bregman is not None, "the term is on"
+        weights = {}
+        teacher = self.bregman.teacher.parameters()
+        for (name, own), theta in zip(self.model.named_parameters(), teacher, strict=True):
+            theta.data = theta.data.to(own.device)
+            weights[name] = theta.to(own.dtype)
+        return torch.func.functional_call(self.model, weights, args, kwargs)
+
+    def _check(self, smart: SMARTLoss, embeddings: Tensor, logits: Tensor) -> None:
+        """Warn, at the first call, of what would make the terms something else while nobody sees it."""
+        found = []
+        allowed = self.divergence(logits * 1.01, logits)  # what a change of 1 % in the logits makes
+        if self.smart_weight:
+            same = smart.at(torch.zeros_like(embeddings), embeddings, logits).detach()
+            shifted = (_upcast(embeddings) + self.epsilon).to(embeddings.dtype)
+            lost = (shifted == embeddings).float().mean().item()
+            if same > allowed:
+                found.append(
+                    f"without a perturbation R_s is {same:.1e}, not 0: the clean pass cannot be repeated."
+                    " Does it draw with numpy? Or do you call a compiled model, and SMART has the bare one?"
+                )
+            if lost > 0.5:
+                found.append(
+                    f"epsilon {self.epsilon} is below the resolution of {embeddings.dtype} in {lost:.0%} of"
+                    " the coordinates: take a larger one, or keep weights in float32 and use torch.autocast"
+                )
+        if self.last.get("bregman", allowed) > allowed:
+            found.append(
+                f"D_Breg of the first batch is {self.last['bregman']:.1e}, not 0. The teacher is a copy of"
+                " the model: make SMART when the weights are loaded, of the compiled model if there is one"
+            )
+        for message in found:
+            warnings.warn(f"SMART: {message}", stacklevel=3)
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the model's own pass: keep its inputs and the states of the generators."""
+        # a copy of the model carries the hooks along
+        if module is self.root and SMART._running is None and module.training and torch.is_grad_enabled():
+            devices = {torch.device("cpu"), *(parameter.device for parameter in module.parameters())}
+            self._open = _Pass(args, kwargs, {device: generator_state(device) for device in devices})
+
+    def _embed(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """The block's output: kept in the model's own pass, replaced in an extra pass."""
+        if module is not self.block:
+            return None
+        embeddings, *rest = output if isinstance(output, tuple) else (output,)
+        if SMART._running is None and self._open is not None:
+            self._open.embeddings.append(embeddings)
+        if SMART._running is not self or self._embeddings is None:
+            return None
+        # x + δ is fp32, and is rounded to the model's type once
+        replaced = self._embeddings.to(embeddings.dtype)
+        return (replaced, *rest) if isinstance(output, tuple) else replaced
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After the model's own pass: keep its output until it is used."""
+        if module is self.root and SMART._running is None and self._open is not None:
+            self._open.output = output
+            self._open.backward = _backward_flag(logits_of(output))
+            self._clean, self._open = self._open, None
