@@ -820,11 +820,10 @@ class SMART:
         embeddings, *rest = output if isinstance(output, tuple) else (output,)
         if SMART._running is None and self._open is not None:
             self._open.embeddings.append(embeddings)
-        if SMART._running is not self or self._embeddings is None:
-            return None
-        # x + δ is fp32, and is rounded to the model's type once
-        replaced = self._embeddings.to(embeddings.dtype)
-        return (replaced, *rest) if isinstance(output, tuple) else replaced
+            embeddings = embeddings.clone()  # CTRL scales its embeddings in place
+        elif SMART._running is self and self._embeddings is not None:
+            embeddings = self._embeddings.to(embeddings.dtype)  # x + δ is fp32, rounded once
+        return (embeddings, *rest) if isinstance(output, tuple) else embeddings
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         """After the model's own pass: keep its output until it is used."""

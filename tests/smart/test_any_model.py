@@ -457,6 +457,28 @@ class Twice(nn.Module):
         return self.head(sum(vectors))
 
 
+class Scaled(nn.Module):
+    """Scales its embeddings, in place or not, before it drops some."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(60, 8)
+        self.rest = nn.Sequential(nn.Dropout(0.2), nn.Flatten(), nn.Linear(72, 3))
+        self.in_place = in_place
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids)
+        return self.rest(x.mul_(3.0) if self.in_place else x * 3.0)
+
+
+def test_embeddings_that_are_changed_in_place():
+    """Guards against embeddings that the model changes after the hook has kept them, as CTRL does."""
+    ids = torch.randint(0, 60, (2, 9), generator=torch.Generator().manual_seed(1))
+    expected, found = (penalty(Scaled(in_place).train(), ids).item() for in_place in (False, True))
+    assert found == pytest.approx(expected)
+
+
 def test_models_that_need_the_users_word():
     """Guards against a guess among several tables, and against a perturbation of one text of two."""
     model = Twice().train()
