@@ -640,7 +640,6 @@ class SMART:
         self.root: nn.Module = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
         self.task = task
         self.divergence = DIVERGENCES[task] if isinstance(task, str) else task
-        self.epsilon = epsilon
         self.settings = {"epsilon": epsilon, "step_size": epsilon, **settings}
         SMARTLoss(self.model, self.divergence, **self.settings)  # raises an error if one is wrong
         self.smart_weight = smart_weight
@@ -684,14 +683,13 @@ class SMART:
         if mask is None:
             names = inspect.signature(self.root.forward).parameters
             mask = (dict(zip(names, clean.args, strict=False)) | clean.kwargs).get("attention_mask")
-        if mask is not None and mask.shape != embeddings.shape[:2]:
-            mask = None  # not of the embeddings, but of pairs of tokens
+        if not isinstance(mask, Tensor) or mask.shape != embeddings.shape[:2]:
+            mask = None  # it says something about pairs of tokens, not about the embeddings
 
         def real(output: Any) -> Tensor:
             """Logits of rows (B,C) as they are, of tokens (B,T,C) without those of padding (N,C)."""
             logits = logits_of(output)
-            of_tokens = mask is not None and logits.shape[:-1] == mask.shape
-            return logits[mask.bool()] if mask is not None and of_tokens else logits
+            return logits if mask is None or logits.shape[:-1] != mask.shape else logits[mask.bool()]
 
         logits = real(clean.output)
         smart = SMARTLoss(lambda x: real(self._again(clean, self.model, x)), self.divergence, **self.settings)
@@ -786,7 +784,8 @@ class SMART:
         allowed = self.divergence(logits * 1.01, logits)  # what a change of 1 % in the logits makes
         if self.smart_weight:
             same = smart.at(torch.zeros_like(embeddings), embeddings, logits).detach()
-            shifted = (_upcast(embeddings) + self.epsilon).to(embeddings.dtype)
+            epsilon = self.settings["epsilon"]
+            shifted = (_upcast(embeddings) + epsilon).to(embeddings.dtype)
             lost = (shifted == embeddings).float().mean().item()
             if same > allowed:
                 found.append(
@@ -795,7 +794,7 @@ class SMART:
                 )
             if lost > 0.5:
                 found.append(
-                    f"epsilon {self.epsilon} is below the resolution of {embeddings.dtype} in {lost:.0%} of"
+                    f"epsilon {epsilon} is below the resolution of {embeddings.dtype} in {lost:.0%} of"
                     " the coordinates: take a larger one, or keep weights in float32 and use torch.autocast"
                 )
         if self.last.get("bregman", allowed) > allowed:
@@ -808,22 +807,24 @@ class SMART:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the model's own pass: keep its inputs and the states of the generators."""
-        # a copy of the model carries the hooks along
-        if module is self.root and SMART._running is None and module.training and torch.is_grad_enabled():
+        if module is not self.root or SMART._running is not None:  # a copy of the model has the hooks, too
+            return
+        self._open = None
+        if module.training and torch.is_grad_enabled():
             devices = {torch.device("cpu"), *(parameter.device for parameter in module.parameters())}
             self._open = _Pass(args, kwargs, {device: generator_state(device) for device in devices})
 
     def _embed(self, module: nn.Module, args: Any, output: Any) -> Any:
         """The block's output: kept in the model's own pass, replaced in an extra pass."""
-        if module is not self.block:
-            return None
-        embeddings, *rest = output if isinstance(output, tuple) else (output,)
-        if SMART._running is None and self._open is not None:
+        embeddings = output[0] if isinstance(output, tuple) else output
+        if module is self.block and SMART._running is None and self._open is not None:
             self._open.embeddings.append(embeddings)
             embeddings = embeddings.clone()  # CTRL scales its embeddings in place
-        elif SMART._running is self and self._embeddings is not None:
+        elif module is self.block and SMART._running is self and self._embeddings is not None:
             embeddings = self._embeddings.to(embeddings.dtype)  # x + δ is fp32, rounded once
-        return (embeddings, *rest) if isinstance(output, tuple) else embeddings
+        else:
+            return None
+        return (embeddings, *output[1:]) if isinstance(output, tuple) else embeddings
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         """After the model's own pass: keep its output until it is used."""
