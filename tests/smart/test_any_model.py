@@ -187,7 +187,7 @@ def test_evaluation_adds_nothing_and_costs_nothing():
 
 
 @pytest.mark.parametrize(
-    "between", ["nothing", "no_grad", "eval", "another batch", "a copy", "encoder alone"]
+    "between", ["nothing", "no_grad", "eval", "another batch", "a copy", "encoder alone", "a pass that fails"]
 )
 def test_passes_in_between(between):
     """Guards against the clean pass of another batch, or of another mode, taken for that of the batch."""
@@ -206,6 +206,11 @@ def test_passes_in_between(between):
         copy.deepcopy(model)(**other)
     elif between == "encoder alone":
         model.bert(other["input_ids"])
+    elif between == "a pass that fails":
+        with pytest.raises(ValueError, match="batch_size"):
+            model(**other | {"labels": torch.tensor([0])})
+        model.eval()(**other)
+        model.train()
     value = smart(batch)
     (outputs.loss + value).backward()
     expected = penalty(without_dropout(hf("bert")), batch)
@@ -300,7 +305,7 @@ def test_gradient_checkpointing_changes_nothing():
     for checkpointing in (False, True):
         model, batch = hf("bert"), text_batch()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         smart = SMART(model, "classification", noise_fn=noise_of)
         torch.manual_seed(5)
         (model(**batch).loss + smart(batch)).backward()
