@@ -208,13 +208,26 @@ def test_passes_in_between(between):
         model.bert(other["input_ids"])
     elif between == "a pass that fails":
         with pytest.raises(ValueError, match="batch_size"):
-            model(**other | {"labels": torch.tensor([0])})
+            model(**batch | {"labels": torch.tensor([0])})
         model.eval()(**other)
         model.train()
     value = smart(batch)
     (outputs.loss + value).backward()
     expected = penalty(without_dropout(hf("bert")), batch)
     assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_users_own_pass_is_the_clean_one():
+    """Guards against another look at the batch, for its accuracy, that takes the place of the pass whose loss
+    and dropout masks are those of the step."""
+    model, batch = hf("bert"), text_batch()
+    smart = SMART(model, "classification", noise_fn=noise_of)
+    torch.manual_seed(7)
+    model(**batch)
+    with torch.no_grad():
+        model.eval()(**batch)
+        model.train()(**batch)
+    assert smart(batch).item() == penalty(hf("bert"), batch, seed=7).item()
 
 
 def test_a_batch_that_the_model_has_not_read():
@@ -362,6 +375,7 @@ def test_distributed_data_parallel(tmp_path):
             model, batch = hf("bert"), text_batch()
             called = nn.parallel.DistributedDataParallel(model) if parallel else model
             smart = SMART(called, "classification", noise_fn=noise_of)
+            assert smart.model is model
             torch.manual_seed(5)
             (called(**batch).loss + smart(batch)).backward()
             found.append(gradients(model))
@@ -562,6 +576,11 @@ def test_weights_that_are_loaded_later_warn():
         UserWarning, match="D_Breg of the first batch is .*make SMART when the weights are loaded"
     ):
         smart(batch)
+    resumed = SMART(model, "classification")
+    resumed.load_state_dict(smart.state_dict())  # a teacher with weights of its own, and no warning
+    model(**batch)
+    resumed(batch)
+    assert resumed.last["bregman"] > 1e-4
 
 
 class Drawn(nn.Module):
