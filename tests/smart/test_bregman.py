@@ -104,3 +104,14 @@ def test_rdrop_is_a_term_of_its_own(real_model, tokenizer):
     losses = training_loss(real_model, TASKS["sst"], batch, TrainConfig(rdrop_weight=0.5))
     assert set(losses) == {"task", "rdrop", "total"} and losses["rdrop"] > 1e-4
     torch.testing.assert_close(losses["total"], losses["task"] + 0.5 * losses["rdrop"])
+
+
+def test_the_teacher_takes_the_models_buffers():
+    """Guards against a teacher whose BatchNorm keeps the statistics of step 0 for the whole training."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3)).train()
+    bregman = BregmanProximal(model)
+    model(torch.full((4, 3), 7.0) + torch.randn(4, 3))
+    assert not torch.equal(bregman.teacher[1].running_mean, model[1].running_mean)
+    bregman.update(model, 0.9)
+    assert torch.equal(bregman.teacher[1].running_mean, model[1].running_mean)
+    assert bregman.teacher[1].num_batches_tracked == 1

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import special, stats
 
-from mysmartloss import bernoulli_sym_kl_loss, squared_error
+from mysmartloss import bernoulli_sym_kl_loss, multilabel_sym_kl_loss, squared_error
 from toys import ALL, BERNOULLI, SOFTMAX, random_logits
 
 
@@ -30,6 +30,19 @@ def test_values_are_scipys(name):
     assert ALL[name](input, target).item() == pytest.approx(by_scipy(name, input, target), rel=1e-9)
 
 
+def test_multilabel_is_torchs_kl_of_independent_bernoullis():
+    """Guards against a softmax over labels that do not exclude each other, and a mean over the labels:
+    the divergence of independent labels is the sum of theirs."""
+    input, target = random_logits("multilabel_sym_kl_loss")
+    q, p = (torch.distributions.Bernoulli(logits=x) for x in (input, target))
+    expected = torch.distributions.kl_divergence(p, q) + torch.distributions.kl_divergence(q, p)  # (B,C)
+    torch.testing.assert_close(multilabel_sym_kl_loss(input, target), expected.sum(-1).mean())
+    of_one = multilabel_sym_kl_loss(input[:, :1], target[:, :1])
+    torch.testing.assert_close(of_one, bernoulli_sym_kl_loss(input[:, :1], target[:, :1]))
+    with pytest.raises(ValueError, match="no axis of labels"):
+        multilabel_sym_kl_loss(input[:, 0], target[:, 0])
+
+
 def test_squared_error_by_hand():
     """Guards against a mean over the outputs, which must be summed,
     and a sum over the rows, which must be averaged."""
@@ -38,7 +51,7 @@ def test_squared_error_by_hand():
     assert squared_error(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]])).item() == 5.0
 
 
-@pytest.mark.parametrize("name", [*SOFTMAX, "squared_error"])
+@pytest.mark.parametrize("name", [*SOFTMAX, "multilabel_sym_kl_loss", "squared_error"])
 def test_the_last_axis_is_that_of_the_outputs(name):
     """Guards against an axis counted from the front: right for (B,C), wrong for outputs of every token."""
     input, target = random_logits(name)

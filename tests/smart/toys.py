@@ -9,6 +9,7 @@ from mysmartloss import (
     bernoulli_sym_kl_loss,
     js_loss,
     kl_loss,
+    multilabel_sym_kl_loss,
     squared_error,
     sym_kl_loss,
 )
@@ -19,12 +20,13 @@ BERNOULLI = {
     "bernoulli_sym_kl_loss": bernoulli_sym_kl_loss,
     "bernoulli_js_loss": bernoulli_js_loss,
 }
-ALL = SOFTMAX | BERNOULLI | {"squared_error": squared_error}
+MULTILABEL = {"multilabel_sym_kl_loss": multilabel_sym_kl_loss}
+ALL = SOFTMAX | BERNOULLI | MULTILABEL | {"squared_error": squared_error}
 
 
 def random_logits(name: str, rows: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    outputs = 5 if name in SOFTMAX else 1
+    outputs = 5 if name in SOFTMAX | MULTILABEL else 1
     return tuple(2 * torch.randn(rows, outputs, generator=generator, dtype=torch.float64) for _ in range(2))
 
 
