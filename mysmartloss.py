@@ -346,7 +346,8 @@ class SMARTLoss:
     respect to the model's parameters. Norm, division by the norm and projection are done for each token.
     `num_steps=0` keeps the noise as it is (R3F). The arguments have the names of smart-pytorch's class.
 
-    eval_fn: embeddings (B,T,H) -> logits (B,C). In train mode, wrap it in `DropoutReplay`.
+    eval_fn: embeddings (B,T,H) -> logits (B,C). In train mode, wrap it in `DropoutReplay`. It gets x + δ in
+        fp32 or wider; a model whose weights are bf16 needs a cast there, which `SMART` does by itself.
     loss_fn: divergence that the ascent increases; (perturbed logits, clean logits) -> scalar.
     loss_last_fn: divergence that is returned; `loss_fn` if None.
     norm_fn: norm over the last axis, `inf_norm` or `l2_norm`.
