@@ -54,8 +54,12 @@ def whole(encoder, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("mixing", "steps"),
-    [((), 8), (("--schedule=joint", "--gradient_surgery=pcgrad"), 24)],
-    ids=["interleaved", "joint"],
+    [
+        ((), 8),
+        (("--schedule=joint", "--gradient_surgery=pcgrad"), 24),
+        (("--gradient_accumulation_steps=2", "--head_lr=1e-2", "--layer_lr_decay=.8", "--eval_steps=7"), 8),
+    ],
+    ids=["interleaved", "joint", "trainer"],
 )
 def test_two_processes_take_the_steps_of_one(tmp_path, mixing, steps):
     """Guards against gradients summed over the processes or averaged over unequal shares,

@@ -29,7 +29,9 @@ WAYS = {
     "pcgrad": ["--schedule=joint", "--steps_per_epoch=3", "--gradient_surgery=pcgrad", "--max_tokens=128"],
     "cosine": ["--steps_per_epoch=6", "--similarity=cosine", "--contrastive_weight=0.1", "--keep=teacher"],
     "freelb": ["--schedule=proportional", "--steps_per_epoch=6", *FREELB],
+    "trainer": ["--steps_per_epoch=6", "--head_lr=1e-2", "--layer_lr_decay=.8", "--eval_steps=5"],
 }
+WAYS["trainer"] += ["--patience=9", "--gradient_accumulation_steps=2", "--rdrop_weight=.5"]
 
 
 def records(folder) -> list[dict]:
