@@ -340,28 +340,26 @@ class BertPreTrainedModel(nn.Module):
         Every name and shape must fit; a pooler may be missing, and starts anew as `new_pooler` says. Raises
         UserError, which names `where` and lists what does not fit.
         """
+        found = {name: tensor for old, tensor in weights.items() if (name := current_name(old)) is not None}
         pooler = ("pooler.dense.weight", "pooler.dense.bias")
-        self.new_pooler = not any(name.endswith(pooler) for name in weights)
+        self.new_pooler = not found.keys() & set(pooler)
         if self.new_pooler:
-            size = self.config.hidden_size
-            new = seeded_linear(self.config, size, 0.0, (0, *b"pooler"))
-            weights = weights | dict(zip(pooler, (new.weight.detach(), new.bias.detach()), strict=True))
-        current_names = {name: current_name(name) for name in weights}
-        given = {current: name for name, current in current_names.items() if current is not None}
+            new = seeded_linear(self.config, self.config.hidden_size, 0.0, (0, *b"pooler"))
+            found |= zip(pooler, (new.weight.detach(), new.bias.detach()), strict=True)
         expected = self.published_weights()
-        wrong = [f"missing {name}" for name in expected if name not in given]
-        wrong += [f"unknown {name}" for current, name in given.items() if current not in expected]
+        wrong = [f"missing {name}" for name in expected if name not in found]
+        wrong += [f"unknown {name}" for name in found if name not in expected]
         wrong += [
-            f"{given[name]} has shape {tuple(weights[given[name]].shape)}, not {tuple(tensor.shape)}"
+            f"{name} has shape {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
             for name, tensor in expected.items()
-            if name in given and weights[given[name]].shape != tensor.shape
+            if name in found and found[name].shape != tensor.shape
         ]
         if wrong:
             raise UserError(f"{where}: {len(wrong)} weights do not fit the configuration: {'; '.join(wrong)}")
 
         def loaded(name: str) -> Tensor:
             # `cat` copies. Without it the weights would be the mapped file, which may change during a run.
-            parts = [weights[given[published]] for published in published_names(name)]
+            parts = [found[published] for published in published_names(name)]
             return torch.cat(
                 [part.to(torch.float32, memory_format=torch.contiguous_format) for part in parts]
             )
