@@ -89,7 +89,7 @@ def test_each_term_reaches_every_encoder_parameter(task, term):
 def test_weight_zero_is_bit_identical_to_no_flag(task):
     """Guards against a switched-off term that still draws random numbers or changes the gradient."""
     results = []
-    for settings in ({}, {"use_smart": True, "smart_weight": 0.0, "bregman_weight": {}}):
+    for settings in ({}, {"use_smart": True, "smart_weight": 0.0, "bregman_weight": {"sst": 0.0}}):
         model = tiny_model()
         losses_of(model, task, **settings)["total"].backward()
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
