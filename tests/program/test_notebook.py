@@ -59,8 +59,12 @@ def notebook(cells: int | None = None, content: Path | None = None, **form: obje
 
 
 def text(cell) -> str:
-    """What a cell printed or raised."""
-    return "\n".join(output.get("text") or output.get("evalue") or "" for output in cell.outputs)
+    """What a cell printed, and the text of what it displayed or raised."""
+    outputs = [
+        output.get("text") or output.get("evalue") or output.get("data", {}).get("text/plain", "")
+        for output in cell.outputs
+    ]
+    return "\n".join(outputs)
 
 
 def execute(book, folder: Path) -> None:
