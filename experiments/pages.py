@@ -13,7 +13,19 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments import best, breadth, mixing, precision, robustness, smart, sweep, table1, toy, unlabelled
+from experiments import (
+    best,
+    breadth,
+    mixing,
+    precision,
+    robustness,
+    smart,
+    sweep,
+    table1,
+    toy,
+    trainer,
+    unlabelled,
+)
 from experiments.runner import HERE
 
 ROOT = HERE.parent
@@ -52,6 +64,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         **{name: question.page for name, question in QUESTIONS.items()},
         "robustness": robustness.page,
         "best": best.page,
+        "trainer": lambda: trainer.table(trainer.QUESTION),
     },
 }
 

@@ -16,11 +16,14 @@ elsewhere and not finished, this machine runs all of it.
 """
 
 import argparse
+import math
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from experiments.held_out import held_out_folder
 from experiments.runner import SAMPLE, Question, Run, data_folder, guarded, machine, parser_of, run_grid
@@ -82,38 +85,44 @@ def runs_of(values: Values, seed: int, smart: bool, processor: str) -> list[Run]
     return [run_of(values, setting, seed, smart, processor) for setting in SETTINGS]
 
 
-def score_of(line: Line) -> float:
-    """Accuracy or Pearson correlation; the mean of the three tasks."""
-    return statistics.fmean(line["dev"][task][TASKS[task].main_metric] for task in line["tasks"])
+def measures_of(line: Line) -> np.ndarray:
+    """Accuracy or Pearson correlation, which decides; macro F1 and NLL of tasks with classes. (3,), means."""
+    dev = [line["dev"][task] for task in line["tasks"]]
+    main = [dev[i][TASKS[task].main_metric] for i, task in enumerate(line["tasks"])]
+    classes = [scores for scores in dev if "macro_f1" in scores]
+    others = [[scores[name] for scores in classes] or [math.nan] for name in ("macro_f1", "loss")]
+    return np.array([statistics.fmean(values) for values in (main, *others)])
 
 
 class Stage(NamedTuple):
     """One option: its values, each with all settings of the trainer, and the winner if the stage is over.
 
     left: by seed the runs that lack a line on this processor, unless another has all of that seed. gains: of
-    each other value, by seed, over the first value in each setting, where all lines of that seed are there.
+    each other value, by seed, `measures_of` less those of the first value in each setting, where all lines of
+    both are there.
     """
 
     option: str
     left: dict[int, list[Run]]
-    gains: dict[str, dict[int, list[float]]]
+    gains: dict[str, dict[int, list[np.ndarray]]]
     winner: str | None
 
 
-def gain_of(gains: dict[int, list[float]]) -> tuple[float, float]:
-    """Mean and standard error over all pairs of a setting and a seed."""
-    values = [gain for of_seed in gains.values() for gain in of_seed]
-    return statistics.fmean(values), statistics.stdev(values) / len(values) ** 0.5
+def gain_of(gains: dict[int, list[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard error over all pairs of a setting and a seed, of each measure (3,)."""
+    pairs = np.array([gain for of_seed in gains.values() for gain in of_seed])
+    counts = (~np.isnan(pairs)).sum(0)
+    return np.nanmean(pairs, 0), np.nanstd(pairs, 0, ddof=1) / counts**0.5
 
 
 def stage_of(option: str, base: Values, lines: Sequence[Line]) -> Stage:
     """What the lines say of an option on top of what has won before."""
     smart = option not in PLAIN_STAGES
     first, *others = STAGES[option]
-    scores = {line["name"]: score_of(line) for line in lines}
+    scores = {line["name"]: measures_of(line) for line in lines}
     here = processor_type(machine())
     left: dict[int, list[Run]] = {}
-    gains: dict[str, dict[int, list[float]]] = {value: {} for value in others}
+    gains: dict[str, dict[int, list[np.ndarray]]] = {value: {} for value in others}
 
     def compare(values: Sequence[str], seed: int) -> None:
         """Fill in the gains of these values with this seed, or the runs that are left."""
@@ -122,10 +131,11 @@ def stage_of(option: str, base: Values, lines: Sequence[Line]) -> Stage:
                 value: runs_of(base | {option: value}, seed, smart, processor) for value in (first, *values)
             }
             runs = {run.name: run for of_value in arms.values() for run in of_value}
-            if runs.keys() <= scores.keys():
-                for value in values:
+            for value in values:
+                if all(run.name in scores for run in (*arms[first], *arms[value])):
                     pairs = zip(arms[first], arms[value], strict=True)
                     gains[value][seed] = [scores[new.name] - scores[old.name] for old, new in pairs]
+            if runs.keys() <= scores.keys():
                 left.pop(seed, None)
                 return
             if processor == here:
@@ -135,13 +145,13 @@ def stage_of(option: str, base: Values, lines: Sequence[Line]) -> Stage:
         compare(others, seed)
     if left:
         return Stage(option, left, gains, None)
-    best = max(others, key=lambda value: gain_of(gains[value]))
-    means = [statistics.fmean(of_seed) for of_seed in gains[best].values()]
+    best = max(others, key=lambda value: gain_of(gains[value])[0][0])
+    means = [np.mean(of_seed, 0)[0] for of_seed in gains[best].values()]
     if min(means) <= 0 < max(means):
         compare([best], THIRD_SEED)
     if left:
         return Stage(option, left, gains, None)
-    mean, error = gain_of(gains[best])
+    (mean, *_), (error, *_) = gain_of(gains[best])
     return Stage(option, left, gains, best if mean >= error and mean > 0 else first)
 
 
@@ -175,18 +185,20 @@ def table(question: Question) -> str:
     rows = []
     for stage in stages(lines):
         for value in STAGES[stage.option]:
-            cells = [f"`--{stage.option}`", value, *[""] * (len(SETTINGS) + 3)]
+            cells = [f"`--{stage.option}`", value, *[""] * (len(SETTINGS) + 5)]
             gains = stage.gains.get(value)
             if gains:
                 mean, error = gain_of(gains)
-                of_settings = [statistics.fmean(column) for column in zip(*gains.values(), strict=True)]
-                cells[2:-3] = [f"{100 * gain:+.1f}" for gain in of_settings]
-                cells[-3:-1] = [f"{100 * mean:+.2f} ± {100 * error:.2f}", str(len(gains))]
+                of_settings = np.mean(list(gains.values()), 0)[:, 0]
+                cells[2:-5] = [f"{100 * gain:+.1f}" for gain in of_settings]
+                cells[-5:-2] = [f"{100 * m:+.2f} ± {100 * e:.2f}" for m, e in zip(mean, error, strict=True)]
+                cells[-2] = str(len(gains))
             if value == stage.winner:
-                cells[-1] = "default"
+                cells[-1] = "won"
             rows.append(cells)
-    heads = ["option", "value", *SETTINGS, "mean gain ± s.e.", "seeds", ""]
-    return f"{markdown(heads, rows)}\n\n{provenance(lines)}"
+    heads = ["option", "value", *SETTINGS, "mean gain", "macro F1", "NLL x 100", "seeds", ""]
+    unfinished = f" Not finished: the stage `--{stage.option}` and those after it."
+    return f"{markdown(heads, rows)}\n\n{provenance(lines)}{unfinished if stage.winner is None else ''}"
 
 
 def main() -> int:
