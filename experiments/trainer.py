@@ -110,9 +110,10 @@ class Stage(NamedTuple):
 
 def gain_of(gains: dict[int, list[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error over all pairs of a setting and a seed, of each measure (3,)."""
-    pairs = np.array([gain for of_seed in gains.values() for gain in of_seed])
-    counts = (~np.isnan(pairs)).sum(0)
-    return np.nanmean(pairs, 0), np.nanstd(pairs, 0, ddof=1) / counts**0.5
+    pairs = np.ma.masked_invalid(
+        [gain for of_seed in gains.values() for gain in of_seed]
+    )  # sts has no classes
+    return pairs.mean(0).filled(math.nan), (pairs.std(0, ddof=1) / pairs.count(0) ** 0.5).filled(math.nan)
 
 
 def stage_of(option: str, base: Values, lines: Sequence[Line]) -> Stage:
