@@ -318,15 +318,12 @@ def training_loss(
         losses["smart"] = smart.at(delta, embeddings, logits)
         if measure:
             measured = attack_evidence(smart, delta, embeddings, logits, losses["smart"], config.precision)
-    if "bregman" in weights and teacher:  # D_Breg, equation 3
-        losses["bregman"] = teacher(
-            logits, lambda other: other(task.name, *batch.inputs), task.divergence, generator
-        )
-    if (
-        "rdrop" in weights and batch.labels is not None
-    ):  # Wu et al. 2021, equations 2 to 4: a second pass, with other dropout masks
-        second = model(task.name, *batch.inputs)
-        losses["task"] = losses["task"] + task.loss(second, batch.labels)
+    if "bregman" in weights:  # D_Breg, equation 3
+        assert teacher is not None, "the term is on, so there is a teacher"
+        losses["bregman"] = teacher(logits, lambda m: m(task.name, *batch.inputs), task.divergence, generator)
+    if "rdrop" in weights:  # Wu et al. 2021, equations 2 to 4
+        second = model(task.name, *batch.inputs)  # with other dropout masks
+        losses["task"] = losses["task"] + task.loss(second, cast(Tensor, batch.labels))
         losses["rdrop"] = 0.5 * task.divergence(second, logits)
     if "contrastive" in weights:
         losses["contrastive"] = contrastive_loss(model, task, batch, logits)
