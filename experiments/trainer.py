@@ -17,6 +17,7 @@ elsewhere and not finished, this machine runs all of it.
 
 import argparse
 import math
+import os
 import statistics
 import sys
 import time
@@ -73,7 +74,7 @@ def run_of(values: Values, setting: str, seed: int, smart: bool, processor: str)
     if smart:
         flags += ["--use_smart", "--smart_step_size", values["smart_epsilon"]]
     for task in tasks:  # nobody reads these scores; the held-out rows are scored once, after the run
-        flags += [f"--{task}_dev", str(SAMPLE / TASKS[task].filename("dev"))]
+        flags += [f"--{task}_dev", os.path.relpath(SAMPLE / TASKS[task].filename("dev"))]
     changed = [f"{option} {value}" for option, value in values.items() if smart or value != TODAY[option]]
     arm = ", ".join([setting, *(["SMART"] if smart else []), *changed, processor])
     steps = steps * 32 // int(values["batch_size"])
