@@ -11,6 +11,7 @@ import torch
 import multitask_classifier
 import mysmartloss
 from config import TrainConfig
+from datasets import Loader
 from helpers import SAMPLE, run_program
 from multitask_classifier import forward_passes, training_loss
 from mysmartloss import BregmanProximal
@@ -185,9 +186,7 @@ def test_a_head_rate_of_its_own_moves_the_head_alone(tmp_path, no_course_data):
     """Guards against a flag that changes nothing, or the encoder's rate. AdamW's first step is as long as
     the rate."""
     flags = ["--tasks=sst", "--epochs=1", "--steps_per_epoch=1", "--warmup_steps=0", "--weight_decay=0"]
-    start = multitask_classifier.MultitaskBERT(tiny_model().bert)
     found = weights_after(tmp_path, *flags, "--head_lr=1e-2", "--layer_lr_decay=.5")
-    del start
     other = weights_after(tmp_path / "other", *flags, "--head_lr=1e-3", "--layer_lr_decay=.5")
     differing = {name for name in found if not torch.equal(found[name], other[name])}
     assert differing == {"student heads.sst.weight", "student heads.sst.bias"}
@@ -229,7 +228,19 @@ def test_early_stopping_by_hand(tmp_path, no_course_data, monkeypatch, capsys):
     assert scorings(tmp_path) == [1, 2, 3, 4, 5]
 
 
-def test_a_batch_with_fewer_rows_by_max_tokens_counts_less():
-    """Guards against --max_tokens whose long rows count more than the short ones."""
-    batch = dataclasses.replace(BATCH, batch_weight=0.5)
-    assert batch.share(1, 2).batch_weight == 0.5 and batch.share(1, 2).weight == 1.0
+def test_a_batch_with_fewer_rows_by_max_tokens_counts_less(tmp_path, no_course_data, monkeypatch):
+    """Guards against --max_tokens whose long rows count more than the short ones: half full, half gradient,
+    and the loss in the log is still the mean of the rows."""
+    logged = []
+    whole = Loader.__getitem__
+    for weight in (1.0, 0.5):
+        monkeypatch.setattr(
+            Loader,
+            "__getitem__",
+            lambda self, k, w=weight: dataclasses.replace(whole(self, k), batch_weight=w),
+        )
+        weights_after(tmp_path / str(weight), "--tasks=sst", "--epochs=1", "--steps_per_epoch=1")
+        lines = (tmp_path / str(weight) / "run" / "metrics.jsonl").read_text().splitlines()
+        logged.append(next(line for line in map(json.loads, lines) if line["kind"] == "train/sst"))
+    assert logged[1]["grad_norm"] == pytest.approx(logged[0]["grad_norm"] / 2, rel=1e-5)
+    assert logged[1]["task"] == pytest.approx(logged[0]["task"], rel=1e-6)
