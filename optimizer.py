@@ -152,7 +152,7 @@ def clip_gradients(optimizer: torch.optim.Optimizer, norm: Tensor, max_norm: flo
     """Scale the gradients down to `max_norm` where their 2-norm `norm` is larger, as `clip_grad_norm_` does.
 
     An optimizer of torch's protocol divides by `grad_scale` while it reads the gradients: one pass over
-    memory less, 4 % of a plain step.
+    memory less, 7 ms for MiniLM's on one core, about 3 % of a plain step.
     """
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.grad_scale = ((norm + 1e-6) / max_norm).clamp_min(1.0)  # type: ignore[attr-defined]
