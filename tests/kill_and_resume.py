@@ -9,6 +9,7 @@ SMART, fp32 and bf16 in turn. Half of all kills fall while a checkpoint is being
 """
 
 import argparse
+import contextlib
 import json
 import random
 import shutil
@@ -60,7 +61,10 @@ def finish(process: subprocess.Popen, *killed: int) -> None:
 
 def wait_for(process: subprocess.Popen, path: Path, since: float = 0.0) -> None:
     """Wait until the path exists and is newer than `since`, or the process has ended."""
-    while process.poll() is None and not (path.exists() and path.stat().st_mtime > since):
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):  # a save renames `last` while it is looked at
+            if path.stat().st_mtime > since:
+                return
         time.sleep(0.0002)
 
 
