@@ -281,6 +281,12 @@ class TrainConfig:
     smart_noise_var: float = flag(1e-5, "σ², variance of the noise that the ascent starts from", AT_LEAST_0)
     smart_steps: int = flag(1, "T, number of ascent steps; with 0 the noise stays, as in R3F", AT_LEAST_0)
     smart_norm: str = flag("inf", "norm that ε limits: inf, the largest coordinate, or 2", tuple(NORMS))
+    smart_every: int = flag(
+        1,
+        "lazy regularisation: R_s and D_Breg in every N-th batch of a task alone, with N times their weight;"
+        " texts without labels have them in every batch",
+        AT_LEAST_1,
+    )
     bregman_weight: Weight = flag(
         1.0, "μ, weight of D_Breg, which keeps the model near its moving average, the teacher; or by task"
     )
@@ -425,6 +431,8 @@ class TrainConfig:
             if any(of_task(self.smart_weight, task) not in (0, 1) for task in self.tasks):
                 why = "its loss takes the place of the task's own, so a weight is 1 or 0"
                 self._refuse("smart_weight", f"with --adversary freelb {why}")
+            if self.smart_every > 1:
+                self._refuse("smart_every", "not with --adversary freelb, whose loss each batch needs")
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -456,6 +464,17 @@ class TrainConfig:
             weights["smart"] = 0.0
         if TASKS[task].alike_label is None:
             weights["contrastive"] = 0.0
+        return {term: weight for term, weight in weights.items() if weight}
+
+    def batch_weights(self, task: str, number: int) -> dict[str, float]:
+        """`weights` in the task's batch 0, 1, ..., where --smart_every leaves out or enlarges R_s and D_Breg.
+
+        Source: lazy regularisation, Karras et al. 2020 (StyleGAN2), section 3.1 and appendix B.
+        """
+        every = 1 if task == UNLABELLED else self.smart_every
+        lazy = 0 if number % every else every
+        weights = self.weights(task)
+        weights |= {term: lazy * weights[term] for term in SMART_TERMS if term in weights}
         return {term: weight for term, weight in weights.items() if weight}
 
     def has_freelb(self, task: str) -> bool:

@@ -294,6 +294,7 @@ class Batch:
     labels: Tensor | None  # (B,); None if the file has no labels
     num_tokens: int  # real tokens, without padding
     seed: int = 0  # seed of `noise`
+    number: int = 0  # of the task's batches in this run: 0, 1, ...
     part: slice = field(default_factory=lambda: slice(None))  # the entries of `rows` that the tensors hold
     weight: float = 1.0  # of this part's loss: its share of the rows times the number of parts
     batch_weight: float = (
@@ -487,7 +488,7 @@ class Loader:
         epoch, position = divmod(k, self.batches_per_epoch)
         noise_seed = int(np.random.default_rng((*self.seed, epoch, position)).integers(2**63))
         rows = self.epoch_batches(epoch)[position]
-        batch = collate(self.dataset, rows, noise_seed)
+        batch = replace(collate(self.dataset, rows, noise_seed), number=k)
         return replace(batch, batch_weight=len(rows) / self.batch_size) if self.max_tokens else batch
 
 

@@ -299,7 +299,7 @@ def training_loss(
     Other terms are on where their weight is above 0. A batch without labels has no L. With `measure`, also
     returns diagnostics of the attack, for one or two forward passes more.
     """
-    weights = config.weights(UNLABELLED if batch.labels is None else task.name)
+    weights = config.batch_weights(UNLABELLED if batch.labels is None else task.name, batch.number)
     generator = mysmartloss.generator_state(batch.input_ids.device)  # before the dropout masks are drawn
     ids, mask, types = model.sequences(task.name, *batch.inputs)
     embeddings = model.bert.embed(ids, types)  # (B,T,H), shared by all passes
@@ -393,13 +393,15 @@ def contrastive_loss(model: MultitaskBERT, task: Task, batch: Batch, logits: Ten
     return in_batch_negatives(vectors[0::2], vectors[1::2])
 
 
-def forward_passes(config: TrainConfig, task: str) -> int:
-    """What a step on this task costs, in forward passes: a backward pass is 2, to the embeddings alone 1.
+def forward_passes(config: TrainConfig, task: str) -> float:
+    """What a step on this task costs on average, in forward passes: a backward pass is 2, to δ alone 1.
 
-    A plain step costs 3, SMART with one ascent step 5 more, D_Breg 1 more.
+    A plain step costs 3, SMART with one ascent step 5 more, D_Breg 1 more; with --smart_every 4 a quarter of
+    that.
     """
     steps = config.smart_steps
-    costs = {"smart": 2 * steps + 3, "bregman": 1, "rdrop": 3, "contrastive": 3}
+    every = 1 if task == UNLABELLED else config.smart_every
+    costs = {"smart": (2 * steps + 3) / every, "bregman": 1 / every, "rdrop": 3, "contrastive": 3}
     terms = config.weights(task)
     # FreeLB: K passes with their backward, K - 1 of them to the embeddings as well; and the clean pass, which
     # goes backward for other terms alone
@@ -502,7 +504,8 @@ def log_interval(
     for task in filter(records.get, config.sources):
         record = records[task]
         run.log.write(f"train/{task}", step, record)
-        added = {name: weight * record[name] for name, weight in config.weights(task).items()}
+        weights = config.weights(task)  # with --smart_every N an interval may have no R_s
+        added = {name: weight * record[name] for name, weight in weights.items() if name in record}
         tqdm.write(step_line(step, total, task, record.get("task"), added, left))
         if config.log_level == "debug":
             tqdm.write(numbers_line(step, f"train/{task}", record))
@@ -609,9 +612,8 @@ def train(
                 for number in range(parallel.rank(), shares, parallel.size()):
                     part = batch.share(number, shares).to(device)
                     with out_of_memory_advice(*part.input_ids.shape):
-                        values = training_loss(
-                            model, datasets[name].task, part, config, teacher, progress.interval.lacks(name)
-                        )
+                        measure = progress.interval.lacks(name, "ascent_gain")
+                        values = training_loss(model, datasets[name].task, part, config, teacher, measure)
                         scaler.scale(values["total"] * (part.weight * part.batch_weight / shares)).backward()
                     for key, value in values.items():
                         sums[key] = sums.get(key, 0.0) + value.detach() * (

@@ -125,9 +125,9 @@ class Interval:
         interval._steps.update({task: [tuple(step) for step in values] for task, values in steps.items()})
         return interval
 
-    def lacks(self, task: str) -> bool:
-        """Whether this task has no step since the last report."""
-        return task not in self._steps
+    def lacks(self, task: str, name: str) -> bool:
+        """Whether no step of this task since the last report has a value of this name."""
+        return not any(name in values for values, _, _ in self._steps.get(task, []))
 
     def report(self, lr: float) -> dict[str, dict[str, float]]:
         """A record for each task, means over its steps since the last report; then start anew."""

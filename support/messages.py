@@ -55,12 +55,13 @@ def warn_of_first_losses(
         steps = [losses for name, losses in first_losses if name == task]
         total = abs(sum(float(losses.get("task", 1.0)) for losses in steps))
         for term, weight in terms.items():
-            if steps and abs(weight * sum(float(losses[term]) for losses in steps)) < 1e-6 * total:
+            values = [float(losses[term]) for losses in steps if term in losses]
+            if values and abs(weight * sum(values)) < 1e-6 * total:
                 found = f"{term} on {task} adds less than a millionth of the task loss"
                 log.warning("%s in the first %d batches: so far it has no effect", found, len(steps))
         floors = [float(losses["smart_floor"]) for losses in steps if "smart_floor" in losses]
         if floors:
-            value = statistics.fmean(float(losses["smart"]) for losses in steps)
+            value = statistics.fmean(float(losses["smart"]) for losses in steps if "smart" in losses)
             records[task] = {"smart": value, "smart_floor": statistics.fmean(floors)}
             floor = f"{precision} alone makes {records[task]['smart_floor']:.2g}"
             tqdm.write(f"{task}: R_s is {value:.2g}; the rounding of {floor}")

@@ -20,8 +20,8 @@ schedule task_weights gradient_surgery epochs eval_steps patience steps_per_epoc
 gradient_accumulation_steps max_tokens lr
 head_lr layer_lr_decay warmup_steps
 weight_decay max_grad_norm skip_nonfinite seed use_smart adversary smart_weight smart_epsilon smart_step_size
-smart_noise_var smart_steps smart_norm bregman_weight bregman_beta keep rdrop_weight contrastive_weight
-output_dir logging_steps save_steps no_report resume overwrite_output_dir log_level
+smart_noise_var smart_steps smart_norm smart_every bregman_weight bregman_beta keep rdrop_weight
+contrastive_weight output_dir logging_steps save_steps no_report resume overwrite_output_dir log_level
 """.split()  # noqa: SIM905
 GROUPS = ["options", "what to do", "model", "data", "your own texts", "training", "regularisation", "output"]
 GROUPS += ["files", "examples"]
