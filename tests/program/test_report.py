@@ -8,6 +8,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import multitask_classifier
@@ -77,17 +78,67 @@ def test_the_constants_scores_by_hand():
     name, scores = report.constant_scores(rows)
     assert name == "always “no”"
     # "no": precision 3/4, recall 1, F1 6/7; "yes": F1 0
-    assert scores == {"accuracy": "0.750", "macro_f1": "0.429"}
+    assert scores == pytest.approx({"accuracy": 3 / 4, "macro_f1": 3 / 7})
     name, scores = report.constant_scores([report.Row(**line) for line in SCORES])
-    assert (name, scores) == ("always 2.00, the mean", {"mean squared error": "4.667"})  # 14/3
+    assert name == "always 2.00, the mean" and scores == pytest.approx({"mean squared error": 14 / 3})
+
+
+def test_intervals_are_those_of_chance():
+    """Guards against an interval that is half as wide as it should be, or that forgets that the constant's
+    score moves with the rows, too. 400 rows: of 300 with the label "no" 240 are right, of 100 "yes" 40."""
+    counts = {("no", "no"): 240, ("no", "yes"): 60, ("yes", "yes"): 40, ("yes", "no"): 60}
+    rows = [report.Row("a", ["b"], *pair) for pair, count in counts.items() for _ in range(count)]
+    samples = report.resampled_scores(rows)
+    assert samples["accuracy"].std() == pytest.approx((0.7 * 0.3 / 400) ** 0.5, rel=0.1)
+    # a row counts -1 with probability .15 ("no" taken for "yes"), +1 with .1
+    difference = samples["accuracy"] - samples["constant"]
+    assert difference.mean() == pytest.approx(-0.05, abs=0.005)
+    assert difference.std() == pytest.approx(((0.25 - 0.05**2) / 400) ** 0.5, rel=0.1)
+    assert samples["macro_f1"].mean() == pytest.approx((480 / 600 + 80 / 200) / 2, abs=0.01)
+    random = np.random.default_rng(1)
+    x, noise = random.standard_normal((2, 400))
+    pairs = [report.Row("a", ["b"], float(a), float(a + b)) for a, b in zip(x, noise, strict=True)]
+    r = np.corrcoef(x, x + noise)[0, 1]
+    low, high = report.span(report.resampled_scores(pairs)["pearson"])
+    by_fisher = np.tanh(np.arctanh(r) + np.array([-1.96, 1.96]) / 397**0.5)
+    assert (low, high) == pytest.approx(tuple(by_fisher), abs=0.015)
+
+
+def test_what_the_page_says_first(tmp_path):
+    """Guards against a model that is no better than none and looks like a success."""
+    wrong = [row(str(k), "a", "no" if k < 90 else "yes", "no") for k in range(100)]
+    good = [row(str(k), "a", k % 5 + 0.0, k % 5 + 0.1) for k in range(100)]
+    dev = {"same": {"accuracy": 0.9}, "good": {"pearson": 1.0}, "left": {"pearson": 0.3, "trained": False}}
+    scores = {"same": wrong, "good": good, "left": good}
+    text = shown(write_run(tmp_path / "run", scores, dev=dev, untrained_cosine={"good": 0.4}))
+    assert "same can’t be told from always “no”: +0.000" in text
+    assert "good is better than the untrained encoder’s cosine by 0.600 (95 % interval +0.600 to" in text
+    assert "left is" not in text and "left (not trained)" in text
+    assert "same: every answer is “no”." in text
+    assert text.index("any good?") < text.index("Scores on dev") < text.index("What was predicted")
+    assert text.index("worst mistakes") < text.index("Loss curves")
+
+
+def test_rare_answers_and_flat_scores_are_said():
+    """Guards against a class that the model never answers, which the accuracy hides."""
+    labels = ["no"] * 50 + ["perhaps"] * 40 + ["yes"] * 10
+    answers = ["no"] * 88 + ["perhaps"] * 3 + ["yes"] * 9
+    rows = [report.Row("a", ["b"], *pair) for pair in zip(labels, answers, strict=True)]
+    assert report.remarks("t", rows) == ["t: “perhaps” is 40% of the rows and 3% of the answers."]
+    flat = [report.Row("a", ["b"], k / 20, 2 + k / 200) for k in range(101)]
+    words = "nine of ten predictions lie between 2.02 and 2.48, nine of ten labels between 0.25 and 4.75."
+    assert report.remarks("t", flat) == [f"t: {words}"]
+    assert report.remarks("t", [report.Row("a", ["b"], k / 20, k / 30) for k in range(101)]) == []
 
 
 def test_the_page_shows_scores_confusions_and_the_worst_mistakes(tmp_path):
     """Guards against a matrix with its axes exchanged, and mistakes that are not the worst ones."""
     cosine = {"untrained_cosine": {"score": 0.875}}
     text = shown(write_run(tmp_path / "run", {"yesno": CLASSES, "score": SCORES}, **cosine))
-    assert "accuracy 0.250 0.750" in text and "macro f1 0.250 0.429" in text
-    assert "pearson 0.500 – 0.875" in text and "mean squared error 3.333 4.667" in text
+    assert re.search(r"accuracy 0.250 0.000 to 0.\d+ 0.750", text)
+    assert re.search(r"macro f1 0.250 \S+ to \S+ 0.429", text)
+    assert re.search(r"pearson 0.500 \S+ to \S+ – 0.875", text)
+    assert re.search(r"mean squared error 3.333 \S+ to \S+ 4.667", text)
     assert "true \\ predicted no yes no 1 2 yes 1 0" in text
     worst = [text.index(words) for words in ("wrong, and sure", "wrong, fairly", "wrong, hardly")]
     assert worst == sorted(worst) and "right row" not in text
@@ -124,6 +175,45 @@ def test_text_of_the_data_is_inert(tmp_path):
     assert page.count("</table>") == page.count("<table")
 
 
+# ----------------------------------------------------------------------------------------- comparison
+
+
+def three_runs(folder: Path) -> list[Path]:
+    """A setting with two seeds, and another one with other dev rows."""
+    found = []
+    for name, accuracy, settings in [
+        ("a", 0.5, {}),
+        ("b", 0.7, {"seed": 2, "output_dir": "runs/b"}),
+        ("c", 0.65, {"use_smart": True, "smart_weight": {"yesno": 3.0}}),
+    ]:
+        rows = CLASSES[:3] if name == "c" else CLASSES
+        results = {"config": CONFIG | settings, "dev": {"yesno": {"accuracy": accuracy}}, "train_seconds": 60}
+        found.append(write_run(folder / name, {"yesno": rows}, **results))
+    return found
+
+
+def test_runs_side_by_side(tmp_path, capsys):
+    """Guards against seeds that are taken for settings, a standard error without √n, and a comparison of
+    scores on different rows without a word. Mean .6, deviation √.02, so the error is .1."""
+    folders = three_runs(tmp_path / "runs")
+    (tmp_path / "runs" / "empty").mkdir()
+    (tmp_path / "runs" / "notes.txt").write_text("no folder")
+    assert report.main([str(tmp_path / "runs" / "*")]) == 0
+    said = capsys.readouterr()
+    assert re.search(r"^a +2 +0.600 ±0.100 +1:00 min$", said.out, re.MULTILINE)
+    assert re.search(r"^c +1 +0.650 +1:00 min\n +\+0.050$", said.out, re.MULTILINE)
+    assert "c: --smart_weight yesno=3.0 --use_smart True\n" in said.out and "--seed" not in said.out
+    assert "yesno: c was scored on other dev rows than a" in said.out
+    assert "left out: " in said.err and "empty" in said.err and said.err.count("\n") == 1
+    assert max(map(len, said.out.splitlines()[:-1])) <= 100
+    page = (tmp_path / "runs" / "comparison.html").read_text(encoding="utf-8")
+    assert "0.600 ±0.100" in page and "<small>+0.050</small>" in page and "yesno: dev" in page
+    before = page
+    assert report.main([str(folder) for folder in folders]) == 0
+    assert (tmp_path / "runs" / "comparison.html").read_text(encoding="utf-8") == before
+    assert report.main([str(tmp_path / "runs" / "empty"), str(tmp_path / "runs" / "notes.txt")]) == 2
+
+
 # --------------------------------------------------------------------------------------- the run's end
 
 
@@ -137,7 +227,7 @@ def test_a_finished_run_leaves_its_page(sample_run):
     titles = re.findall(r'<svg role="img" aria-label="([^"]+)"', page)
     curves = [f"{task}: {term}" for task in ("sst", "para", "sts") for term in ("task loss", "R_s (smart)")]
     assert {*curves, "sts: predicted against true", "sst: D_Breg (bregman)", "para: R_s"} <= set(titles)
-    given = re.search(r"How it was run (.+?) Flags that differ from the defaults (.+?) option", text)
+    given = re.search(r" command (.+?) training .+ Flags that differ from the defaults (.+?) option", text)
     assert given[1].startswith("python multitask_classifier.py --use_smart --bregman_beta 0.5 --max_train_s")
     assert "--logging_steps 3" in given[2] and "--precision" not in given[2]  # 3 was given, precision was not
     assert not re.search(r"https?:|<script|@import|url\((?!#)", page)
@@ -293,14 +383,20 @@ def odd_page(tmp_path_factory) -> Path:
     return report.write_report(folder)
 
 
+@pytest.fixture(scope="module")
+def compared(odd_page) -> Path:
+    """A comparison with a page whose names are long."""
+    return report.write_comparison([*three_runs(odd_page.parent.parent / "runs"), odd_page.parent])
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
-def test_nothing_overflows_and_the_console_is_silent(sample_run, odd_page, width, scheme):
+def test_nothing_overflows_and_the_console_is_silent(sample_run, odd_page, compared, width, scheme):
     """Guards against a page that needs a wide screen, a network or scripts, or that is black on black."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        for path in (sample_run / "report.html", odd_page):
+        for path in (sample_run / "report.html", odd_page, compared):
             page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
             said, asked = [], []
             page.on("console", lambda message, said=said: said.append(message.text))
