@@ -1,10 +1,11 @@
-"""From the course's files to batches.
+"""From the course's files to batches, and which batch each step takes.
 
     1. read_examples     *.csv -> list of Example
     2. tokenize          list of Example -> TokenizedDataset, token ids of all rows
     3. length_buckets    lengths of the rows -> row numbers of each batch of an epoch
     4. collate           TokenizedDataset, row numbers -> Batch
     5. Batch             input_ids, token_type_ids, attention_mask (B,T), labels (B,)
+    6. plan_steps        Loader of each task -> the batches of each step, by a schedule
 
 `Loader` does steps 3 and 4 for training, `evaluation_batches` for evaluation.
 
@@ -28,7 +29,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from support.errors import UserError
-from support.tables import Table, read_table, read_utf8
+from support.tables import read_table, read_utf8
 from tasks import Task
 
 log = logging.getLogger("smart_bert")
@@ -50,41 +51,51 @@ class Example(NamedTuple):
 def read_examples(path: str | Path, task: Task, labelled: bool = True) -> list[Example]:
     """The rows of a file in the course's layout: a header, fields separated by tabs or commas, CSV quoting.
 
-    Where the header has no column `id`, the id of a row is its number: 1 for the first row, blank lines
-    and the header not counted, bad rows counted.
-    Labelled: rows without a usable label, text or id are skipped, with one warning. Unlabelled: every row is
-    kept and must have an id that fits in a prediction file. Repeated ids give a warning.
+    A column `id` is optional. Without it the id of a row is its number: 1 for the first row below the header,
+    blank lines not counted, bad rows counted. Repeated ids give a warning.
+    Bad rows have another number of fields than the header, a bad id, or, if `labelled`, an empty text or a
+    bad label. Labelled: they are skipped with one warning. Unlabelled: every row needs a prediction, so the
+    first bad row is an error.
     Raises UserError with file and line if the file is missing, empty or not UTF-8, if a needed column is
-    missing or occurs twice, if a quote is never closed, if more than 1 % of the rows cannot be used, or if
-    an unlabelled row of a file without tabs has more or fewer fields than the header.
+    missing or occurs twice, if a quote is never closed, or if more than 1 % of the rows are bad.
     """
     table = read_table(path)
     where = f"{path}:{table.header_line}"
-    id_column, columns = _find_columns(where, table.header, task, labelled)
-    numbered: list[tuple[int, Example]] = []  # with the line number of each row
-    bad: list[tuple[int, ValueError]] = []
-    shifted: list[int] = []  # lines of unlabelled rows with more fields than the header
+    columns = _find_columns(where, table.header, task, labelled)
+    width = len(table.header)
+    examples: list[Example] = []
+    bad: list[tuple[int, ValueError]] = []  # with the line number
+    repeated: list[str] = []
+    ids: set[str] = set()
     for number, (line, row) in enumerate(table.rows, start=1):
         try:
-            _check_width(row, table, labelled)
-            id = _id_of(row, id_column, number)
-            texts, label = _parse_row(task, row, columns, labelled)
-            numbered.append((line, Example(id, texts, label)))
+            if len(row) < width or any(row[width:]):  # empty fields at the end do no harm
+                quotes = f"; a text that holds a {table.separator} must stand in quotes"
+                hint = quotes if table.strict and len(row) > width else ""
+                raise ValueError(f"{len(row)} fields, not {width}{hint}")
+            example = _read_row(row, str(number), columns, task, labelled)
         except ValueError as problem:
+            if not labelled:
+                raise UserError(f"{path}:{line}: {problem}") from None
             bad.append((line, problem))
-        if not labelled and any(row[len(table.header) :]):
-            shifted.append(line)
-    if bad and not labelled:
-        raise UserError(f"{path}:{bad[0][0]}: {bad[0][1]}")
-    if shifted:
-        found = f"{len(shifted)} rows have more fields than the header (first: line {shifted[0]})"
-        log.warning("%s: %s; what follows a stray tab is not read", path, found)
-    _warn_of_repeated_ids(path, numbered)
-    if not numbered and not bad:
+            continue
+        if example.id in ids:
+            repeated.append(f"line {line}, {example.id!r:.40}")
+        ids.add(example.id)
+        examples.append(example)
+    total = len(examples) + len(bad)
+    if not total:
         raise UserError(f"{where}: a header but no rows")
+    if repeated:
+        found = f"{len(repeated)} rows have the id of an earlier row (first: {repeated[0]})"
+        log.warning("%s: %s; their predictions cannot be told apart", path, found)
     if bad:
-        _report_bad_rows(path, bad, len(numbered) + len(bad))
-    return [example for _, example in numbered]
+        lines = ", ".join(str(line) for line, _ in bad[:3]) + (", ..." if len(bad) > 3 else "")
+        found = f"{len(bad)} of {total} rows cannot be used (line {lines}; first: {bad[0][1]})"
+        if len(bad) > MAX_BAD_SHARE * total:
+            raise UserError(f"{path}:{bad[0][0]}: {found}; at most 1 % may be")
+        log.warning("%s: %s; skipped", path, found)
+    return examples
 
 
 def read_unlabelled(path: str | Path, task: Task) -> list[Example]:
@@ -109,94 +120,40 @@ def read_unlabelled(path: str | Path, task: Task) -> list[Example]:
     return examples
 
 
-def _find_columns(where: str, header: list[str], task: Task, labelled: bool) -> tuple[int | None, list[int]]:
-    """Position of the id column, None if there is none, and those of texts and, if `labelled`, label.
+def _find_columns(where: str, header: list[str], task: Task, labelled: bool) -> dict[str, int]:
+    """Position of each column that is read, by its name; `id` is left out where the header has none.
 
-    Raises UserError if one is missing or occurs twice.
+    Raises UserError if a column is missing or occurs twice.
     """
-    names = [name.strip() for name in header]
-    wanted = (*task.text_columns, *([task.label_column] if labelled else []))
-    for name in wanted:
+    names = ["id" if name.strip().lower() == "id" else name.strip() for name in header]
+    needed = [*task.text_columns, *([task.label_column] if labelled else [])]
+    for name in needed:
         if name not in names:
             found = ", ".join(map(repr, names))[:200]
             other = len(names) == 1 or any(";" in name for name in names)
             hint = "; columns must be separated by tabs or commas" if other else ""
             raise UserError(f"{where}: no column {name!r} in the header (it has {found}){hint}")
-    for name in ("id", *wanted):
+    for name in ("id", *needed):
         if names.count(name) > 1:
             raise UserError(f"{where}: {names.count(name)} columns named {name!r} in the header")
-    if "id" in names:
-        return names.index("id"), [names.index(name) for name in wanted]
-    if alike := [name for name in names if re.sub(r"\W", "", name).casefold() == "id"]:
-        raise UserError(f"{where}: the column {alike[0]!r} must be written 'id'")
-    return None, [names.index(name) for name in wanted]
+    return {name: names.index(name) for name in ("id", *needed) if name in names}
 
 
-def _warn_of_repeated_ids(path: str | Path, numbered: list[tuple[int, Example]]) -> None:
-    """One warning for all rows that have the id of an earlier row."""
-    first_lines: dict[str, int] = {}  # by id
-    lines = ((line, example.id) for line, example in numbered)
-    repeated = [(line, id) for line, id in lines if first_lines.setdefault(id, line) != line]
-    if repeated:
-        line, id = repeated[0]
-        found = (
-            f"{len(repeated)} rows have the id of an earlier row (first: line {line}, {id!r:.40} as in line"
-        )
-        log.warning("%s: %s %d); their predictions cannot be told apart", path, found, first_lines[id])
+def _read_row(row: list[str], number: str, columns: dict[str, int], task: Task, labelled: bool) -> Example:
+    """The example in a row as long as the header. number: its id where there is no such column.
 
-
-def _report_bad_rows(path: str | Path, bad: list[tuple[int, ValueError]], total: int) -> None:
-    """One warning for the rows of a labelled file that are skipped. Raises UserError if they are too many."""
-    lines = ", ".join(str(line) for line, _ in bad[:3]) + (", ..." if len(bad) > 3 else "")
-    first_line, first_problem = bad[0]
-    what = f"{len(bad)} of {total} rows cannot be used (line {lines}; first: {first_problem})"
-    if len(bad) > MAX_BAD_SHARE * total:
-        raise UserError(f"{path}:{first_line}: {what}; at most 1 % may be")
-    log.warning("%s: %s; skipped", path, what)
-
-
-def _check_width(row: list[str], table: Table, labelled: bool) -> None:
-    """Raises ValueError if a stray separator may have shifted the columns or cut a text.
-
-    Each of the course's unlabelled rows needs a prediction, so it may be short, or long with a warning.
+    Raises ValueError that says why the row cannot be used.
     """
-    width = len(table.header)
-    too_long = any(row[width:])  # empty fields at the end do no harm
-    if (labelled or table.strict) and (too_long or len(row) < width):
-        quotes = f"; a text that holds a {table.separator} must stand in quotes"
-        raise ValueError(f"{len(row)} fields, not {width}{quotes if too_long and table.strict else ''}")
-
-
-def _id_of(row: list[str], column: int | None, number: int) -> str:
-    """The id of a row, by default its number.
-
-    Raises ValueError if the id would break the lines of a prediction file, `ID , VALUE `.
-    """
-    if column is None:
-        return str(number)
-    id = row[column].strip() if column < len(row) else ""
-    if not id:
-        raise ValueError("a row without an id, so its prediction could not be told from others")
-    if id.splitlines() != [id] or " ," in id:
-        raise ValueError(
-            f"the id {id[:20]!r} holds a line break or ' ,', so its prediction could not be read back"
-        )
-    return id
-
-
-def _parse_row(
-    task: Task, row: list[str], columns: list[int], labelled: bool
-) -> tuple[tuple[str, ...], float | None]:
-    """Texts and label of a row. Raises ValueError, which says why a labelled row cannot be used."""
-    fields = [row[column].strip() if column < len(row) else "" for column in columns]
+    fields = {name: row[column].strip() for name, column in columns.items()}
+    id = fields.get("id", number)
+    if id.splitlines() != [id] or " ," in id:  # a line of a prediction file is `ID , VALUE `
+        raise ValueError(f"the id {id[:20]!r} is empty or holds ' ,' or a line break")
+    texts = tuple(fields[name] for name in task.text_columns)
     if not labelled:
-        return tuple(fields), None
-    *texts, label = fields
+        return Example(id, texts, None)
     if not all(texts):
         raise ValueError("empty text")
-    if not label:
-        raise ValueError("no label")
-    return tuple(texts), task.read_label(label)
+    return Example(id, texts, task.read_label(fields[task.label_column]))
 
 
 def sample_rows(examples: list[Example], limit: int | None) -> list[Example]:
@@ -231,17 +188,6 @@ class TokenizedDataset:
         """Number of tokens of each row, (rows,)."""
         return np.diff(self.starts)
 
-    def first(self, count: int) -> "TokenizedDataset":
-        """The first rows, at most so many."""
-        return replace(
-            self,
-            ids=self.ids[:count],
-            labels=None if self.labels is None else self.labels[:count],
-            starts=self.starts[: count + 1],
-            segment_starts=self.segment_starts[:count],
-            texts=self.texts[:count],
-        )
-
 
 def tokenize(
     examples: Sequence[Example], task: Task, tokenizer: Tokenizer, max_length: int
@@ -255,12 +201,10 @@ def tokenize(
     rows: list[np.ndarray] = []
     segment_starts: list[int] = []
     num_truncated = 0
-    for begin in range(0, len(examples), 1024):  # blocks limit the memory of the tokenizer's own records
-        texts = [
-            example.texts if len(example.texts) > 1 else example.texts[0]
-            for example in examples[begin : begin + 1024]
-        ]
-        for encoding in tokenizer.encode_batch_fast(texts):
+    pairs = len(task.text_columns) > 1
+    texts = [example.texts if pairs else example.texts[0] for example in examples]
+    for begin in range(0, len(texts), 1024):  # blocks limit the memory of the tokenizer's own records
+        for encoding in tokenizer.encode_batch_fast(texts[begin : begin + 1024]):
             ids = encoding.ids
             rows.append(np.array(ids, dtype=np.int32))
             segment_starts.append(len(ids) - sum(encoding.type_ids))
@@ -287,7 +231,7 @@ def tokenize(
 class Batch:
     """Rows of similar length, padded on the right."""
 
-    rows: np.ndarray  # (B,), positions in the dataset, also of the rows that other processes hold
+    rows: np.ndarray  # (B,), positions in the dataset, of all ranks' rows
     input_ids: Tensor  # (B,T) int64
     token_type_ids: Tensor | None  # (B,T) int64; None if all are 0
     attention_mask: Tensor | None  # (B,T) bool, True for real tokens; None if no row is padded
@@ -296,10 +240,8 @@ class Batch:
     seed: int = 0  # seed of `noise`
     number: int = 0  # of the task's batches in this run: 0, 1, ...
     part: slice = field(default_factory=lambda: slice(None))  # the entries of `rows` that the tensors hold
-    weight: float = 1.0  # of this part's loss: its share of the rows times the number of parts
-    batch_weight: float = (
-        1.0  # factor on the loss: the rows over --batch_size, where --max_tokens allows fewer
-    )
+    weight: float = 1.0  # of this rank's loss: its share of the rows times the number of ranks
+    batch_weight: float = 1.0  # factor on the loss: rows / batch size, where --max_tokens allows fewer rows
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -307,30 +249,28 @@ class Batch:
         return self.input_ids, self.attention_mask, self.token_type_ids
 
     def share(self, rank: int, size: int) -> "Batch":
-        """The part of the batch that process `rank` of `size` computes: every size-th row.
+        """The part of the batch that rank `rank` of `size` computes: every size-th row.
 
-        A process without rows gets the first row with weight 0.
+        A rank without rows gets the first row with weight 0.
         """
         if size == 1:
             return self
-        part = slice(rank, None, size)
-        count = len(self.rows[part])
-        part = part if count else slice(0, 1)
-        return replace(
-            self._each(lambda tensor: tensor[part]), part=part, weight=size * count / len(self.rows)
-        )
+        count = len(self.rows[rank::size])
+        part = slice(rank, None, size) if count else slice(0, 1)
+        batch = self._each(lambda tensor: tensor[part])
+        return replace(batch, part=part, weight=size * count / len(self.rows))
 
     def noise(self, embeddings: Tensor) -> Tensor:
-        """Standard normal noise for embeddings (B,T,H), fp32 or wider, the same for a row in any process."""
+        """Standard normal noise for embeddings (B,T,H), fp32 or wider; a row's is the same on every rank."""
         generator = None if embeddings.is_meta else torch.Generator(embeddings.device).manual_seed(self.seed)
-        sequences = len(embeddings) // len(self.input_ids)  # of a row: 2 where the texts of a pair are apart
-        shape = (len(self.rows), sequences, *embeddings.shape[1:])  # for the rows of all processes
+        sequences = len(embeddings) // len(self.input_ids)  # per row: 2 after `split_pairs`
+        shape = (len(self.rows), sequences, *embeddings.shape[1:])  # all ranks' rows
         dtype = torch.promote_types(embeddings.dtype, torch.float32)
         noise = torch.randn(shape, generator=generator, dtype=dtype, device=embeddings.device)
         return noise[self.part].flatten(0, 1)
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on another device. The host does not wait for a copy to CUDA."""
+        """The batch on another device. Copies to CUDA are asynchronous, from pinned memory."""
         if device.type == "cpu":
             return self
         pinned = device.type == "cuda"
@@ -377,7 +317,7 @@ def split_pairs(
     second = real.new_zeros(rows) if token_type_ids is None else (token_type_ids * real).sum(1)  # b [SEP]
     first = real.sum(1) - second  # [CLS] a [SEP]
     lengths = torch.stack([first, second + 1], 1)  # (B,2)
-    if input_ids.device.type == "cpu":  # elsewhere the host would have to wait for the number
+    if input_ids.device.type == "cpu":  # reading the number would sync a GPU
         width = int(lengths.max())
     positions = torch.arange(width, device=input_ids.device)  # (S,)
     begins = torch.stack([torch.zeros_like(first), first - 1], 1)  # (B,2)
@@ -393,49 +333,36 @@ def length_buckets(
 ) -> list[np.ndarray]:
     """The batches of one epoch as arrays of row numbers, in random order. Each row occurs once.
 
-    With `max_tokens`, batches of long rows have as many rows as that allows in each of `shares` parts.
-
     Rows are shuffled and sorted by length, the sorted list is cut into batches, and the batches are shuffled.
-    Rows that do not fill a batch are taken out before sorting and make a smaller batch. Otherwise the longest
-    rows would be in the smaller batch and have a larger weight in every epoch.
+    With `max_tokens`, batches of long rows have as many rows as that allows in each of `shares` parts.
+    Without, rows that do not fill a batch are taken out before sorting and make a smaller batch: otherwise
+    the longest rows would be in it, and have a larger weight in every epoch.
     """
     random = np.random.default_rng(seed)
     order = random.permutation(len(lengths))
-    if max_tokens:
-        batches = _cut(
-            order[np.argsort(lengths[order], kind="stable")], lengths, batch_size, max_tokens, shares
-        )
-        return [batches[i] for i in random.permutation(len(batches))]
-    num_left = len(order) % batch_size
-    rest = order[:num_left]
-    sortable = order[num_left:]
-    batches = list(sortable[np.argsort(lengths[sortable], kind="stable")].reshape(-1, batch_size))
-    if num_left:
-        batches.append(rest)
-    return [batches[i] for i in random.permutation(len(batches))]
-
-
-def _cut(
-    order: np.ndarray, lengths: np.ndarray, batch_size: int, max_tokens: int, shares: int
-) -> list[np.ndarray]:
-    """Batches of rows that are sorted by length, each as long as rows and padded tokens allow."""
+    num_left = 0 if max_tokens else len(order) % batch_size
+    left, rest = order[:num_left], order[num_left:]
+    rest = rest[np.argsort(lengths[rest], kind="stable")]
     batches = []
     begin = 0
-    for end in range(1, len(order) + 1):
-        full = end == len(order) or end - begin == batch_size
-        if full or -(-(end - begin + 1) // shares) * lengths[order[end]] > max_tokens:
-            batches.append(order[begin:end])
+    for end in range(1, len(rest) + 1):
+        count = end - begin
+        full = count == batch_size or end == len(rest)
+        if full or (max_tokens and -(-(count + 1) // shares) * lengths[rest[end]] > max_tokens):
+            batches.append(rest[begin:end])
             begin = end
-    return batches
+    if num_left:
+        batches.append(left)
+    return [batches[i] for i in random.permutation(len(batches))]
 
 
 class Loader:
     """Training batches of one task, numbered 0, 1, 2, ... without end.
 
     Batch k depends only on the seed and k, so a run can resume at any batch.
-    batch_size: rows of the whole batch, which is cut into `shares` parts (processes, gradient accumulation).
-    max_tokens: padded tokens of a part. A batch with fewer rows has a smaller weight: every row counts the
-    same. Raises UserError if a row is longer than that.
+    batch_size: rows of the whole batch, which is cut into `shares` parts (ranks, gradient accumulation).
+    max_tokens: limit on the padded tokens of a part. Batches with fewer rows get a smaller weight, so every
+    row counts the same. Raises UserError if a row is longer than max_tokens.
     """
 
     def __init__(
@@ -458,7 +385,7 @@ class Loader:
         self.seed = tuple(seed)
         self._epoch: int | None = None  # the epoch of `_batches`
         self._batches: list[np.ndarray] = []
-        # the same number in every epoch: of the rows, or of their sorted lengths
+        # the same number in every epoch: it depends on the rows, or on their sorted lengths
         self.batches_per_epoch = len(self.epoch_batches(0)) if max_tokens else -(-len(dataset) // batch_size)
 
     def epoch_batches(self, epoch: int) -> list[np.ndarray]:
@@ -466,8 +393,9 @@ class Loader:
         if self._epoch != epoch:
             self._epoch = epoch
             seed = (*self.seed, epoch)
-            limits = (self.batch_size, seed, self.max_tokens, self.shares)
-            self._batches = length_buckets(self.dataset.lengths, *limits)
+            self._batches = length_buckets(
+                self.dataset.lengths, self.batch_size, seed, self.max_tokens, self.shares
+            )
         return self._batches
 
     def padding(self) -> float:
@@ -558,7 +486,7 @@ SCHEDULES: dict[str, Schedule] = {
 class Plan(NamedTuple):
     """Which batches each step takes.
 
-    steps: for each step of the run the tasks that it trains, each with the number of the task's batch.
+    steps: of each step of the run the tasks that it trains, each with the number of the task's batch.
     per_epoch: steps of an epoch.
     """
 

@@ -15,6 +15,7 @@ Not handled: confidence intervals, calibration.
 import logging
 import statistics
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -44,10 +45,10 @@ def outputs(
 ) -> Tensor:
     """The logits (rows,C) of every row, in file order, on the CPU. The caller puts the model in eval mode.
 
-    Several processes divide the batches among them, and each returns the logits of all rows.
+    Under torchrun the ranks divide the batches, and each returns the logits of all rows.
     """
 
-    # inference_mode holds for one thread, so the function that the threads run sets it
+    # inference_mode is set per thread
     @torch.inference_mode()
     def logits_of(batch: Batch) -> Tensor:
         return logits_fn(batch.to(device)).float()
@@ -63,8 +64,8 @@ def outputs(
                 disable=parallel.bar_disabled() if bar else True,
             )
         )
-    rows = np.concatenate([np.zeros(0, int), *(batch.rows for batch in batches)])  # of this process
-    # one copy from the device, at the end
+    rows = np.concatenate([np.zeros(0, int), *(batch.rows for batch in batches)])  # of this rank
+    # one copy from the device, since each syncs a GPU
     values = torch.cat(parts).cpu() if parts else torch.zeros(0, dataset.task.num_outputs)
     logits = torch.empty(len(dataset), dataset.task.num_outputs)  # (rows,C)
     for part_rows, part_values in parallel.gather((rows, values)):
@@ -79,8 +80,8 @@ class Evaluation(NamedTuple):
     predictions: task -> (rows,), in file order.
     logits: task -> (rows,C), in file order.
     dev_mean: mean of the main metrics of all evaluated tasks.
-    selection_mean: mean of the main metrics of the trained tasks, or dev_mean if none of them was trained. It
-        picks the best epoch: the chance score of an untrained head must not change the choice.
+    selection_mean: mean of the main metrics of the trained tasks, or dev_mean if none of them was trained.
+        It picks the best epoch, so untrained tasks are ignored there.
     """
 
     scores: dict[str, dict[str, float]]
@@ -108,9 +109,9 @@ def model_outputs(model: nn.Module, dataset: TokenizedDataset, batch_size: int, 
 
 
 def rows_at_a_time(batch_size: int, device: torch.device) -> int:
-    """Rows of a batch that is scored. Without gradients a GPU has memory for more than in training.
+    """Batch size of evaluation: twice that of training on a GPU, which keeps no activations for backward.
 
-    On a CPU more rows would overflow its caches.
+    On a CPU larger batches would overflow its caches.
     """
     return batch_size * (1 if device.type == "cpu" else 2)
 
@@ -162,18 +163,19 @@ def cosines(model: nn.Module, dataset: TokenizedDataset, batch_size: int) -> np.
 def untrained_scores(
     model: nn.Module, pairs: Iterable[tuple[TokenizedDataset, TokenizedDataset]], batch_size: int
 ) -> dict[str, float]:
-    """The main metric of the encoder's cosine on dev, by task: what a trained model should beat.
+    """The main metric of the untrained encoder's cosine on dev, by task: what a trained model should beat.
 
-    model: before its training. pairs: training and dev rows of each task that has `from_cosines`; a threshold
-    is fitted on COSINE_ROWS of the former.
+    pairs: training and dev rows of each task that has `from_cosines`; a threshold is fitted on the first
+    COSINE_ROWS training rows.
     """
     scores = {}
     for train, dev in pairs:
         task = dev.task
-        some = train.first(COSINE_ROWS)
-        assert task.from_cosines and some.labels is not None and dev.labels is not None
-        found = cosines(model, some, batch_size), some.labels.numpy(), cosines(model, dev, batch_size)
-        scores[task.name] = task.metrics[task.main_metric](task.from_cosines(*found), dev.labels.numpy())
+        assert task.from_cosines and train.labels is not None and dev.labels is not None
+        some = replace(train, ids=train.ids[:COSINE_ROWS], starts=train.starts[: COSINE_ROWS + 1])
+        labels = train.labels[:COSINE_ROWS].numpy()
+        found = task.from_cosines(cosines(model, some, batch_size), labels, cosines(model, dev, batch_size))
+        scores[task.name] = task.metrics[task.main_metric](found, dev.labels.numpy())
     return scores
 
 
@@ -223,16 +225,14 @@ def answers(
 
     An answer is `{"label": 4, "name": "very positive", "probabilities": {"very negative": 0.01, ...}}`, or
     `{"value": 3.2}` of a regression; numbers have 6 digits. The model stays in eval mode.
-    Raises UserError if the model gives something that is not a number.
+    Raises UserError if an output is NaN or inf.
     """
     dataset = tokenize([Example("", texts, None) for texts in rows], task, tokenizer, max_length)
-    # a share for each core, also of a single batch
+    # every core gets rows, also of a single batch
     batch_size = max(1, min(batch_size, -(-len(rows) // torch.get_num_threads())))
     logits = model_outputs(model, dataset, batch_size, bar=False)  # (rows,C)
     if not torch.isfinite(logits).all():
-        raise UserError(
-            "the model's outputs are not finite numbers; --precision fp32 may help, or another model"
-        )
+        raise UserError("the model's outputs are not finite; try --precision fp32, or another model")
     predictions = task.predict(logits).tolist()
     if not task.label_names:
         return [{"value": six_digits(value)} for value in predictions], dataset.num_truncated

@@ -1,4 +1,4 @@
-"""All of a task in one room: how it is read, learned, scored and written. A new task is a new record.
+"""All of a task in one place: how it is read, learned, scored and written. A new task is a new record.
 
     field of the label column ─ read_label ─> label ─ loss(logits, labels) ─> scalar
     logits (B,C) ─ predict ─> predictions (B,) ─ metrics ─> scores
@@ -7,7 +7,6 @@ B batch, C outputs; rows are all rows of a data set. Losses and divergences are 
 """
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,14 +37,14 @@ class Task:
     file_stem: str  # <stem>-train.csv, <stem>-dev.csv, <stem>-test-student.csv
     prediction_column: str  # header of prediction files
     label_names: tuple[str, ...] = ()  # names of the classes, index = class; empty for regression
-    first_output: float = 0.0  # output of a new head: 0, or the middle of a score's range
+    first_output: float = 0.0  # bias of a new head: 0, or the middle of the scores' range
     # logits (B,C) -> probabilities (B,classes) in the order of label_names; None for regression
     probabilities: Callable[[Tensor], Tensor] | None = None
-    cosine_scale: float | None = None  # the score of two equal texts, where a cosine can stand for the head
-    # for pairs: how far the untrained encoder's cosine gets. Cosines and labels of training pairs, cosines of
-    # dev pairs, each (rows,) -> predictions (rows,)
+    cosine_scale: float | None = None  # score of two equal texts; None where no cosine can replace the head
+    # baseline of the untrained encoder, for pairs: cosines and labels of training pairs, cosines of dev
+    # pairs, each (rows,) -> predictions (rows,)
     from_cosines: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
-    alike_label: float | None = None  # the label of pairs that mean the same, where the task has such
+    alike_label: float | None = None  # label of pairs that mean the same; None if there is no such label
 
     @property
     def main_metric(self) -> str:
@@ -77,11 +76,10 @@ class Task:
 
 
 def _parser(valid: Callable[[float], bool]) -> Callable[[str], float]:
-    """A parser for numbers as the course writes them. It raises ValueError where `valid` is false."""
+    """A parser for numbers. It raises ValueError if the text is no number, or `valid` is false for it."""
 
     def parse(text: str) -> float:
-        # Python's float also reads texts that are no numbers here: `0_1` and digits of other scripts.
-        value = float(text) if text.isascii() and "_" not in text else math.nan
+        value = float(text)
         if not valid(value):
             raise ValueError
         return value
@@ -164,12 +162,12 @@ def sigmoid_probabilities(logits: Tensor) -> Tensor:
 
 
 def cosines_themselves(train: np.ndarray, labels: np.ndarray, dev: np.ndarray) -> np.ndarray:
-    """The cosines as scores: a correlation does not look at their range."""
+    """The cosines as scores. Correlation is independent of their range."""
     return dev
 
 
 def cosines_above_threshold(train: np.ndarray, labels: np.ndarray, dev: np.ndarray) -> np.ndarray:
-    """1 where the cosine is above the threshold that is right for most of the training pairs, else 0."""
+    """1 where the cosine is above the threshold with the best training accuracy, else 0."""
     order = np.argsort(train)
     cosines, positive = train[order], labels[order] == 1
     # with the threshold below the i-th cosine: negatives before it, positives from it on
@@ -189,14 +187,8 @@ def output_itself(logits: Tensor) -> Tensor:
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Share of predictions that equal the label; (rows,), (rows,) -> [0, 1].
-
-    Raises ValueError if the shapes differ: numpy would broadcast them.
-    """
-    predictions = np.asarray(predictions)
-    labels = np.asarray(labels)
-    if predictions.shape != labels.shape:
-        raise ValueError(f"accuracy: shapes {predictions.shape} and {labels.shape}")
+    """Share of predictions that equal the label; (rows,), (rows,) -> [0, 1]."""
+    assert predictions.shape == labels.shape, "numpy would broadcast them"
     return float(np.mean(predictions == labels))
 
 

@@ -15,10 +15,9 @@ import csv
 import hashlib
 import io
 import json
-import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,81 +38,46 @@ class Source(NamedTuple):
     """A data set of the hub that has the rows of a task."""
 
     dataset: str
-    commit: str  # the commit whose rows were counted, or how it begins
     files: tuple[str, str, str]  # of train, dev, test
-    rows: tuple[int, int, int]  # of train, dev, test at that commit
+    rows: tuple[int, int, int]  # that are taken of train, dev, test
     text_fields: tuple[str, ...]  # one for each text column of the task
-    label_field: str
-    label: Callable[[Any], str]  # the field's value -> label as the course writes it; raises ValueError
-    names: tuple[str, ...] = ()  # what the field label_text calls the classes, where there is such a field
-    test_limit: int | None = None  # only so many test rows are taken, the first ones
-
-
-def classes(count: int, as_written: type = int) -> Callable[[Any], str]:
-    """A label that is one of the whole numbers below `count`, written as an int or as a float."""
-
-    def label(value: Any) -> str:
-        if isinstance(value, bool) or value not in range(count):
-            raise ValueError(f"label {value!r:.40} is not one of 0 to {count - 1}")
-        return str(as_written(value))
-
-    return label
-
-
-def sts_label(value: Any) -> str:
-    """0.0 to 5.0. The hub has 3.8 as the 32-bit float 3.7999999523; the benchmark has three decimals."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 5:
-        raise ValueError(f"label {value!r:.40} is not a number from 0 to 5")
-    return str(round(float(value), 3))
-
-
-def cfimdb_label(value: Any) -> str:
-    """0 (negative) or 1 (positive)."""
-    if value not in ("Negative", "Positive"):
-        raise ValueError(f"Sentiment {value!r:.40} is not Negative or Positive")
-    return "1" if value == "Positive" else "0"
+    label_field: str  # holds numbers, or names that the task knows
+    label_type: type = int  # how the course writes the labels
+    test_limit: int | None = None  # only the first so many test rows are taken
 
 
 JSON_LINES = ("train.jsonl", "validation.jsonl", "test.jsonl")
 SOURCES = {
     "sst": Source(
-        "SetFit/sst5",
-        "e51bdcd8cd3a30da231967c1a249ba59361279a3",
-        ("train.jsonl", "dev.jsonl", "test.jsonl"),
-        (8544, 1101, 2210),
-        ("text",),
-        "label",
-        classes(5),
-        TASKS["sst"].label_names,
+        dataset="SetFit/sst5",  # looked up at commit e51bdcd
+        files=("train.jsonl", "dev.jsonl", "test.jsonl"),
+        rows=(8544, 1101, 2210),
+        text_fields=("text",),
+        label_field="label_text",
     ),
     "sts": Source(
-        "SetFit/stsb",
-        "77bd85cf73a244d4503e477ce6de81196187839f",
-        JSON_LINES,
-        (5749, 1500, 1379),
-        ("text1", "text2"),
-        "label",
-        sts_label,
+        dataset="SetFit/stsb",  # looked up at commit 77bd85c
+        files=JSON_LINES,
+        rows=(5749, 1500, 1379),
+        text_fields=("text1", "text2"),
+        label_field="label",
+        label_type=float,
     ),
     "cfimdb": Source(
-        "tasksource/counterfactually-augmented-imdb",
-        "fd42efb815508d02beb7d478eae41a8a2e7100a3",
-        ("train.tsv", "dev.tsv", "test.tsv"),
-        (1707, 245, 488),
-        ("Text",),
-        "Sentiment",
-        cfimdb_label,
+        dataset="tasksource/counterfactually-augmented-imdb",  # looked up at commit fd42efb
+        files=("train.tsv", "dev.tsv", "test.tsv"),
+        rows=(1707, 245, 488),
+        text_fields=("Text",),
+        label_field="Sentiment",
     ),
     "para": Source(  # the largest comes last
-        "SetFit/qqp",
-        "df33eff",
-        JSON_LINES,
-        (363846, 40430, 390965),
-        ("text1", "text2"),
-        "label",
-        classes(2, float),
-        ("not duplicate", "duplicate"),
-        test_limit=40431,  # as many as the course's; all would take an hour to predict on a CPU
+        dataset="SetFit/qqp",  # looked up at commit df33eff
+        files=JSON_LINES,
+        rows=(363846, 40430, 40431),
+        text_fields=("text1", "text2"),
+        label_field="label",
+        label_type=float,
+        test_limit=40431,  # as many as the course's; all 390,965 would take an hour to predict on a CPU
     ),
 }
 
@@ -123,16 +87,14 @@ SOURCES = {
 def find_commit(dataset: str, revision: str) -> str:
     """The commit that a revision of a data set stands for. Raises UserError if the hub has none."""
     import huggingface_hub
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import RevisionNotFoundError
 
     try:
         # without a network this fails at once; a download would retry for a minute
-        sha = huggingface_hub.HfApi(_endpoint()).dataset_info(dataset, revision=revision, timeout=10).sha
+        sha = huggingface_hub.HfApi().dataset_info(dataset, revision=revision, timeout=10).sha
     except RevisionNotFoundError:
         hint = "each data set has commits of its own: --tasks sst --revision COMMIT"
         raise UserError(f"--revision {revision}: {dataset} has no such revision; {hint}") from None
-    except RepositoryNotFoundError:
-        raise UserError(f"{dataset}: {_endpoint()} has no such public data set") from None
     except Exception as error:  # no network, HF_HUB_OFFLINE, a proxy's answer: the user has to act
         raise _unreachable(dataset, error) from None
     assert sha is not None
@@ -147,23 +109,15 @@ def fetch(dataset: str, file: str, commit: str) -> Path:
     import huggingface_hub
 
     try:
-        path = huggingface_hub.hf_hub_download(
-            dataset, file, repo_type="dataset", revision=commit, endpoint=_endpoint()
-        )
+        api = huggingface_hub.HfApi()
+        return Path(api.hf_hub_download(dataset, file, repo_type="dataset", revision=commit))
     except Exception as error:  # as above, no such file, or a full disk
         raise _unreachable(f"{dataset}, {file} at commit {commit:.7}", error) from None
-    return Path(path)
-
-
-def _endpoint() -> str:
-    """Address of the hub. The library reads HF_ENDPOINT once, when it is imported; this reads it now."""
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
 
 
 def _unreachable(what: str, error: Exception) -> UserError:
     why = f"{type(error).__name__}: {one_line(error):.150}"
-    mend = "what is written stays; the same command goes on"
-    return UserError(f"{what}: cannot be fetched from {_endpoint()} ({why}); {mend}")
+    return UserError(f"{what}: cannot be fetched ({why}); finished files stay, the same command goes on")
 
 
 # --------------------------------------------------------------------------- the course's layout
@@ -187,47 +141,36 @@ def read_records(where: str, path: Path) -> Iterator[tuple[int, Record]]:
 
 def course_file(
     task: Task, source: Source, split: str, where: str, records: Iterable[tuple[int, Record]]
-) -> tuple[str, int, int]:
-    """A file of the hub in the course's layout, its rows, and how many rows the hub's file has.
+) -> tuple[str, int]:
+    """A file of the hub in the course's layout, and the number of its rows.
 
     Raises UserError, with the line, for a row that has no such texts or label.
     """
-    labelled = split != "test"
+    header = ["", "id", *task.text_columns, *([task.label_column] if split != "test" else [])]
     rows: list[list[str]] = []
-    count = 0
     for line, record in records:
-        count += 1
-        if not labelled and source.test_limit is not None and count > source.test_limit:
-            continue
+        if split == "test" and len(rows) == source.test_limit:
+            break
         try:
-            texts = [_one_line(field, record[field]) for field in source.text_fields]
-            label = [_label(source, record)] if labelled else []
+            # tabs and line breaks would end a field of the course's files
+            texts = [re.sub(r"[\t\r\n]+", " ", record[field] or "") for field in source.text_fields]
+            label = [] if split == "test" else [course_label(task, source, record[source.label_field])]
         except KeyError as error:
             raise UserError(f"{where}:{line}: no field {error} (it has {', '.join(record)})") from None
         except ValueError as error:
             raise UserError(f"{where}:{line}: {error}") from None
         rows.append([str(len(rows)), course_id(task.name, split, len(rows), texts), *texts, *label])
-    header = ["", "id", *task.text_columns, *([task.label_column] if labelled else [])]
     buffer = io.StringIO(newline="")
     csv.writer(buffer, delimiter="\t", lineterminator="\n").writerows([header, *rows])
-    return buffer.getvalue(), len(rows), count
+    return buffer.getvalue(), len(rows)
 
 
-def _label(source: Source, record: Record) -> str:
-    """The label as the course writes it, after a check that its name is the one that we know."""
-    value = record[source.label_field]
-    label = source.label(value)
-    name = record.get("label_text")
-    if source.names and name is not None and name.casefold() != source.names[int(value)]:
-        raise ValueError(f"label {value} is called {name!r:.40}, not {source.names[int(value)]!r}")
-    return label
+def course_label(task: Task, source: Source, value: object) -> str:
+    """The label as the course writes it. Raises ValueError if the task has no such label.
 
-
-def _one_line(field: str, text: object) -> str:
-    """The text without the tabs and line breaks that would end a field of the course's files."""
-    if text is not None and not isinstance(text, str):
-        raise ValueError(f"{field} {text!r:.40} is not a text")
-    return re.sub(r"[\t\r\n]+", " ", text or "")
+    The hub has 3.8 of STS-B as the 32-bit float 3.7999999523; the benchmark has three decimals.
+    """
+    return str(source.label_type(round(task.read_label(str(value)), 3)))
 
 
 def course_id(*parts: object) -> str:
@@ -244,52 +187,33 @@ def download(names: Sequence[str], folder: Path, revision: str) -> None:
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     for name in names:
         paths = {split: folder / TASKS[name].filename(split) for split in SPLITS}
-        kept = [path for path in paths.values() if os.path.lexists(path)]
-        for path in kept:
-            entry = record.get(path.name)
-            origin = (
-                f"{entry['dataset']} at commit {entry['commit'][:12]}" if entry else "not from this program"
-            )
-            print(f"{path}: kept, {origin}")
-        if len(kept) == len(paths):
+        missing = {split: path for split, path in paths.items() if not path.exists()}
+        for path in paths.values():
+            if path.exists():
+                other = missing and path.name not in record
+                print(f"{path}: kept" + ("; its rows may be in the new files, too" if other else ""))
+        if not missing:
             continue
-        dataset = SOURCES[name].dataset
-        commit = find_commit(dataset, revision)
-        print(f"{name}: {dataset} at commit {commit}")
-        if any(path.name not in record for path in kept):
-            print(f"{name}: the kept files are from elsewhere, so rows of one file may be in another, too")
-        for split, path in paths.items():
-            if path not in kept:
-                record[path.name] = write_split(name, split, commit, path)
-                write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
+        commit = find_commit(SOURCES[name].dataset, revision)
+        print(f"{name}: {SOURCES[name].dataset} at commit {commit}")
+        for split, path in missing.items():
+            record[path.name] = write_split(name, split, commit, path)
+            write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def write_split(name: str, split: str, commit: str, target: Path) -> Record:
     """Write one file. Returns what `download.json` says of it. Raises UserError."""
     source = SOURCES[name]
-    file, expected = dict(zip(SPLITS, zip(source.files, source.rows, strict=True), strict=True))[split]
+    file = source.files[SPLITS.index(split)]
+    expected = source.rows[SPLITS.index(split)]
     where = f"{source.dataset}/{file}"
     records = read_records(where, fetch(source.dataset, file, commit))
-    text, rows, count = course_file(TASKS[name], source, split, where, records)
-    if count != expected:
-        found = f"{where}: {count:,} rows, and {expected:,} at commit {source.commit[:7]}"
-        if not count or commit.startswith(source.commit):
-            raise UserError(f"{found}; the file is damaged, or is another")
-        print(f"{found}: the data set has changed since this program was written")
+    text, rows = course_file(TASKS[name], source, split, where, records)
     write_text(target, text)
-    print(f"{target}: {rows:,} rows")
+    changed = f"; there were {expected:,} when this program was written" if rows != expected else ""
+    print(f"{target}: {rows:,} rows{changed}")
     digest = hashlib.sha256(text.encode()).hexdigest()
     return {"dataset": source.dataset, "file": file, "commit": commit, "rows": rows, "sha256": digest}
-
-
-def task_names(words: Sequence[str]) -> list[str]:
-    """The tasks that are named, separated by commas or spaces. Raises UserError for an unknown one."""
-    names = re.split(r"[\s,]+", " ".join(words))
-    for name in names:
-        if name not in SOURCES:
-            hint = did_you_mean(name, SOURCES)
-            raise UserError(f"--tasks {name[:40]}: must be one or more of {', '.join(SOURCES)}{hint}")
-    return list(dict.fromkeys(names))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -308,7 +232,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def program() -> int:
         given = parser.parse_args(arguments)
-        download(task_names(given.tasks), given.data_dir, given.revision)
+        names = re.split(r"[\s,]+", " ".join(given.tasks))
+        for name in names:
+            if name not in SOURCES:
+                hint = did_you_mean(name, SOURCES)
+                raise UserError(f"--tasks {name[:40]}: must be one or more of {', '.join(SOURCES)}{hint}")
+        download(names, given.data_dir, given.revision)
         print(f"{given.data_dir}: ready; {RECORD} says where each file is from, data/README.md what differs")
         return 0
 

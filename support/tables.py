@@ -78,15 +78,12 @@ def _rows(path: str | Path, text: str, separator: str, strict: bool) -> Iterator
             width = width or len(row)
             # an open quote joins lines, so the row has more fields than the header
             swallowed = reader.line_num > line and any(row[width:])
-            if swallowed and strict:
-                problem = f"a quote is not closed, or a text that holds a {separator} is not in quotes"
-                raise UserError(f"{path}:{line}: {len(row)} fields, not {width}: {problem}")
             if swallowed or (not strict and any("\t" in field for field in row)):
-                problem = "a field opens with a quote that is not closed before the next tab"
-                raise UserError(f"{path}:{line}: {problem}")
+                raise csv.Error
             if row:
                 yield line, row
             line = reader.line_num + 1
     except csv.Error:
-        problem = "a field opens with a quote that is not closed, or holds a quote that is not doubled"
-        raise UserError(f"{path}:{line}: {problem}") from None
+        quotes = "a quote is not closed or not doubled"
+        hint = f", or a text that holds a {separator} is not in quotes" if strict else ""
+        raise UserError(f"{path}:{line}: {quotes}{hint}") from None

@@ -39,7 +39,7 @@ MODULES: dict[str, tuple[set[str], list[str]]] = {
     "evaluation.py": ({"outputs", "Evaluation"}, ["tests/metrics", "tests/test_selection.py"]),
     "datasets.py": (
         {
-            *("length_buckets", "_cut", "Loader", "collate", "Batch", "split_pairs", "plan_steps"),
+            *("length_buckets", "Loader", "collate", "Batch", "split_pairs", "plan_steps"),
             *("round_robin", "one_after_another", "proportional", "annealed", "joint"),
         },
         [

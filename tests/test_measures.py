@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from bert import BertModel
-from datasets import Batch, collate, tokenize
+from datasets import Batch, tokenize
+from evaluation import model_outputs
 from experiments.attack import FULL, Strength, attack, attacked, damage, noise, noisy
 from experiments.calibration import calibration, cross_fitted, fitted_temperature, reliability
 from helpers import sample_examples
 from multitask_classifier import MultitaskBERT
-from tasks import TASKS, accuracy
+from tasks import TASKS
 from tiny_bert import MINILM_VOCABULARY, tiny_batch, tiny_config, tiny_model
 
 # ---------------------------------------------------------------------------------------- the attack
@@ -76,17 +77,6 @@ def test_the_attack_reaches_the_worst_case_of_a_linear_model(task):
     torch.testing.assert_close(worst.delta[..., 1:], corner[..., 1:])
 
 
-def test_exactly_the_rows_within_reach_fall():
-    """Guards against a row that falls without being reached, and one that stands although it could fall."""
-    model, batch, reach = linear_case(offset=1.0)
-    task = TASKS["para"]
-    lead = -damage(task, clean_outputs(model, "para", batch), batch.labels)
-    for epsilon in (0.01, 0.1, 0.3):
-        outputs = attack(model, task, batch, epsilon).outputs
-        assert torch.equal(task.predict(outputs) == batch.labels, lead > epsilon * reach)
-    assert 0 < int((lead > 0.1 * reach).sum()) < 6
-
-
 def test_every_point_on_the_way_counts():
     """Guards against an attack that keeps its last step: the target's hill lies in the middle of the box."""
     model, batch, _ = linear_case(offset=0.0)
@@ -120,18 +110,14 @@ def test_the_damage_of_five_classes_by_hand():
 
 
 @pytest.mark.parametrize("task", ["sst", "para", "sts"])
-def test_the_attack_stays_in_the_ball_and_off_padding(task):
-    """Guards against a δ beyond ε, one on padding, and outputs that are of another δ."""
-    model, batch = tiny_model(), tiny_batch(task)
-    for epsilon in (0.01, 0.2):
-        worst = attack(model, TASKS[task], batch, epsilon, Strength(steps=4, restarts=2))
-        assert 0 < worst.delta.abs().max() <= np.float32(epsilon)
-        assert not worst.delta[~batch.attention_mask].any()
-        model.eval()
-        with torch.no_grad():
-            moved = model.bert.embed(batch.input_ids) + worst.delta
-            again = model.logits(task, moved, batch.attention_mask)
-        torch.testing.assert_close(again, worst.outputs)
+def test_the_attack_stays_in_the_ball(task):
+    """Guards against a δ beyond ε, and outputs that are of another δ."""
+    model, batch = tiny_model().eval(), tiny_batch(task)
+    worst = attack(model, TASKS[task], batch, 0.2, Strength(steps=4, restarts=2))
+    assert 0 < worst.delta.abs().max() <= np.float32(0.2)
+    with torch.no_grad():
+        again = model.logits(task, model.bert.embed(batch.input_ids) + worst.delta, batch.attention_mask)
+    torch.testing.assert_close(again, worst.outputs)
 
 
 def test_padding_does_not_move_even_where_a_model_reads_it():
@@ -146,10 +132,8 @@ def test_the_model_is_left_as_it_was():
     """Guards against gradients that the next training step would add up, and a model left in another mode."""
     model, batch = tiny_model(precision="bf16").train(), tiny_batch("sst")
     frozen = next(model.parameters()).requires_grad_(False)
-    before, random = (
-        {name: value.clone() for name, value in model.state_dict().items()},
-        torch.get_rng_state(),
-    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
     generator = torch.Generator().manual_seed(0)
     attack(model, TASKS["sst"], batch, 0.1, Strength(2, 1), generator)
     noise(model, TASKS["sst"], batch, 0.1, generator)
@@ -175,44 +159,20 @@ def test_no_epsilon_no_attack():
         attack(model, task, dataclasses.replace(batch, labels=None), 0.1)
 
 
-@pytest.fixture(scope="module")
-def trained(tokenizer):
-    """A tiny model that knows 40 sentences, and these."""
-    examples = sample_examples("sst", count=40)
-    dataset = tokenize(examples, TASKS["sst"], tokenizer, 32)
-    torch.manual_seed(0)
-    config = tiny_config(vocab_size=MINILM_VOCABULARY, max_position_embeddings=32)
-    model = MultitaskBERT(BertModel(config)).eval()  # without dropout it learns them by heart sooner
-    batch = collate(dataset, np.arange(40))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(60):
-        loss = TASKS["sst"].loss(model("sst", *batch.inputs), batch.labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-    return model, dataset
-
-
-def test_the_attack_beats_noise(trained):
-    """Guards against an attack without effect: at every ε it must be worse than noise of the same size. Arms
-    must be attacked from the same starts."""
-    model, dataset = trained
-    labels = dataset.labels.numpy()
-
-    def right(outputs: torch.Tensor) -> float:
-        return accuracy(TASKS["sst"].predict(outputs).numpy(), labels)
-
-    radii = (0.4, 0.5, 0.6)
-    levels = [right(attacked(model, dataset, epsilon, Strength(10, 2))) for epsilon in radii]
-    random = [right(noisy(model, dataset, epsilon)) for epsilon in radii]
-    assert right(attacked(model, dataset, 0.0)) == 1.0 and min(random) > 0.9
-    assert all(under < noise for under, noise in zip(levels, random, strict=True))
-    assert levels == sorted(levels, reverse=True) and levels[0] < 0.7 and levels[-1] < 0.2
-    assert (FULL.steps, FULL.restarts) == (20, 3)
+def test_a_whole_data_set_is_attacked_in_file_order_from_the_same_starts(tokenizer):
+    """Guards against rows that get the outputs of others, and arms that are attacked from other starts."""
+    dataset = tokenize(sample_examples("sst", count=40), TASKS["sst"], tokenizer, 16)
+    config = tiny_config(vocab_size=MINILM_VOCABULARY)
+    model = MultitaskBERT(BertModel(config)).eval()
+    expected = model_outputs(model, dataset, 7)
+    torch.testing.assert_close(attacked(model, dataset, 0.0), expected)
+    torch.testing.assert_close(noisy(model, dataset, 1e-6), expected, rtol=0, atol=1e-4)
     for measure in (partial(attacked, strength=Strength(2, 1)), noisy):
         first = measure(model, dataset, 0.2)
         torch.manual_seed(2)
         assert torch.equal(measure(model, dataset, 0.2), first)
+        assert not torch.equal(first, expected)
+    assert (FULL.steps, FULL.restarts) == (20, 3)
 
 
 def test_noise_is_as_large_as_the_attack():
@@ -236,7 +196,7 @@ def sure_case(factor: float) -> tuple[torch.Tensor, torch.Tensor]:
     return factor * logits, torch.multinomial(logits.softmax(-1), 1, generator=random).squeeze(1).float()
 
 
-@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("factor", [0.5, 3.0])
 def test_the_temperature_is_what_the_logits_were_multiplied_by(factor):
     """Guards against a temperature of the wrong direction: logits that are 3 times too large need T = 3.
 

@@ -12,7 +12,6 @@ from base_bert import BertConfig
 from bert import BertModel
 from config import TrainConfig
 from datasets import Batch, split_pairs
-from helpers import sample_batch, sample_examples
 from multitask_classifier import MultitaskBERT, load_model, save_model, training_loss
 from tasks import TASKS, in_batch_negatives
 from tiny_bert import both_berts, tiny_model
@@ -47,16 +46,6 @@ def test_pairs_are_split_by_hand():
         [CLS, 5, 6, SEP, 0, 0],
     ]
     assert torch.equal(mask, ids != 0)
-
-
-def test_a_real_pair_is_its_two_texts(tokenizer):
-    """Guards against other tokens than the tokenizer gives each text alone."""
-    batch = sample_batch("sts", tokenizer, 6)
-    ids, mask = split_pairs(*batch.inputs)
-    texts = [text for example in sample_examples("sts", "train", 6) for text in example.texts]
-    tokenizer.no_padding()
-    expected = [tokenizer.encode(text).ids for text in texts]
-    assert [row[real].tolist() for row, real in zip(ids, mask, strict=True)] == expected
 
 
 # ------------------------------------------------------------------------------------------- cosine

@@ -39,11 +39,11 @@ def test_a_heads_first_weights_depend_on_seed_and_name_alone(monkeypatch):
 
 
 def test_a_heads_first_values_are_berts():
-    """Guards against torch's default values, ten times as large, and a regression that starts at 0."""
-    config = replace(TINY, hidden_size=3000, num_hidden_layers=1)
+    """Guards against torch's default values, with a larger spread, and a regression that starts at 0."""
+    config = replace(TINY, hidden_size=600, num_hidden_layers=1)
     heads = heads_of("sst", "sts", config=config)
-    assert heads["sst"].weight.std().item() == pytest.approx(config.initializer_range, rel=0.02)
-    assert heads["sst"].weight.mean().item() == pytest.approx(0, abs=0.001) and not heads["sst"].bias.any()
+    assert heads["sst"].weight.std().item() == pytest.approx(config.initializer_range, rel=0.05)
+    assert heads["sst"].weight.mean().item() == pytest.approx(0, abs=0.002) and not heads["sst"].bias.any()
     assert heads["sts"].bias.item() == 2.5
 
 

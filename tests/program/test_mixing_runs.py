@@ -2,68 +2,57 @@
 
 import dataclasses
 import json
-import shutil
 
 import pytest
 
 import checkpoint
 import multitask_classifier
 from config import TrainConfig
-from helpers import SAMPLE
+from helpers import SAMPLE, run_program
 from kill_and_resume import outcome
 from multitask_classifier import training_loss
 from mysmartloss import BregmanProximal
-from support.errors import UserError
 from tasks import TASKS
 from tiny_bert import tiny_batch, tiny_model
 
 SHORT = ["--max_train_samples=24", "--max_eval_samples=12", "--batch_size=4", "--epochs=2"]
-SHORT += ["--logging_steps=2", "--no_report", "--max_length=64"]
-SST_TEST = SAMPLE / TASKS["sst"].filename("test")
-OF_SST = ["--use_smart", "--unlabelled_task=sst"]
-UNLABELLED = [*OF_SST, "--unlabelled_file", SST_TEST]
-FREELB = ["--use_smart", "--adversary=freelb", "--smart_steps=2"]
+SHORT += ["--steps_per_epoch=5", "--save_steps=3", "--logging_steps=2", "--no_report", "--max_length=64"]
+UNLABELLED = ["--use_smart", "--unlabelled_task=sst", "--unlabelled_file"]  # and a file
 WAYS = {
-    "annealed": ["--schedule=annealed", "--steps_per_epoch=6", *UNLABELLED],
-    "joint": ["--schedule=joint", "--steps_per_epoch=3", "--task_weights=sst=1,para=0.5", *UNLABELLED],
-    "pcgrad": ["--schedule=joint", "--steps_per_epoch=3", "--gradient_surgery=pcgrad", "--max_tokens=128"],
-    "cosine": ["--steps_per_epoch=6", "--similarity=cosine", "--contrastive_weight=0.1", "--keep=teacher"],
-    "freelb": ["--schedule=proportional", "--steps_per_epoch=6", *FREELB],
-    "trainer": ["--steps_per_epoch=6", "--head_lr=1e-2", "--layer_lr_decay=.8", "--eval_steps=5"],
+    "annealed": ["--schedule=annealed", "--similarity=cosine", "--contrastive_weight=.1", "--keep=teacher"],
+    "joint": ["--schedule=joint", "--gradient_surgery=pcgrad", "--max_tokens=128"],
+    "proportional": ["--schedule=proportional", "--use_smart", "--adversary=freelb", "--smart_steps=2"],
 }
-WAYS["trainer"] += ["--patience=9", "--gradient_accumulation_steps=2", "--rdrop_weight=.5"]
+WAYS["joint"] += ["--task_weights=sst=1,para=0.5"]
+WAYS["proportional"] += ["--rdrop_weight=.5", "--gradient_accumulation_steps=2"]
+WAYS["proportional"] += ["--head_lr=1e-2", "--layer_lr_decay=.8", "--eval_steps=4", "--patience=9"]
 
 
-def records(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A file of texts without labels."""
+    path = tmp_path_factory.mktemp("texts") / "texts.csv"
+    path.write_bytes((SAMPLE / TASKS["sst"].filename("test")).read_bytes())
+    return path
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_stopped_run_ends_like_one_that_was_not(way, main, tmp_path):
-    """Guards against a way of mixing that a resumed run takes otherwise: other batches, draws or weights."""
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    steps = [*SHORT, *WAYS[way], "--save_steps=1"]
-    assert main(*steps, "--output_dir", whole) == 0
-    with pytest.MonkeyPatch.context() as patch:
-        save = checkpoint.save_last
+@pytest.fixture(scope="module")
+def start(encoder, texts):
+    """Starts a run in a way to mix tasks; returns its exit status."""
 
-        def save_and_stop(*arguments):
-            save(*arguments)
-            progress = arguments[-1]
-            if progress.step == 4:
-                raise checkpoint.Interrupted(15)
+    def run(way: str, folder) -> int:
+        words = [*SHORT, *WAYS[way], *([] if way == "proportional" else [*UNLABELLED, texts])]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("SMART_BERT_DATA_DIR", raising=False)
+            return run_program("--model_name_or_path", encoder, *words, "--output_dir", folder)
 
-        patch.setattr(checkpoint, "save_last", save_and_stop)
-        assert main(*steps, "--output_dir", stopped) == 143
-    assert main("--resume", "--output_dir", stopped) == 0
-    assert outcome(stopped) == outcome(whole)
-    kinds = {record["kind"] for record in records(whole)}
-    assert kinds >= {"dev/sst", "dev/para", "dev/sts"}
+    return run
 
 
-def test_what_a_joint_run_logs(main, tmp_path, monkeypatch):
-    """Guards against tasks that are missing in the log, conflicts that nobody sees, and PCGrad that takes the
-    tasks in one order in every step: the same task would win each time."""
+@pytest.fixture(scope="module")
+def runs(start, tmp_path_factory):
+    """Folder of a whole run of each way, and the seeds that PCGrad has drawn from in the joint one."""
+    folder = tmp_path_factory.mktemp("runs")
     seeds = []
     combine = multitask_classifier.combine_by_pcgrad
 
@@ -71,12 +60,57 @@ def test_what_a_joint_run_logs(main, tmp_path, monkeypatch):
         seeds.append(seed)
         return combine(parameters, of_tasks, seed)
 
-    monkeypatch.setattr(multitask_classifier, "combine_by_pcgrad", spy)
-    assert main(*SHORT, *WAYS["pcgrad"], "--output_dir", tmp_path / "run") == 0
-    assert len(set(seeds)) == len(seeds) == 6
-    found = [record for record in records(tmp_path / "run") if record["kind"].startswith("train/")]
-    assert {record["kind"] for record in found} == {"train/sst", "train/para", "train/sts"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multitask_classifier, "combine_by_pcgrad", spy)
+        assert [start(way, folder / way) for way in WAYS] == [0] * len(WAYS)
+    return folder, seeds
+
+
+def records(folder, kind: str) -> list[dict]:
+    """The lines of the log whose kind begins so."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"].startswith(kind)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_stopped_run_ends_like_one_that_was_not(way, runs, start, main, tmp_path, monkeypatch):
+    """Guards against a way of mixing that a resumed run takes otherwise: other batches, draws or weights."""
+    save = checkpoint.save_last
+
+    def save_and_stop(*arguments):
+        save(*arguments)
+        raise checkpoint.Interrupted(15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_last", save_and_stop)
+        assert start(way, tmp_path / "run") == 143
+    assert main("--resume", "--output_dir", tmp_path / "run") == 0
+    assert outcome(tmp_path / "run") == outcome(runs[0] / way)
+
+
+def test_what_a_joint_run_logs(runs):
+    """Guards against tasks that are missing in the log, conflicts that nobody sees, a loss without labels,
+    and PCGrad that takes the tasks in one order in every step: the same task would win each time."""
+    folder, seeds = runs
+    assert len(set(seeds)) == len(seeds) == 10
+    found = records(folder / "joint", "train/")
+    kinds = {f"train/{task}" for task in ("sst", "para", "sts", "unlabelled")}
+    assert {record["kind"] for record in found} == kinds
     assert all(0 <= record["conflict"] <= 1 for record in found)
+    bare = records(folder / "joint", "train/unlabelled")
+    assert all("task" not in record and record["smart"] >= 0 for record in bare)
+
+
+def test_an_annealed_run_is_not_resumed_with_other_texts_or_more_epochs(runs, main, texts, capsys):
+    """Guards against a run that goes on with other texts or other batches than those it has counted."""
+    run = ["--resume", "--output_dir", runs[0] / "annealed"]
+    assert main(*run, "--epochs=4") == 2
+    assert "--epochs 4: with --schedule annealed" in capsys.readouterr().err
+    content = texts.read_bytes()
+    texts.write_text("another text\n")
+    assert main(*run) == 2
+    texts.write_bytes(content)
+    assert "--unlabelled_file: its content is not what the run" in capsys.readouterr().err
 
 
 def test_the_loss_without_labels_by_hand():
@@ -93,41 +127,6 @@ def test_the_loss_without_labels_by_hand():
     assert set(bare) == {"smart", "bregman", "total"}
     assert bare["smart"] == labelled["smart"] and bare["bregman"] == labelled["bregman"]
     assert bare["total"].item() == pytest.approx(2 * bare["smart"].item() + 3 * bare["bregman"].item())
-
-
-def test_an_annealed_run_is_not_resumed_with_other_texts_or_more_epochs(main, tmp_path, capsys):
-    """Guards against a run that goes on with other texts or other batches than those it has counted, and
-    a loss against labels that do not exist."""
-    texts = tmp_path / "texts.csv"
-    shutil.copy(SST_TEST, texts)
-    steps = [*SHORT, *WAYS["annealed"], "--output_dir", tmp_path / "run"]
-    steps[steps.index(SST_TEST)] = texts
-    assert main(*steps) == 0
-    found = [record for record in records(tmp_path / "run") if record["kind"] == "train/unlabelled"]
-    assert found and all("task" not in record and record["smart"] >= 0 for record in found)
-    assert main("--resume", "--epochs=4", "--output_dir", tmp_path / "run") == 2
-    assert "--epochs 4: with --schedule annealed" in capsys.readouterr().err
-    texts.write_text("another text\n")
-    assert main("--resume", "--output_dir", tmp_path / "run") == 2
-    assert "--unlabelled_file: its content is not what the run" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"unlabelled_task": "sst"}, ["--unlabelled_task sst", "--unlabelled_file"]),
-        ({"unlabelled_file": "x", "unlabelled_task": "cfimdb"}, ["--unlabelled_task cfimdb", "--tasks"]),
-        ({"unlabelled_file": "x", "unlabelled_task": "sst"}, ["--unlabelled_file", "--use_smart"]),
-        ({"similarity": "cosine", "tasks": ("sst",)}, ["--similarity cosine", "--tasks"]),
-        ({"contrastive_weight": {"sst": 1.0}}, ["--contrastive_weight sst=1", "sst"]),
-    ],
-    ids=str,
-)
-def test_settings_that_do_not_fit_are_refused(settings, said):
-    """Guards against a flag that is silently without effect."""
-    with pytest.raises(UserError) as caught:
-        TrainConfig(**settings)
-    assert all(part in str(caught.value) for part in said)
 
 
 def test_a_cap_that_cannot_do_is_one_line(main, tmp_path, capsys):
