@@ -20,21 +20,8 @@ import statistics
 import textwrap
 from collections.abc import Sequence
 
-from experiments.runner import Question
-from experiments.tables import (
-    MINUTES,
-    NAMES,
-    Column,
-    Line,
-    Row,
-    Table,
-    main_metric,
-    mean,
-    mean_text,
-    of_arm,
-    provenance,
-    table,
-)
+from experiments import tables
+from experiments.tables import NAMES, Line, Question
 
 SMART = "--use_smart --smart_epsilon 0.04 --smart_step_size 0.04"
 TRIALS = {  # in their order: what was changed in the best so far
@@ -59,9 +46,14 @@ AIM = {"sst": 0.53, "para": 0.88, "sts": 0.89}
 QUESTIONS = [Question(name) for name in ("best_search", "best_final", "best_length")]
 
 
+def all_lines() -> list[Line]:
+    """Of the search and of the final runs."""
+    return [line for question in QUESTIONS for line in question.lines()]
+
+
 def mean_score(line: Line) -> float:
     """The mean of the three main metrics on dev."""
-    return statistics.fmean(main_metric(task)(line) for task in NAMES)
+    return statistics.fmean(tables.main_metric(task)(line) for task in NAMES)
 
 
 def recommended_line(lines: Sequence[Line]) -> Line:
@@ -70,38 +62,33 @@ def recommended_line(lines: Sequence[Line]) -> Line:
 
 
 def marks(lines: Sequence[Line]) -> dict[str, str]:
-    """What the last column says, by arm: a trial is kept that is better than all before it."""
+    """The last column, by arm: a trial is kept that is better than all before it."""
     highest = -1.0
     found = {}
     for arm in TRIALS:
-        (line,) = (line for line in of_arm(lines, arm) if line["seed"] == 0)
+        (line,) = (line for line in tables.of_arm(lines, arm) if line["seed"] == 0)
         if mean_score(line) > highest:
             highest = mean_score(line)
             found[arm] = "kept"
     return found | {recommended_line(lines)["arm"]: "**recommended**"}
 
 
-def rows(lines: Sequence[Line]) -> list[Row]:
-    """The trials in their order, then the final runs."""
-    found = []
-    for arm, changed in (TRIALS | FINALS).items():
-        mine = of_arm(lines, arm)
-        name = arm + f", {len(mine)} seeds" * (len(mine) > 1)
-        found.append(Row((name, f"`{changed}`"), mine))
-    return found
-
-
-def made(lines: Sequence[Line]) -> Table:
-    """The table, with a mark at what was kept."""
+def shown(lines: Sequence[Line]) -> str:
+    """The trials in their order, then the final runs; a mark at what was kept."""
     marked = marks(lines)
+    rows = []
+    for arm, changed in (TRIALS | FINALS).items():
+        mine = tables.of_arm(lines, arm)
+        name = arm + f", {len(mine)} seeds" * (len(mine) > 1)
+        rows.append(tables.beside((name, f"`{changed}`"), mine))
     columns = (
-        *(mean(name, main_metric(task)) for task, name in NAMES.items()),
-        mean("mean", mean_score),
-        Column("steps", lambda row: f"{row.lines[0]['steps']:,}"),
-        MINUTES,
-        Column("", lambda row: marked.get(row.lines[0]["arm"], "")),
+        *((name, tables.mean(tables.main_metric(task))) for task, name in NAMES.items()),
+        ("mean", tables.mean(mean_score)),
+        ("steps", lambda row: f"{row.lines[0]['steps']:,}"),
+        tables.MINUTES,
+        ("", lambda row: marked.get(row.lines[0]["arm"], "")),
     )
-    return Table(("training", "changed"), rows, columns)
+    return tables.table(("training", "changed"), rows, columns)
 
 
 def command_of(line: Line) -> str:
@@ -113,18 +100,14 @@ def command_of(line: Line) -> str:
     return shlex.join([*program, *line["flags"], *keep, *steps])
 
 
-def all_lines() -> list[Line]:
-    """Of the search and of the final runs."""
-    return [line for question in QUESTIONS for line in question.lines()]
-
-
 def recommended() -> str:
-    """What pages say: the best's mean dev scores, its time and its command."""
+    """For the pages: the best's mean dev scores, its time and its command."""
     lines = all_lines()
     best = recommended_line(lines)
-    row = Row((), of_arm(lines, best["arm"]))
-    scores = ", ".join(f"{name} {mean_text(row, main_metric(task), 3)}" for task, name in NAMES.items())
-    said = f"Recommended, the best of a search: {scores}, in {MINUTES.cell(row)} minutes of one core"
+    row = tables.beside((), tables.of_arm(lines, best["arm"]))
+    scores = [f"{name} {tables.mean(tables.main_metric(task))(row)}" for task, name in NAMES.items()]
+    _, minutes = tables.MINUTES
+    said = f"Recommended, the best of a search: {', '.join(scores)}, in {minutes(row)} minutes of one core"
     said += f" ({len(row.lines)} of 2 seeds; selected: dev chose the settings)."
     command = " \\\n    ".join(textwrap.wrap(command_of(best), 106, break_on_hyphens=False))
     fence = f"```console\n# the course's files (see data/README.md)\n{command}\n```"
@@ -132,7 +115,7 @@ def recommended() -> str:
 
 
 def page() -> str:
-    """What stands on the page of experiments: the table, then what is recommended."""
+    """For the page of experiments: the table, then what is recommended."""
     lines = all_lines()
     aim = f"| the aim | | {' | '.join(f'{AIM[task]:.2f}' for task in NAMES)} | | | | |"
-    return f"{table(made(lines), lines)}\n{aim}\n\n{provenance(lines)}\n\n{recommended()}"
+    return f"{shown(lines)}\n{aim}\n\n{tables.provenance(lines)}\n\n{recommended()}"

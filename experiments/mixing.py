@@ -11,61 +11,46 @@ else. (The halves ran on two types of processor, and only runs of one type are c
 import statistics
 from collections.abc import Sequence
 
-from experiments.runner import Question
-from experiments.tables import (
-    MINUTES,
-    NAMES,
-    Column,
-    Line,
-    Row,
-    Table,
-    main_metric,
-    mean_text,
-    of_arm,
-    pairs,
-    ranges,
-    seeds_of,
-)
+from experiments import tables
+from experiments.tables import Cell, Line, Question, Row
 
 DEFAULT = "default: interleaved"
-SCHEDULES = ("sequential", "proportional", "annealed", "joint")
-OTHERS = (
-    "joint, PCGrad",
-    "task weight of para .5",
-    "at most 1,024 tokens",
-    "moving average of the weights",
-    "cosine similarity",
-    "contrastive loss, weight .1",
-    "FreeLB",
-)
-HALVES = {(0, 1): SCHEDULES, (2, 3): OTHERS}  # by seeds
+HALVES = {  # options by seeds
+    (0, 1): ("sequential", "proportional", "annealed", "joint"),
+    (2, 3): (
+        "joint, PCGrad",
+        "task weight of para .5",
+        "at most 1,024 tokens",
+        "moving average of the weights",
+        "cosine similarity",
+        "contrastive loss, weight .1",
+        "FreeLB",
+    ),
+}
 
 
-def rows(lines: Sequence[Line]) -> list[Row]:
-    """In each half the default, then each option beside it."""
-    found = []
-    for seeds, options in HALVES.items():
-        half = [line for line in lines if line["seed"] in seeds]
-        default = of_arm(half, DEFAULT)
-        found.append(Row((DEFAULT,), default))
-        found += [Row((option,), of_arm(half, option), default) for option in options]
-    return found
-
-
-def score(task: str, name: str) -> Column:
+def score(task: str) -> Cell:
     """The mean, and its difference from the default's in points."""
 
     def cell(row: Row) -> str:
-        first, second = pairs(row, main_metric(task))
+        first, second = tables.pairs(row, tables.main_metric(task))
         points = 100 * statistics.fmean(b - a for a, b in zip(first, second, strict=True)) if first else 0
-        return mean_text(row, main_metric(task), 3) + (f" ({points:+.1f})" if first else "")
+        return tables.mean(tables.main_metric(task))(row) + (f" ({points:+.1f})" if first else "")
 
-    return Column(name, cell)
+    return cell
 
 
-COLUMNS = (
-    *(score(task, name) for task, name in NAMES.items()),
-    Column("seeds", lambda row: ranges(seeds_of(row))),
-    MINUTES,
-)
-QUESTION = Question("mixing", (Table(("arm",), rows, COLUMNS),))
+def shown(lines: Sequence[Line]) -> str:
+    """In each half the default, then each option beside it."""
+    rows = []
+    for seeds, options in HALVES.items():
+        half = [line for line in lines if line["seed"] in seeds]
+        default = tables.of_arm(half, DEFAULT)
+        rows.append(tables.beside((DEFAULT,), default))
+        rows += [tables.beside((option,), tables.of_arm(half, option), default) for option in options]
+    scores = ((name, score(task)) for task, name in tables.NAMES.items())
+    seeds_of = ("seeds", lambda row: tables.ranges(line["seed"] for line in row.lines))
+    return tables.table(("arm",), rows, (*scores, seeds_of, tables.MINUTES))
+
+
+QUESTION = Question("mixing", shown)

@@ -11,7 +11,6 @@ import argparse
 import re
 import textwrap
 from collections.abc import Callable
-from pathlib import Path
 
 from experiments import (
     best,
@@ -26,25 +25,9 @@ from experiments import (
     trainer,
     unlabelled,
 )
-from experiments.runner import HERE
+from experiments.tables import HERE, listed
 
 ROOT = HERE.parent
-
-
-def answer() -> str:
-    """What the main README says: a sentence for each primary comparison, and how they were measured."""
-    asked = (smart.STUDY.comparison, unlabelled.STUDY.comparison, robustness.QUESTION)
-    lines = [line for question in asked for line in question.lines()]
-    measured = (", ".join(sorted({line[name] for line in lines})) for name in ("precision", "processor"))
-    found = (smart.STUDY.answer(), unlabelled.STUDY.answer(), robustness.answer(robustness.QUESTION.lines()))
-    said = ["Accuracy beside tuned plain training, on SST's dev rows:", ""]
-    said += [f"- {sentence}" for sentence in found]
-    how = f"MiniLM, {', '.join(measured)}, last step's weights, no threshold fitted"
-    said += ["", f"{how} ([experiments](experiments/README.md))."]
-    wrapped = (textwrap.fill(line, 110, subsequent_indent="  " * line.startswith("-")) for line in said)
-    return "\n".join(wrapped)
-
-
 QUESTIONS = {  # by block, in the order of the page
     "table1": table1.QUESTION,
     "tuning": smart.STUDY.tuning,
@@ -58,30 +41,40 @@ QUESTIONS = {  # by block, in the order of the page
     "breadth": breadth.QUESTION,
     "sweep": sweep.QUESTION,
 }
+
+
+def answer() -> str:
+    """For the main README: a sentence for each primary comparison, and how they were measured."""
+    asked = (smart.STUDY.comparison, unlabelled.STUDY.comparison, robustness.QUESTION)
+    lines = [line for question in asked for line in question.lines()]
+    measured = (listed(line[name] for line in lines) for name in ("precision", "processor"))
+    found = (smart.STUDY.answer(), unlabelled.STUDY.answer(), robustness.answer(robustness.QUESTION.lines()))
+    said = ["Accuracy beside tuned plain training, on SST's dev rows:", ""]
+    said += [f"- {sentence}" for sentence in found]
+    how = f"MiniLM, {', '.join(measured)}, last step's weights, no threshold fitted"
+    said += ["", f"{how} ([experiments](experiments/README.md))."]
+    wrapped = (textwrap.fill(line, 110, subsequent_indent="  " * line.startswith("-")) for line in said)
+    return "\n".join(wrapped)
+
+
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"answer": answer, "table1": table1.short_table, "best": best.recommended},
     "experiments/README.md": {
         **{name: question.page for name, question in QUESTIONS.items()},
-        "robustness": robustness.page,
         "best": best.page,
-        "trainer": lambda: trainer.table(trainer.QUESTION),
+        "trainer": trainer.page,
     },
 }
-
-
-def pattern(name: str) -> re.Pattern[str]:
-    """Finds the content of a block, without the empty lines around it."""
-    return re.compile(rf"(?<=<!-- {name} -->\n\n).*?(?=\n\n<!-- /{name} -->)", re.DOTALL)
 
 
 def updated(page: str) -> str:
     """The text of a page with every block made anew. Raises ValueError if a block is not there once."""
     text = (ROOT / page).read_text(encoding="utf-8")
     for name, make in BLOCKS[page].items():
-        found = pattern(name).findall(text)
+        found = re.findall(rf"<!-- {name} -->\n\n.*?\n\n<!-- /{name} -->", text, re.DOTALL)
         if len(found) != 1:
             raise ValueError(f"{page}: {len(found)} blocks <!-- {name} -->")
-        text = text.replace(f"<!-- {name} -->\n\n{found[0]}", f"<!-- {name} -->\n\n{make()}")
+        text = text.replace(found[0], f"<!-- {name} -->\n\n{make()}\n\n<!-- /{name} -->")
     return text
 
 
@@ -95,5 +88,5 @@ if __name__ == "__main__":
     if parser.parse_args().plot:
         print(*(path for question in QUESTIONS.values() for path in question.plot()), sep="\n")
     else:
-        for name in BLOCKS:
-            Path(ROOT / name).write_text(updated(name), encoding="utf-8")
+        for page in BLOCKS:
+            (ROOT / page).write_text(updated(page), encoding="utf-8")

@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#F0E442"]
-THEMES = {
-    "light": {"background": "#FFFFFF", "ink": "#1F2328"},
-    "dark": {"background": "#0D1117", "ink": "#E6EDF3"},  # GitHub's two pages
-}
+THEMES = {"light": ("#FFFFFF", "#1F2328"), "dark": ("#0D1117", "#E6EDF3")}  # GitHub's paper and ink
 
 
 class Picture(NamedTuple):
-    """A picture by name. draw(figure, lines=lines) draws it; None: its question draws it while it runs.
+    """A picture by name.
 
-    height: in units of 100 pixels.
+    draw: draw(figure, lines=lines). None: its question draws it while it runs. height: in hundreds of pixels.
     """
 
     name: str
@@ -35,11 +32,10 @@ def save(picture: Picture, draw: Callable[[Any], None], folder: Path) -> list[Pa
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for theme, colours in THEMES.items():
-        ink, background = colours["ink"], colours["background"]
+    for theme, (paper, ink) in THEMES.items():
         names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
         style = dict.fromkeys(names, ink) | {"font.size": 11, "axes.titlesize": 11}
-        style |= dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), background)
+        style |= dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), paper)
         style |= {"axes.spines.top": False, "axes.spines.right": False}
         with pyplot.rc_context(style):
             figure = pyplot.figure(figsize=(8, picture.height), dpi=100, layout="constrained")
@@ -51,22 +47,13 @@ def save(picture: Picture, draw: Callable[[Any], None], folder: Path) -> list[Pa
     return paths
 
 
-def markdown(picture: Picture, folder: str) -> str:
+def picture_markdown(picture: Picture) -> str:
     """The picture for a Markdown page: GitHub shows the one that fits the reader's theme."""
+    dark, light = (f"pictures/{picture.name}-{theme}.png" for theme in ("dark", "light"))
     return (
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{folder}/{picture.name}-dark.png">'
-        f'<img alt="{picture.description}" src="{folder}/{picture.name}-light.png" width="800"></picture>'
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img alt="{picture.description}" src="{light}" width="800"></picture>'
     )
-
-
-class Point(NamedTuple):
-    """An arm beside plain: its cost, its gain and the ends of the 95 % interval, in points."""
-
-    arm: str
-    cost: float
-    gain: float
-    low: float
-    high: float
 
 
 def looks_of(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
@@ -75,13 +62,19 @@ def looks_of(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def gain_against_cost(
-    axes: Any, points: Iterable[Point], looks: Mapping[str, tuple[str, str]], capsize: int = 4
+    axes: Any,
+    points: Mapping[str, tuple[float, float, float, float]],
+    looks: Mapping[str, tuple[str, str]],
+    capsize: int = 4,
 ) -> None:
-    """Gains over plain against their cost. Arms of one cost stand side by side."""
+    """Gains over plain against their cost. Arms of one cost stand side by side.
+
+    points: by arm its cost, its gain and the ends of the 95 % interval.
+    """
     beside: dict[float, int] = {}  # how many arms of that cost there are already
-    for point in points:
-        colour, marker = looks[point.arm]
-        bars = [[point.gain - point.low], [point.high - point.gain]]
-        place = point.cost + 0.08 * beside.setdefault(point.cost, 0)
-        beside[point.cost] += 1
-        axes.errorbar(place, point.gain, bars, fmt=marker, capsize=capsize, color=colour, label=point.arm)
+    for arm, (cost, gain, low, high) in points.items():
+        colour, marker = looks[arm]
+        place = cost + 0.08 * beside.setdefault(cost, 0)
+        beside[cost] += 1
+        bars = [[gain - low], [high - gain]]
+        axes.errorbar(place, gain, bars, fmt=marker, capsize=capsize, color=colour, label=arm)

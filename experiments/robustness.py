@@ -18,24 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments import tables
 from experiments.inference import paired, verdict
 from experiments.pictures import COLOURS, Picture
-from experiments.runner import Question
-from experiments.study import counted
-from experiments.tables import (
-    SEEDS,
-    Column,
-    Line,
-    Measure,
-    Row,
-    Table,
-    cost,
-    gain,
-    mean_text,
-    measured,
-    of_arm,
-    pairs,
-)
+from experiments.tables import Cell, Line, Measure, Question, Row
 from tasks import TASKS
 
 # A coordinate of an embedding is about .5. One plain training with a seed of its own (99) was right on .48 of
@@ -45,9 +31,9 @@ MIDDLE = 2  # of (0, *EPSILONS): the one that decides
 WITHIN = EPSILONS[MIDDLE - 1]
 ATTACKED_ROWS = {"sst": 300, "para": 150, "sts": 150}
 RATES = (0.1, 0.3, 0.6)  # share of the longer words that got a typo
-ARMS = ("plain", "SMART", "R3F")
 LONG = ", 10 epochs"
-PASSES = counted({"plain": 3, "SMART": 9, "R3F": 6})
+PASSES = {"plain": 3, "SMART": 9, "R3F": 6}  # forward passes of a step
+COLOUR = {"plain": COLOURS[0], "SMART": COLOURS[5], "R3F": COLOURS[2]}
 Found = dict[str, Any]  # what a line says of its task
 
 
@@ -57,90 +43,17 @@ def found_of(line: Line) -> Found:
     return found
 
 
+def passes(line: Line) -> float:
+    """Forward passes of a run."""
+    return line["steps"] * PASSES[line["arm"]]
+
+
+# ------------------------------------------------------------------------------------------ measures
+
+
 def level(kind: str, place: int) -> Measure:
     """The main metric under "attack", "noise" or "typos" at that place of (0, *EPSILONS) or (0, *RATES)."""
     return lambda line: found_of(line)[kind][place][TASKS[line["tasks"][0]].main_metric]
-
-
-UNDER_ATTACK = level("attack", MIDDLE)
-
-
-def broken(lines: Sequence[Line]) -> list[str]:
-    """The runs where the attack does not beat random noise at every ε: there it has found nothing."""
-    attacked = [line for line in lines if "attack" in found_of(line)]
-    places = range(1, 1 + len(EPSILONS))
-    return [
-        line["name"]
-        for line in attacked
-        if any(level("attack", i)(line) >= level("noise", i)(line) for i in places)
-    ]
-
-
-def answer(lines: Sequence[Line]) -> str:
-    """What the primary comparison says, in one sentence."""
-    if failed := broken(lines):
-        return f"**The attack is broken**: it does not beat random noise in {', '.join(failed)}."
-    row = Row((), of_arm(lines, "SMART", "sst"), of_arm(lines, "plain", "sst"))
-    plain, ours = pairs(row, UNDER_ATTACK)
-    found = verdict(plain, ours).split(" (")[0]
-    claims = {"gain": "Smoother", "loss": "Not smoother", "no gain": "Not smoother"}
-    claim = claims.get(found, f"Smoother? {found.capitalize()}")
-    points, low, high = (f"{100 * value:+.1f}" for value in paired(plain, ours))
-    levels = [f"{100 * statistics.fmean(side):.1f} %" for side in (ours, plain)]
-    return (
-        f"**{claim}**: under attack ({ATTACKED_ROWS['sst']} rows, ε = {WITHIN:g})"
-        f" SMART has {levels[0]}, plain {levels[1]}:"
-        f" {points} points (95 % over {len(plain)} seeds: {low} to {high}),"
-        f" in {cost(row, PASSES):g} times the forward passes."
-    )
-
-
-# -------------------------------------------------------------------------------------------- tables
-
-
-def arm_rows(lines: Sequence[Line]) -> list[Row]:
-    """Every arm of a task, beside plain."""
-    found = []
-    for task in ATTACKED_ROWS:
-        plain = of_arm(lines, "plain", task)
-        for arm in ARMS:
-            if mine := of_arm(lines, arm, task):
-                found.append(Row((task, arm), mine, () if arm == "plain" else plain))
-    return found
-
-
-def beside_rows(lines: Sequence[Line]) -> list[Row]:
-    """Every arm of a task, and below it its difference from plain."""
-    found = []
-    for row in arm_rows(lines):
-        found.append(row._replace(base=()))
-        if row.base:
-            found.append(row._replace(labels=("", f"{row.labels[1]} - plain")))
-    return found
-
-
-def gap_rows(lines: Sequence[Line]) -> list[Row]:
-    """Plain and SMART after ten epochs, and the difference."""
-    plain, ours = (of_arm(lines, arm + LONG) for arm in ("plain", "SMART"))
-    return [Row(("plain",), plain), Row(("SMART",), ours), Row(("SMART - plain",), ours, plain)]
-
-
-def attacked(head: str, kind: str, place: int) -> Column:
-    """The level under attack or noise; of a regression the mean squared error in brackets."""
-
-    def cell(row: Row) -> str:
-        errors = [found_of(line)[kind][place].get("squared_error") for line in row.lines]
-        said = "" if None in errors else f" ({statistics.fmean(errors):.2f})"
-        return mean_text(row, level(kind, place), 3) + said
-
-    return Column(head, cell)
-
-
-def said(row: Row) -> str:
-    """The verdict of the primary comparison."""
-    if row.labels == ("sst", "SMART"):
-        return verdict(*pairs(row, UNDER_ATTACK))
-    return "exploratory" if row.base else ""
 
 
 def at(*keys: str) -> Measure:
@@ -166,38 +79,120 @@ def overfitting(line: Line) -> float:
     return at("train", "accuracy")(line) - at("accuracy")(line)
 
 
+UNDER_ATTACK = level("attack", MIDDLE)
+
+# -------------------------------------------------------------------------------------------- tables
+
+
+def answer(lines: Sequence[Line]) -> str:
+    """What the primary comparison says, in one sentence."""
+    row = tables.beside((), tables.of_arm(lines, "SMART", "sst"), tables.of_arm(lines, "plain", "sst"))
+    plain, ours = tables.pairs(row, UNDER_ATTACK)
+    found = verdict(plain, ours).split(" (")[0]
+    claim = {"gain": "Smoother", "loss": "Not smoother", "no gain": "Not smoother"}.get(found, found)
+    points, low, high = (f"{100 * value:+.1f}" for value in paired(plain, ours))
+    levels = [f"{100 * statistics.fmean(side):.1f} %" for side in (ours, plain)]
+    return (
+        f"**{claim}**: under attack ({ATTACKED_ROWS['sst']} rows, ε = {WITHIN:g})"
+        f" SMART has {levels[0]}, plain {levels[1]}:"
+        f" {points} points (95 % over {len(plain)} seeds: {low} to {high}),"
+        f" in {tables.cost(row, passes):g} times the forward passes."
+    )
+
+
+def attacked(kind: str, place: int) -> Cell:
+    """The level under attack or noise; of a regression the mean squared error in brackets."""
+
+    def cell(row: Row) -> str:
+        errors = [found_of(line)[kind][place].get("squared_error") for line in row.lines]
+        said = "" if None in errors else f" ({statistics.fmean(errors):.2f})"
+        return tables.mean(level(kind, place))(row) + said
+
+    return cell
+
+
+def measured(measure: Measure) -> Cell:
+    """The mean; of a row with a base the gain with its interval."""
+    mean, gain = tables.mean(measure), tables.gain(measure, digits=3)
+    return lambda row: gain(row) if row.base and mean(row) else mean(row)
+
+
+def gap(row: Row) -> str:
+    """Accuracy on training rows minus that on dev, always with its interval."""
+    base, ours = tables.pairs(row, overfitting)
+    return tables.interval_text(base or [0.0] * len(ours), ours, 3)
+
+
+def said(row: Row) -> str:
+    """The verdict of the primary comparison."""
+    if row.labels == ("sst", "SMART"):
+        return verdict(*tables.pairs(row, UNDER_ATTACK))
+    return "exploratory" if row.base else ""
+
+
 ATTACK = (
-    SEEDS,
-    attacked("clean", "attack", 0),
-    attacked(f"noise, ε = {WITHIN:g}", "noise", MIDDLE),
-    *(attacked(f"attack, ε = {epsilon:g}", "attack", 1 + i) for i, epsilon in enumerate(EPSILONS)),
-    gain(f"gain at ε = {WITHIN:g} (95 % over seeds)", UNDER_ATTACK, digits=3),
-    Column("verdict", said),
+    tables.SEEDS,
+    ("clean", attacked("attack", 0)),
+    (f"noise, ε = {WITHIN:g}", attacked("noise", MIDDLE)),
+    *((f"attack, ε = {epsilon:g}", attacked("attack", 1 + i)) for i, epsilon in enumerate(EPSILONS)),
+    (f"gain at ε = {WITHIN:g} (95 % over seeds)", tables.gain(UNDER_ATTACK, digits=3)),
+    ("verdict", said),
 )
 BESIDE = (
-    SEEDS,
-    measured("no typos", level("typos", 0)),
-    *(measured(f"{100 * rate:.0f} %", level("typos", 1 + i)) for i, rate in enumerate(RATES)),
-    measured("reviews", at("reviews")),
-    measured("calibration error", at("calibration", "before", "error")),
-    measured("after scaling", at("calibration", "after", "error")),
-    measured("temperature", temperature),
+    tables.SEEDS,
+    ("no typos", measured(level("typos", 0))),
+    *((f"{100 * rate:.0f} %", measured(level("typos", 1 + i))) for i, rate in enumerate(RATES)),
+    ("reviews", measured(at("reviews"))),
+    ("calibration error", measured(at("calibration", "before", "error"))),
+    ("after scaling", measured(at("calibration", "after", "error"))),
+    ("temperature", measured(temperature)),
 )
 GAP = (
-    SEEDS,
-    measured("training rows", at("train", "accuracy")),
-    measured("dev", at("accuracy")),
-    measured("gap (95 % over seeds)", overfitting, interval=True),
+    tables.SEEDS,
+    ("training rows", measured(at("train", "accuracy"))),
+    ("dev", measured(at("accuracy"))),
+    ("gap (95 % over seeds)", gap),
 )
 
-# ------------------------------------------------------------------------------------------ pictures
 
-COLOUR = {"plain": COLOURS[0], "SMART": COLOURS[5], "R3F": COLOURS[2]}
+def shown(lines: Sequence[Line]) -> str:
+    """The answer, then every arm under attack, what stands beside it, and train against dev."""
+    arms, differences = [], []  # rows
+    for task in ATTACKED_ROWS:
+        plain = tables.of_arm(lines, "plain", task)
+        for arm in PASSES:
+            if mine := tables.of_arm(lines, arm, task):
+                row = tables.beside((task, arm), mine, () if arm == "plain" else plain)
+                arms.append(row)
+                differences.append(row._replace(base=()))
+                if row.base:
+                    differences.append(row._replace(labels=("", f"{arm} - plain")))
+    plain, ours = (tables.of_arm(lines, arm + LONG) for arm in ("plain", "SMART"))
+    gaps = [
+        tables.beside(("plain",), plain),
+        tables.beside(("SMART",), ours),
+        tables.beside(("SMART - plain",), ours, plain),
+    ]
+    heads = ("task", "training")
+    parts = (
+        textwrap.fill(answer(lines), 110, break_on_hyphens=False),
+        "Under attack. sst and para: accuracy; sts: Pearson correlation, in brackets the squared error:",
+        tables.table(heads, arms, ATTACK),
+        "With a typo in so many of the longer words; on CFIMDB's reviews; expected calibration error before"
+        " and after temperature scaling. Below each arm its difference from plain (95 % over seeds):",
+        tables.table(heads, differences, BESIDE),
+        "After 10 epochs over SST, accuracy:",
+        tables.table(heads[1:], gaps, GAP),
+    )
+    return "\n\n".join(parts)
+
+
+# ------------------------------------------------------------------------------------------ pictures
 
 
 def of_sst(lines: Sequence[Line]) -> dict[str, list[Found]]:
     """What the lines of each arm say of sst."""
-    return {arm: [found_of(line) for line in of_arm(lines, arm, "sst")] for arm in ARMS}
+    return {arm: [found_of(line) for line in tables.of_arm(lines, arm, "sst")] for arm in PASSES}
 
 
 def curves(figure: Any, lines: Sequence[Line]) -> None:
@@ -248,13 +243,13 @@ def reliability(figure: Any, lines: Sequence[Line]) -> None:
 def epochs(figure: Any, lines: Sequence[Line]) -> None:
     """Training loss and dev accuracy over the ten epochs of sst, a curve a seed."""
     left, right = figure.subplots(1, 2)
+    labels = {f"{arm}{LONG}": arm for arm in PASSES}  # the first curve of an arm takes its label
     for line in lines:
         if not line["arm"].endswith(LONG):
             continue
-        arm = line["arm"].removesuffix(LONG)
         dev = found_of(line)["epochs"]
-        label = None if arm in {curve.get_label() for curve in left.lines} else arm
-        style = {"color": COLOUR[arm], "linewidth": 1.2, "label": label}
+        colour = COLOUR[line["arm"].removesuffix(LONG)]
+        style = {"color": colour, "linewidth": 1.2, "label": labels.pop(line["arm"], None)}
         steps, losses = zip(*line["train_loss"]["sst"], strict=True)
         left.plot(np.array(steps) * len(dev) / line["steps"], losses, **style)
         right.plot(range(1, len(dev) + 1), dev, **style)
@@ -265,36 +260,11 @@ def epochs(figure: Any, lines: Sequence[Line]) -> None:
     left.legend(frameon=False)
 
 
-# -------------------------------------------------------------------------------------------- record
-
-CAPTIONS = (
-    "Under attack. sst and para: accuracy; sts: Pearson correlation, in brackets the squared error:",
-    "With a typo in so many of the longer words; on CFIMDB's reviews; expected calibration error before"
-    " and after temperature scaling. Below each arm its difference from plain (95 % over seeds):",
-    "After 10 epochs over SST, accuracy:",
-)
-QUESTION = Question(
-    "robustness",
-    (
-        Table(("task", "training"), arm_rows, ATTACK, CAPTIONS[0]),
-        Table(("task", "training"), beside_rows, BESIDE, CAPTIONS[1]),
-        Table(("training",), gap_rows, GAP, CAPTIONS[2]),
+PICTURES = (
+    Picture("robustness", "Accuracy on SST falls with ε, under attack and under noise, by training", curves),
+    Picture(
+        "reliability", "Accuracy against confidence on SST, before and after temperature scaling", reliability
     ),
-    (
-        Picture(
-            "robustness", "Accuracy on SST falls with ε, under attack and under noise, by training", curves
-        ),
-        Picture(
-            "reliability",
-            "Accuracy against confidence on SST, before and after temperature scaling",
-            reliability,
-        ),
-        Picture("train-dev", "Training loss and dev accuracy over ten epochs", epochs),
-    ),
+    Picture("train-dev", "Training loss and dev accuracy over ten epochs", epochs),
 )
-
-
-def page() -> str:
-    """The answer, then the tables and pictures."""
-    said = textwrap.fill(answer(QUESTION.lines()), 110, break_on_hyphens=False)
-    return f"{said}\n\n{QUESTION.page()}"
+QUESTION = Question("robustness", shown, PICTURES)

@@ -7,38 +7,23 @@ trained has a head with random weights. Finished at commit 271cdf2576cf.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from experiments import tables
 from experiments.pictures import COLOURS, Picture
-from experiments.runner import Question
-from experiments.tables import (
-    MINUTES,
-    NAMES,
-    SEEDS,
-    Column,
-    Line,
-    Row,
-    Table,
-    main_metric,
-    mean_text,
-    of_arm,
-    table,
-)
+from experiments.tables import NAMES, Cell, Line, Question, Row
 
 ROUND_ROBIN = "all three interleaved, SMART"
-PAPER: dict[str, dict[str, float]] = {  # what the paper has for each row; it has no round-robin of all three
-    name: dict(zip(NAMES, scores, strict=False))
-    for name, scores in {
-        "sentiment only, no SMART": (0.318, 0.625, 0.015),
-        "sentiment only, SMART": (0.344, 0.625, 0.015),
-        "paraphrase only, SMART": (0.135, 0.660, 0.030),
-        "similarity only, SMART": (0.135, 0.376, 0.025),
-        "all three in sequence, SMART": (0.332, 0.371, 0.015),
-        "sst and para interleaved, SMART": (0.372, 0.656, 0.032),
-        ROUND_ROBIN: (),
-        "sst and para interleaved, SMART, the paper's settings": (0.372, 0.656, 0.032),
-    }.items()
+PAPER: dict[str, tuple[float, ...]] = {  # the paper's scores of each run; it has no round-robin of all three
+    "sentiment only, no SMART": (0.318, 0.625, 0.015),
+    "sentiment only, SMART": (0.344, 0.625, 0.015),
+    "paraphrase only, SMART": (0.135, 0.660, 0.030),
+    "similarity only, SMART": (0.135, 0.376, 0.025),
+    "all three in sequence, SMART": (0.332, 0.371, 0.015),
+    "sst and para interleaved, SMART": (0.372, 0.656, 0.032),
+    ROUND_ROBIN: (),
+    "sst and para interleaved, SMART, the paper's settings": (0.372, 0.656, 0.032),
 }
 CURVES = {  # each task alone
     "sst": "sentiment only, no SMART",
@@ -47,40 +32,50 @@ CURVES = {  # each task alone
 }
 
 
-def rows(lines: Sequence[Line]) -> list[Row]:
-    """A row for each run."""
-    return [Row((name,), of_arm(lines, name)) for name in PAPER]
-
-
 def trained(task: str, row: Row) -> bool:
     """Whether the run trained the task."""
     return task in row.lines[0]["tasks"]
 
 
-def ours(task: str) -> Callable[[Row], str]:
+def ours(task: str) -> Cell:
     """Our score, bold if the task was trained."""
-
-    def cell(row: Row) -> str:
-        score = mean_text(row, main_metric(task), 3)
-        return f"**{score}**" if trained(task, row) else score
-
-    return cell
+    score = tables.mean(tables.main_metric(task))
+    return lambda row: f"**{score(row)}**" if trained(task, row) else score(row)
 
 
-def papers(task: str) -> Callable[[Row], str]:
+def papers(task: str) -> Cell:
     """The paper's score."""
-    return lambda row: f"{PAPER[row.labels[0]][task]:.3f}" if PAPER[row.labels[0]] else ""
+    place = list(NAMES).index(task)
+    return lambda row: "".join(f"{score:.3f}" for score in PAPER[row.labels[0]][place : place + 1])
 
 
-def both(task: str) -> Callable[[Row], str]:
-    """Our score, and the paper's behind it, of a task that was trained."""
+def both(task: str) -> Cell:
+    """Our score of a task that was trained, and the paper's behind it."""
+    score = tables.mean(tables.main_metric(task))
 
     def cell(row: Row) -> str:
         paper = papers(task)(row)
-        score = mean_text(row, main_metric(task), 3) + (f" ({paper})" if paper else "")
-        return score if trained(task, row) else "–"
+        return (score(row) + (f" ({paper})" if paper else "")) if trained(task, row) else "–"
 
     return cell
+
+
+def rows(lines: Sequence[Line]) -> list[Row]:
+    """A row for each run."""
+    return [tables.beside((name,), tables.of_arm(lines, name)) for name in PAPER]
+
+
+def shown(lines: Sequence[Line]) -> str:
+    """Our scores, and the paper's."""
+    columns = [(name, ours(task)) for task, name in NAMES.items()]
+    columns += [("paper: " * (task == "sst") + name, papers(task)) for task, name in NAMES.items()]
+    return tables.table(("run",), rows(lines), [*columns, tables.SEEDS, tables.MINUTES])
+
+
+def short_table() -> str:
+    """For the main README: the trained tasks alone. Provenance stands below the full table."""
+    columns = [(name, both(task)) for task, name in NAMES.items()]
+    return tables.table(("run",), rows(QUESTION.lines()), columns)
 
 
 def smoothed(curve: Sequence[tuple[int, float]], tasks: int) -> tuple[list[float], list[float]]:
@@ -99,7 +94,7 @@ def draw(figure: Any, lines: Sequence[Line]) -> None:
     """Training loss of each task, alone and in the round-robin of all three (the paper's figure 4)."""
     for axes, (task, alone) in zip(figure.subplots(1, 3), CURVES.items(), strict=True):
         for arm, colour in ((alone, COLOURS[0]), (ROUND_ROBIN, COLOURS[5])):
-            line = of_arm(lines, arm)[0]
+            line = tables.of_arm(lines, arm)[0]
             steps, losses = smoothed(line["train_loss"][task], len(line["tasks"]))
             label = "round-robin, SMART" if arm == ROUND_ROBIN else arm.replace(" only", " alone")
             axes.plot(steps, losses, color=colour, label=label)
@@ -109,18 +104,5 @@ def draw(figure: Any, lines: Sequence[Line]) -> None:
     figure.axes[0].set_ylabel("training loss")
 
 
-HEADS = [Column(name, ours(task)) for task, name in NAMES.items()]
-HEADS += [Column("paper: " * (task == "sst") + name, papers(task)) for task, name in NAMES.items()]
-CURVE = "Training loss of each task over its own steps, trained alone and in the round-robin of all three"
-QUESTION = Question(
-    "table1",
-    (Table(("run",), rows, (*HEADS, SEEDS, MINUTES)),),
-    (Picture("loss-curves", CURVE, draw, height=3.6),),
-)
-# for the main README: the trained tasks alone. Seeds, processors and commit stand below the full table
-SHORT = Table(("run",), rows, tuple(Column(name, both(task)) for task, name in NAMES.items()))
-
-
-def short_table() -> str:
-    """The table of the main README."""
-    return table(SHORT, QUESTION.lines())
+SAID = "Training loss of each task over its own steps, trained alone and in the round-robin of all three"
+QUESTION = Question("table1", shown, (Picture("loss-curves", SAID, draw, height=3.6),))

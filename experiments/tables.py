@@ -1,69 +1,128 @@
-"""Tables of the evidence: one function makes them all, from lines and a record of rows and columns.
+"""Questions, their lines, and the tables that are made from the lines.
 
-    lines ─ Table.rows ─> rows: whose runs, compared with whose ─ columns ─> cells ─ table ─> Markdown
+    lines ─ a question's `shown` ─> rows: whose runs, beside whose ─ columns: a cell for each row ─> Markdown
 
-A new table is a `Table`: what its rows are, and its columns, most of them by `mean`, `gain` and `measured`.
+A column is (head, cell). Most cells are made by `mean`, `gain` and `cost`.
 """
 
+import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from experiments.inference import paired
+from experiments.pictures import Picture, picture_markdown, save
 from tasks import TASKS
 
-Line = dict[str, Any]
-Measure = Callable[[Line], Any]  # one number of a run; None where it was not measured
+HERE = Path(__file__).resolve().parent
 NAMES = {"sst": "SST", "para": "Quora", "sts": "STS"}  # in the order of the tables
+Line = dict[str, Any]  # what is known of a run
+Measure = Callable[[Line], Any]  # one number of a run; None if it was not measured
+
+
+@dataclass(frozen=True)
+class Question:
+    """The lines of a question and the predictions of its runs, in `folder`, and what the page shows of them.
+
+    shown: the tables in Markdown, from all lines.
+    """
+
+    name: str
+    shown: Callable[[Sequence[Line]], str] | None = None
+    pictures: tuple[Picture, ...] = ()
+    folder: Path = HERE
+
+    @property
+    def file(self) -> Path:
+        """Its lines."""
+        return self.folder / f"{self.name}.jsonl"
+
+    def lines(self) -> list[Line]:
+        """A line for each finished run."""
+        text = self.file.read_text(encoding="utf-8") if self.file.exists() else ""
+        return [json.loads(line) for line in text.splitlines()]
+
+    def predictions(self, run_name: str) -> Path:
+        """The file of a run's dev predictions."""
+        return self.folder / "predictions" / self.name / f"{run_name}.npz"
+
+    def load_predictions(self, line: Line, task: str) -> tuple[np.ndarray, np.ndarray]:
+        """Dev predictions and labels (rows,) of a line's run."""
+        with np.load(self.predictions(line["name"])) as arrays:
+            return arrays[task], arrays[f"{task} labels"]
+
+    def page(self) -> str:
+        """For the page of experiments: the tables, their provenance, the pictures."""
+        lines = self.lines()
+        parts = [self.shown(lines)] if self.shown else []
+        if "commit" in lines[0]:
+            parts.append(provenance(lines))
+        return "\n\n".join([*parts, *map(picture_markdown, self.pictures)])
+
+    def plot(self) -> list[Path]:
+        """Draw the pictures that need only the lines. Returns their paths."""
+        lines = self.lines()
+        paths = []
+        for picture in self.pictures:
+            if picture.draw:
+                paths += save(picture, partial(picture.draw, lines=lines), HERE / "pictures")
+        return paths
+
+
+# -------------------------------------------------------------------------------------------- tables
 
 
 class Row(NamedTuple):
-    """Runs that a row is of. labels: its first cells. base: the runs that they are compared with by seed."""
+    """A row of a table.
+
+    labels: its first cells. lines: its runs. base: the runs that they are compared with, of the same seeds in
+    the same order.
+    """
 
     labels: tuple[str, ...]
     lines: Sequence[Line]
     base: Sequence[Line] = ()
 
 
-class Column(NamedTuple):
-    """A column by its head, and what a row has there."""
-
-    head: str
-    cell: Callable[[Row], str]
+Cell = Callable[[Row], str]
+Column = tuple[str, Cell]
 
 
-@dataclass(frozen=True)
-class Table:
-    """labels: heads of the rows' labels. rows: from all lines of the question. caption: above the table."""
+def beside(labels: tuple[str, ...], lines: Sequence[Line], base: Sequence[Line] = ()) -> Row:
+    """A row of the seeds that both have; of all seeds if there is no base."""
+    seeds = {line["seed"] for line in lines}
+    if base:
+        seeds &= {line["seed"] for line in base}
+    mine, theirs = (
+        sorted((line for line in side if line["seed"] in seeds), key=lambda line: line["seed"])
+        for side in (lines, base)
+    )
+    return Row(labels, mine, theirs)
 
-    labels: tuple[str, ...]
-    rows: Callable[[Sequence[Line]], list[Row]]
-    columns: tuple[Column, ...]
-    caption: str = ""
 
-
-def table(made: Table, lines: Sequence[Line]) -> str:
-    """The table in Markdown, below its caption."""
-    heads = [*made.labels, *(column.head for column in made.columns)]
-    rows = [[*row.labels, *(column.cell(row) for column in made.columns)] for row in made.rows(lines)]
-    return "\n\n".join(filter(None, [made.caption, markdown(heads, rows)]))
+def table(labels: Sequence[str], rows: Iterable[Row], columns: Sequence[Column]) -> str:
+    """A Markdown table. labels: heads of the rows' labels."""
+    heads = [*labels, *(head for head, _ in columns)]
+    return markdown(heads, [[*row.labels, *(cell(row) for _, cell in columns)] for row in rows])
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table for a Markdown page."""
-    rows = list(rows)
-    assert all(len(cells) == len(heads) for cells in rows), "a row has a cell for each head"
+    """A Markdown table of cells."""
     lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
 
 
-# ------------------------------------------------------------------------------------------- columns
-
-
 def of_arm(lines: Iterable[Line], arm: str, *tasks: str) -> list[Line]:
-    """The lines of an arm; of those tasks alone, where they are given."""
+    """The lines of an arm; with `tasks` only the runs of exactly these."""
     return [line for line in lines if line["arm"] == arm and tasks in ((), tuple(line["tasks"]))]
+
+
+# ------------------------------------------------------------------------------------------ measures
 
 
 def main_metric(task: str) -> Measure:
@@ -77,71 +136,55 @@ def own_score(line: Line) -> float:
     return float(main_metric(task)(line))
 
 
-def seeds_of(row: Row) -> list[int]:
-    """The seeds of the runs; of a row with a base those that both have."""
-    mine, base = ({line["seed"] for line in side} for side in (row.lines, row.base))
-    return sorted(mine & base if row.base else mine)
-
-
 def pairs(row: Row, measure: Measure) -> tuple[list[float], list[float]]:
-    """The base and the row over the seeds that both have, in order."""
-    first, second = ({line["seed"]: measure(line) for line in side} for side in (row.base, row.lines))
-    seeds = seeds_of(row) if row.base else []
-    return [first[seed] for seed in seeds], [second[seed] for seed in seeds]
+    """The measure of the base's runs and of the row's, seed by seed."""
+    return [measure(line) for line in row.base], [measure(line) for line in row.lines]
+
+
+# --------------------------------------------------------------------------------------------- cells
 
 
 def interval_text(first: Sequence[float], second: Sequence[float], digits: int, scale: float = 1) -> str:
-    """Mean of second - first with its 95 % interval over pairs; nothing for one pair."""
+    """Mean of second - first with its 95 % interval over pairs; empty for fewer than two pairs."""
     if len(first) < 2:
         return ""
     mean, low, high = (f"{scale * value:+.{digits}f}" for value in paired(first, second))
     return f"{mean} ({low} to {high})"
 
 
-def mean_text(row: Row, measure: Measure, digits: int) -> str:
-    """The mean over the row's runs; nothing where it was not measured."""
-    values = [measure(line) for line in row.lines]
-    return "" if None in values else f"{statistics.fmean(values):.{digits}f}"
-
-
-def mean(head: str, measure: Measure, digits: int = 3) -> Column:
-    """The mean over the row's runs."""
-    return Column(head, lambda row: mean_text(row, measure, digits))
-
-
-def gain(head: str, measure: Measure, digits: int = 4, scale: float = 1) -> Column:
-    """The row minus its base over the seeds that both have, with the 95 % interval."""
-    return Column(head, lambda row: interval_text(*pairs(row, measure), digits, scale))
-
-
-def measured(head: str, measure: Measure, digits: int = 3, interval: bool = False) -> Column:
-    """The mean, with `interval` that over seeds beside it; of a row with a base the gain."""
+def mean(measure: Measure, digits: int = 3) -> Cell:
+    """The mean over the row's runs; empty if it was not measured."""
 
     def cell(row: Row) -> str:
-        if not mean_text(row, measure, digits):
-            return ""
-        if row.base:
-            return interval_text(*pairs(row, measure), digits)
-        if interval:
-            values = [measure(line) for line in row.lines]
-            return interval_text([0.0] * len(values), values, digits)
-        return mean_text(row, measure, digits)
+        values = [measure(line) for line in row.lines]
+        return "" if None in values else f"{statistics.fmean(values):.{digits}f}"
 
-    return Column(head, cell)
+    return cell
 
 
-SEEDS = Column("seeds", lambda row: str(len(seeds_of(row))))
-MINUTES = mean("minutes", lambda line: line["seconds"] / 60, digits=0)
+def gain(measure: Measure, digits: int = 4, scale: float = 1) -> Cell:
+    """The row minus its base with the 95 % interval over seeds."""
+    return lambda row: interval_text(*pairs(row, measure), digits, scale)
 
 
-def cost_column(passes: Callable[[Line], float]) -> Column:
-    """Cost of a run in units of its base. passes: forward passes of a run."""
-    return Column("cost", lambda row: f"{cost(row, passes):.2g}")
-
-
-def cost(row: Row, passes: Callable[[Line], float]) -> float:
-    """What a run costs, in forward passes, in units of its base: 1 without a base."""
+def cost(row: Row, passes: Measure) -> float:
+    """Forward passes of a run of the row in units of its base; 1 without a base."""
     return passes(row.lines[0]) / passes(row.base[0]) if row.base else 1.0
+
+
+def cost_cell(passes: Measure) -> Cell:
+    """Cost in units of the base. Unlike seconds, no machine changes it."""
+    return lambda row: f"{cost(row, passes):.2g}"
+
+
+def point(row: Row, measure: Measure, passes: Measure) -> tuple[float, float, float, float]:
+    """The row in a picture of gain against cost: cost, gain and its interval in hundredths of the measure."""
+    mean, low, high = (100 * value for value in paired(*pairs(row, measure)))
+    return cost(row, passes), mean, low, high
+
+
+SEEDS: Column = ("seeds", lambda row: str(len(row.lines)))
+MINUTES: Column = ("minutes", mean(lambda line: line["seconds"] / 60, digits=0))
 
 
 # ---------------------------------------------------------------------------------------- provenance
@@ -163,17 +206,16 @@ def processor_type(line: Line) -> str:
     return " ".join([line["processor"], *line.get("instructions", [])])
 
 
+def listed(values: Iterable[str]) -> str:
+    """Each value once, in order."""
+    return ", ".join(sorted(set(values)))
+
+
 def provenance(lines: Sequence[Line]) -> str:
     """What a table must say of its lines: seeds, precision, commit, types of processors, thresholds."""
-
-    def listed(values: Iterable[Any]) -> str:
-        return ", ".join(sorted({str(value) for value in values}))
-
-    if not lines:
-        return "Nothing has been run yet."
     return (
         f"{len(lines)} runs, seeds {ranges(line['seed'] for line in lines)}; precision"
         f" {listed(line['precision'] for line in lines)}; processors:"
-        f" {listed(processor_type(line) for line in lines)}; code of commit"
+        f" {listed(map(processor_type, lines))}; code of commit"
         f" {listed(line['commit'] for line in lines)}. Last step's weights; no threshold was fitted."
     )

@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from sklearn.datasets import make_moons
 from torch import Tensor, nn
 
-from experiments import pictures
-from experiments.runner import HERE, Question
-from experiments.tables import Column, Line, Row, Table, table
+from experiments.pictures import Picture, save
+from experiments.tables import HERE, Cell, Line, Question, Row, table
 from mysmartloss import SMARTLoss, sym_kl_loss
 from support.files import write_text
 
@@ -36,20 +35,20 @@ def points(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(x, dtype=torch.float32)[:, None], torch.tensor(y)
 
 
-def network() -> nn.Sequential:
-    """Embeddings (B,1,2) -> logits (B,2)."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(2, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 2)
-    )
+def regulariser(model: nn.Sequential) -> SMARTLoss:
+    """R_s of the network, with two steps of the ascent."""
+    return SMARTLoss(model, sym_kl_loss, epsilon=EPSILON, step_size=EPSILON, num_steps=2, noise_var=1e-4)
 
 
 def train(weight: float) -> nn.Sequential:
-    """A network after STEPS steps on 100 points; `weight` is λ_s."""
-    model = network()
+    """A network (B,1,2) -> logits (B,2) after STEPS steps on 100 points; `weight` is λ_s."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(2, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 2)
+    )
     x, y = points(100, seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0)
-    smart = SMARTLoss(model, sym_kl_loss, epsilon=EPSILON, step_size=EPSILON, num_steps=2, noise_var=1e-4)
+    smart = regulariser(model)
     for _ in range(STEPS):
         logits = model(x)
         loss = F.cross_entropy(logits, y)
@@ -64,8 +63,7 @@ def train(weight: float) -> nn.Sequential:
 def measure(model: nn.Sequential) -> dict[str, float]:
     """Accuracy on the 100 points and on fresh ones; share of fresh points whose class changes within ε."""
     fresh, classes = points(2000, seed=1)
-    smart = SMARTLoss(model, sym_kl_loss, epsilon=EPSILON, step_size=EPSILON, num_steps=2, noise_var=1e-4)
-    moved = fresh + smart.perturbation(fresh, model(fresh))
+    moved = fresh + regulariser(model).perturbation(fresh, model(fresh))
     with torch.no_grad():
         before, after = model(fresh).argmax(-1), model(moved).argmax(-1)
         x, y = points(100, seed=0)
@@ -76,7 +74,7 @@ def measure(model: nn.Sequential) -> dict[str, float]:
         }
 
 
-PICTURE = pictures.Picture(
+PICTURE = Picture(
     "toy",
     "Decision regions of two networks: the one trained with R_s has a softer and simpler border",
     height=4.0,
@@ -106,26 +104,22 @@ def draw(figure: Any, models: dict[str, nn.Sequential], lines: Sequence[Line]) -
         axes.set_yticks([])
 
 
-def share(head: str, name: str) -> Column:
+def share(name: str) -> Cell:
     """A measure in per cent."""
-    return Column(head, lambda row: f"{row.lines[0][name]:.1%}")
+    return lambda row: f"{row.lines[0][name]:.1%}"
 
 
-QUESTION = Question(
-    "toy",
-    (
-        Table(
-            ("training",),
-            lambda lines: [Row((line["training"],), [line]) for line in lines],
-            (
-                share("100 training points right", "train_accuracy"),
-                share("fresh points right", "accuracy"),
-                share("change within ε", "changed"),
-            ),
-        ),
-    ),
-    (PICTURE,),
-)
+def shown(lines: Sequence[Line]) -> str:
+    """A row for each network."""
+    columns = (
+        ("100 training points right", share("train_accuracy")),
+        ("fresh points right", share("accuracy")),
+        ("change within ε", share("changed")),
+    )
+    return table(("training",), [Row((line["training"],), [line]) for line in lines], columns)
+
+
+QUESTION = Question("toy", shown, (PICTURE,))
 
 
 def main() -> None:
@@ -133,8 +127,8 @@ def main() -> None:
     models = {name: train(weight) for name, weight in WEIGHTS.items()}
     lines = [{"training": name} | measure(model) for name, model in models.items()]
     write_text(QUESTION.file, "".join(json.dumps(line) + "\n" for line in lines))
-    paths = pictures.save(PICTURE, partial(draw, models=models, lines=lines), HERE / "pictures")
-    print(table(QUESTION.tables[0], lines), *paths, sep="\n")
+    paths = save(PICTURE, partial(draw, models=models, lines=lines), HERE / "pictures")
+    print(shown(lines), *paths, sep="\n")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.held_out import held_out_folder
-from experiments.runner import SAMPLE, Question, Run, data_folder, guarded, machine, parser_of, run_grid
-from experiments.tables import Line, markdown, processor_type, provenance
+from experiments.runner import SAMPLE, Run, machine, parse, run_grid
+from experiments.tables import Line, Question, markdown, processor_type, provenance
+from support.errors import exit_status
 from tasks import TASKS
 
 QUESTION = Question("trainer")
@@ -170,7 +171,7 @@ def stages(lines: Sequence[Line]) -> Iterator[Stage]:
 
 def run_all(options: argparse.Namespace) -> None:
     """Run stage after stage. With --seeds, wait for the other processes at the end of each."""
-    data_dir = held_out_folder(data_folder(options), options.work_dir / "held-out")
+    data_dir = held_out_folder(options.data_dir, options.work_dir / "held-out")
     while (stage := list(stages(QUESTION.lines()))[-1]).winner is None:
         seeds = [seed for seed in stage.left if not options.seeds or seed in options.seeds]
         runs = [run for seed in seeds for run in stage.left[seed]]
@@ -181,9 +182,9 @@ def run_all(options: argparse.Namespace) -> None:
             time.sleep(15)  # another process has the other seeds
 
 
-def table(question: Question) -> str:
+def page() -> str:
     """Each stage: the mean gain of every value over the first, with its standard error, and what won."""
-    lines = question.lines()
+    lines = QUESTION.lines()
     rows = []
     for stage in stages(lines):
         for value in STAGES[stage.option]:
@@ -204,16 +205,13 @@ def table(question: Question) -> str:
 
 
 def main() -> int:
-    """The command line."""
-    options = parser_of(__doc__).parse_args()
-
-    def program() -> None:
-        if not options.table:
-            run_all(options)
-        print(table(QUESTION))
-
-    return guarded(program)
+    """The command line. Returns the exit status."""
+    options = parse(__doc__)
+    if not options.table:
+        run_all(options)
+    print(page())
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status("experiments.trainer", main))

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from datasets import read_examples
-from experiments import held_out, runner, trainer
+from experiments import held_out, runner, tables, trainer
 from tasks import TASKS
 
 
 def lines_of(option: str, gains: dict[tuple[str, int], float]) -> list[dict]:
     """A line for every run of a stage: .5 and a gain by (value, seed), ±.002 by setting."""
     lines = []
-    kind = runner.processor_type(runner.machine())
+    kind = tables.processor_type(runner.machine())
     for (value, seed), gain in gains.items():
         runs = trainer.runs_of(trainer.TODAY | {option: value}, seed, False, kind)
         for number, run in enumerate(runs):
