@@ -9,10 +9,7 @@ Prints one table, writes JSON; exit status 1 if a check of correctness fails. do
 a whole run on real data.
 """
 
-import argparse
-import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -20,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -28,28 +24,21 @@ from tokenizers import BertWordPieceTokenizer
 
 from base_bert import BertConfig
 from benchmarks import device_checks
+from benchmarks.command_line import HERE, add_only, announce, parser_of, write_results
 from benchmarks.device_checks import Check, Setting, verdict
 from bert import BertModel
-from experiments.runner import machine
 from support.devices import pick_device
-from support.errors import UserError, one_line
-from support.files import write_text
+from support.errors import one_line
 from support.screen import cut, table
 
-HERE = Path(__file__).resolve().parent
 PROGRAM = HERE.parent / "multitask_classifier.py"
 KILLS = HERE.parent / "tests" / "kill_and_resume.py"
 # a vocabulary in which every letter is a token: thousands of texts in a second
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *",.'-", *("##" + c for c in LETTERS)]
-RUN = [
-    "--use_smart",
-    "--max_train_samples=41",
-    "--max_eval_samples=21",
-    "--precision=fp32",
-    "--deterministic",
-]
+RUN = ["--use_smart", "--max_train_samples=41", "--max_eval_samples=21", "--precision=fp32"]
 RUN += ["--epochs=1", "--steps_per_epoch=12", "--save_steps=2", "--lr=1e-3", "--smart_epsilon=0.1"]
+RUN += ["--deterministic"]
 # The program, but process 1 is killed in its sixth step, as the kernel does when memory runs out.
 DIES = """
 import os, signal, sys
@@ -74,15 +63,17 @@ def new_encoder(setting: Setting, name: str, dropout: float) -> str:
     """A folder with a small random BERT and a tokenizer of single letters."""
     folder = setting.folder / name
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "vocab_size": len(PIECES),
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    sizes |= {"intermediate_size": 128, "max_position_embeddings": 64}
-    rates: dict[str, Any] = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    BertModel(BertConfig(**sizes, **rates)).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(PIECES),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=64,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+    BertModel(config).save_pretrained(folder)
     BertWordPieceTokenizer({piece: i for i, piece in enumerate(PIECES)}).save(str(folder / "tokenizer.json"))
     return str(folder)
 
@@ -148,6 +139,7 @@ CHECKS: dict[str, Callable[[Setting], list[Check]]] = {
     "parity": device_checks.parity,
     "replay": device_checks.replay,
     "synchronisations": device_checks.synchronisations,
+    "memory": device_checks.memory,
     "flops": device_checks.flops,
     "compile": device_checks.compiled,
     "processes": processes,
@@ -162,35 +154,22 @@ def as_table(checks: list[Check]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """The command line. Returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.cuda",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=CHECKS,
-        default=list(CHECKS),
-        metavar="CHECK",
-        help=f"any of {', '.join(CHECKS)}",
-    )
-    parser.add_argument(
-        "--output", type=Path, default=HERE / "cuda.json", help="path of the JSON file (default: %(default)s)"
-    )
+    parser = parser_of("benchmarks.cuda", __doc__, "cuda.json", data=False)
+    add_only(parser, CHECKS)
     options = parser.parse_args(arguments)
     device = pick_device(use_gpu=False)
     checks: list[Check] = []
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
+        setting = Setting(device, Path(folder))
         for name in options.only:
-            print(f"{name}: {(CHECKS[name].__doc__ or '').splitlines()[0]}", file=sys.stderr, flush=True)
+            announce(name, CHECKS[name])
             begin = time.perf_counter()
             try:
-                found = CHECKS[name](Setting(device, Path(folder)))
-            except UserError as error:  # a device with too little memory for it
+                found = CHECKS[name](setting)
+            except torch.OutOfMemoryError as error:
                 found = [Check(name, one_line(error), "not run")]
             except Exception as error:  # whatever breaks on a device that nobody has tried
                 found = [Check(name, f"{type(error).__name__}: {one_line(error)}", "FAILED")]
@@ -198,14 +177,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             checks += found
             seconds[name] = round(time.perf_counter() - begin, 1)
     results = {
-        "command": shlex.join(["python", "-m", "benchmarks.cuda", *arguments]),
         "device": str(device),
-        "small": Setting(device, Path()).small,
-        "machine": machine() | {"torch": torch.__version__},
+        "small": setting.small,
         "seconds": seconds,
         "checks": [asdict(check) for check in checks],
     }
-    write_text(options.output, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_results(options.output, "benchmarks.cuda", arguments, results)
     print(f"{as_table(checks)}\n{sum(seconds.values()):.0f} s on {device}; written to {options.output}")
     return int(any(check.verdict == "FAILED" for check in checks))
 

@@ -5,7 +5,7 @@ Each takes a `Setting` and returns lines of the table. Without a CUDA device the
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -125,13 +125,6 @@ def parity(setting: Setting) -> list[Check]:
     return [Check("losses of 20 steps beside the CPU's, fp32", f"differ by {off:.1e}", verdict(off <= 1e-4))]
 
 
-@contextlib.contextmanager
-def kernel(name: str) -> Iterator[None]:
-    """Inside, attention takes this kernel; `default` leaves the choice to torch."""
-    with contextlib.nullcontext() if name == "default" else sdpa_kernel(SDPBackend[name]):
-        yield
-
-
 def replay(setting: Setting) -> list[Check]:
     """R_s(x, x) and D_Breg(θ, θ) in train mode with dropout: exact zeros, with each kernel of attention."""
     kernels = ["default"] if setting.small else ["default", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH"]
@@ -150,11 +143,12 @@ def replay(setting: Setting) -> list[Check]:
 
 
 def divergences(
-    setting: Setting, kernel_name: str, precision: str, masked: bool, compile_it: bool = False
+    setting: Setting, kernel: str, precision: str, masked: bool, compile_it: bool = False
 ) -> list[float]:
     """R_s at δ = 0, as in the ascent and as in the loss, and D_Breg of a new teacher.
 
-    Raises NotImplementedError if the kernel can't do this.
+    kernel: of attention; `default` leaves the choice to torch. Raises NotImplementedError if it can't do
+    this.
     """
     ours = new_training(setting, "SMART + Bregman", precision, compile_it=compile_it)
     model = ours.model
@@ -162,7 +156,7 @@ def divergences(
     assert ours.teacher is not None
     divergence = TASKS["sst"].divergence
     try:
-        with kernel(kernel_name):
+        with contextlib.nullcontext() if kernel == "default" else sdpa_kernel(SDPBackend[kernel]):
             generator = generator_state(setting.device)
             embeddings = model.bert.embed(batch.input_ids)
             encode = DropoutReplay(lambda x: model.logits("sst", x, batch.attention_mask))
@@ -195,6 +189,21 @@ def synchronisations(setting: Setting) -> list[Check]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     return [Check("a step does not sync the GPU", "20 steps in fp32, bf16", "ok")]
+
+
+def memory(setting: Setting) -> list[Check]:
+    """Peak of memory of a step at 32 x 512 tokens in bf16."""
+    if setting.small:
+        return [Check("memory, 32 x 512 tokens, bf16", "needs a CUDA device", "not run")]
+    checks = []
+    for terms in ("plain", "SMART", "SMART + Bregman"):
+        ours = new_training(setting, terms, "bf16")
+        torch.cuda.reset_peak_memory_stats()
+        take_steps(ours, 3, 32, 512)
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        checks.append(Check(f"memory, 32 x 512 tokens, bf16, {terms}", f"peak of {peak:.2f} GiB"))
+        del ours
+    return checks
 
 
 def seconds_of(setting: Setting, step: Callable[[], object], count: int = 10) -> float:

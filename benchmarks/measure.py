@@ -9,7 +9,7 @@ import contextlib
 import math
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -64,16 +64,15 @@ class Measurement:
 _contender: Callable[[int], object]  # of a separate process
 
 
-def _make(make: Callable[..., Callable[[int], object]], arguments: Sequence[object]) -> None:
+def _make(make: Callable[..., Callable[[int], object]], *arguments: object) -> None:
     """Make the contender of this process."""
     global _contender
     _contender = make(*arguments)
 
 
-def _call(k: int | None) -> None:
-    """Call the contender of this process; with None only wait for it to be made."""
-    if k is not None:
-        _contender(k)
+def _call(k: int) -> None:
+    """Call the contender of this process."""
+    _contender(k)
 
 
 def _call_in(pool: ProcessPoolExecutor, k: int) -> None:
@@ -91,11 +90,8 @@ def separate_processes(*makers: tuple[Any, ...]) -> Iterator[list[Callable[[int]
     context = multiprocessing.get_context("forkserver")  # a fork would not have this process's threads
     context.set_forkserver_preload(["benchmarks.rows", "transformers.models.bert.modeling_bert"])
     with contextlib.ExitStack() as stack:
-        pools = [
-            stack.enter_context(ProcessPoolExecutor(1, context, _make, (make, arguments)))
-            for make, *arguments in makers
-        ]
-        for made in [pool.submit(_call, None) for pool in pools]:
+        pools = [stack.enter_context(ProcessPoolExecutor(1, context)) for _ in makers]
+        for made in [pool.submit(_make, *maker) for pool, maker in zip(pools, makers, strict=True)]:
             made.result()
         yield [partial(_call_in, pool) for pool in pools]
 
