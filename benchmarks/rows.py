@@ -41,11 +41,16 @@ BREGMAN = TrainConfig(use_smart=True)
 DEFAULTS = "at defaults"  # the peer as it comes, in fp32
 EQUAL = "at equal precision"  # the peer under the same autocast type as ours
 NEITHER = "-"  # a row that no precision touches, or that has the same on both sides
-# what is measured -> default precision of the processor -> column -> goal of the ratio
-GOALS: dict[str, dict[str, dict[str, float]]] = {
-    "plain training: all three": {"bf16": {DEFAULTS: 4.1, EQUAL: 2.6}, "fp32": {DEFAULTS: 2.5}},
-    "SMART training: all three": {"bf16": {DEFAULTS: 4.5, EQUAL: 2.9}, "fp32": {DEFAULTS: 3.0}},
-    "AdamW step, 22.7 M parameters": {"bf16": {NEITHER: 1.2}, "fp32": {NEITHER: 1.2}},
+# what is measured, default precision of the processor, column -> goal of the ratio
+GOALS: dict[tuple[str, str, str], float] = {
+    ("plain training: all three", "bf16", DEFAULTS): 4.1,
+    ("plain training: all three", "bf16", EQUAL): 2.6,
+    ("plain training: all three", "fp32", DEFAULTS): 2.5,
+    ("SMART training: all three", "bf16", DEFAULTS): 4.5,
+    ("SMART training: all three", "bf16", EQUAL): 2.9,
+    ("SMART training: all three", "fp32", DEFAULTS): 3.0,
+    ("AdamW step, 22.7 M parameters", "bf16", NEITHER): 1.2,
+    ("AdamW step, 22.7 M parameters", "fp32", NEITHER): 1.2,
 }
 
 
@@ -63,18 +68,12 @@ class Setting:
         """Column -> precision of the peer. Where ours is fp32, both columns would be the same measurement."""
         return {DEFAULTS: "fp32"} | ({} if self.precision == "fp32" else {EQUAL: self.precision})
 
-    def goal(self, what: str, column: str, compares: str) -> Goal:
-        """The goal of a line where the program computes in our precision by default."""
-        return Goal(compares, GOALS.get(what, {}).get(self.precision, {}).get(column))
-
-    def speed(self, what: str, column: str, seconds: np.ndarray, calls: int) -> Measurement:
-        """Examples a second. calls: how many make a round."""
-        goal = self.goal(what, column, "speed")
-        return compare(what, column, "examples/s", goal, seconds, self.batch_size, calls)
-
-    def time(self, what: str, seconds: np.ndarray, calls: int = 1) -> Measurement:
-        """Seconds a step."""
-        return compare(what, NEITHER, "s/step", self.goal(what, NEITHER, "time"), seconds, calls=calls)
+    def compare(self, what: str, column: str, seconds: np.ndarray, calls: int = 1) -> Measurement:
+        """Examples/s beside a peer, seconds a step of a row without columns. calls: how many make a round."""
+        bound = GOALS.get((what, self.precision, column))
+        if column == NEITHER:
+            return compare(what, column, "s/step", Goal("time", bound), seconds, calls=calls)
+        return compare(what, column, "examples/s", Goal("speed", bound), seconds, self.batch_size, calls)
 
     def count(self, full: int) -> int:
         """The scaled number, at least 1."""
@@ -166,8 +165,8 @@ def beside_peer(
     for place, column in enumerate(setting.columns, start=1):
         pair = seconds[:, [0, place]]
         for first, name in enumerate(MIXED):
-            measured.append(setting.speed(f"{what}: {name}", column, pair[first :: len(MIXED)], STRATA))
-        measured.append(setting.speed(f"{what}: all three", column, pair, len(MIXED)))
+            measured.append(setting.compare(f"{what}: {name}", column, pair[first :: len(MIXED)], STRATA))
+        measured.append(setting.compare(f"{what}: all three", column, pair, len(MIXED)))
     return measured
 
 
@@ -207,7 +206,8 @@ def dropout(setting: Setting) -> list[Measurement]:
         ours = new_training(setting.precision, config)
         sides = (functools.partial(step, ours, drop) for drop in (contextlib.nullcontext, torchs_dropout))
         seconds = take_turns(len(batches), *sides, warm_up=len(MIXED))
-        measured.append(setting.time(f"{name} step / with torch's dropout", seconds, len(MIXED)))
+        what = f"{name} step / with torch's dropout"
+        measured.append(setting.compare(what, NEITHER, seconds, len(MIXED)))
     return measured
 
 
@@ -221,7 +221,7 @@ def adamw(setting: Setting) -> list[Measurement]:
     optimizer = AdamW(parameter_groups(ours, PLAIN.weight_decay))
     peer_optimizer = peers.fused_adamw(parameter_groups(peer, PLAIN.weight_decay))
     seconds = take_turns(setting.count(100), lambda k: optimizer.step(), lambda k: peer_optimizer.step())
-    return [setting.time("AdamW step, 22.7 M parameters", seconds)]
+    return [setting.compare("AdamW step, 22.7 M parameters", NEITHER, seconds)]
 
 
 ROWS: dict[str, Callable[[Setting], Sequence[Measurement]]] = {

@@ -123,7 +123,7 @@ def gap(row: Row) -> str:
     return tables.interval_text(base or [0.0] * len(ours), ours, 3)
 
 
-def said(row: Row) -> str:
+def verdict_cell(row: Row) -> str:
     """The verdict of the primary comparison."""
     if row.labels == ("sst", "SMART"):
         return verdict(*tables.pairs(row, UNDER_ATTACK))
@@ -136,7 +136,7 @@ ATTACK = (
     (f"noise, ε = {WITHIN:g}", attacked("noise", MIDDLE)),
     *((f"attack, ε = {epsilon:g}", attacked("attack", 1 + i)) for i, epsilon in enumerate(EPSILONS)),
     (f"gain at ε = {WITHIN:g} (95 % over seeds)", tables.gain(UNDER_ATTACK, digits=3)),
-    ("verdict", said),
+    ("verdict", verdict_cell),
 )
 BESIDE = (
     tables.SEEDS,
