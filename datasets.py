@@ -11,15 +11,14 @@
 
 Shapes: B batch, T tokens, H hidden, C outputs; rows are all rows of a data set.
 Not handled: streaming from disk, files without a header.
-The name hides Hugging Face's `datasets`, which nothing in this project imports.
+Hugging Face's `datasets` has the same name: `support/two_datasets.py` lets both be imported.
 """
 
-import logging
 import re
 import statistics
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, abc
 from dataclasses import dataclass, field, replace
+from logging import getLogger
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +27,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from support import two_datasets
 from support.errors import UserError
 from support.tables import read_table, read_utf8
 from tasks import Task
 
-log = logging.getLogger("smart_bert")
+log = getLogger("smart_bert")
 MAX_STEPS = 10**7  # months of training; a longer plan would not fit into memory
 MAX_BAD_SHARE = 0.01  # of a labelled file's rows; with more bad rows the file is probably another file
 
@@ -43,6 +43,16 @@ class Example(NamedTuple):
     id: str
     texts: tuple[str, ...]
     label: float | None
+
+
+# ---------------------------------------------------------------------------- the name's other owner
+
+__path__: list[str] = []  # Python imports `datasets.x` of a module with a path alone; `Finder` finds it
+
+
+def __getattr__(name: str) -> Any:
+    """What Hugging Face's `datasets` has and this module has not, `Sequence` for example."""
+    return two_datasets.attribute(name)
 
 
 # ------------------------------------------------------------------------------------------ reading
@@ -190,7 +200,7 @@ class TokenizedDataset:
 
 
 def tokenize(
-    examples: Sequence[Example], task: Task, tokenizer: Tokenizer, max_length: int
+    examples: abc.Sequence[Example], task: Task, tokenizer: Tokenizer, max_length: int
 ) -> TokenizedDataset:
     """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]` for every example, at most `max_length` tokens.
 
@@ -278,7 +288,7 @@ class Batch:
             lambda tensor: (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
         )
 
-    def _each(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+    def _each(self, function: abc.Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with the function applied to each of its tensors."""
         names = ("input_ids", "token_type_ids", "attention_mask", "labels")
         tensors = {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
@@ -329,7 +339,11 @@ def split_pairs(
 
 
 def length_buckets(
-    lengths: np.ndarray, batch_size: int, seed: Sequence[int], max_tokens: int | None = None, shares: int = 1
+    lengths: np.ndarray,
+    batch_size: int,
+    seed: abc.Sequence[int],
+    max_tokens: int | None = None,
+    shares: int = 1,
 ) -> list[np.ndarray]:
     """The batches of one epoch as arrays of row numbers, in random order. Each row occurs once.
 
@@ -369,7 +383,7 @@ class Loader:
         self,
         dataset: TokenizedDataset,
         batch_size: int,
-        seed: Sequence[int],
+        seed: abc.Sequence[int],
         max_tokens: int | None = None,
         shares: int = 1,
     ):
@@ -439,7 +453,7 @@ class RunLength(NamedTuple):
 
 
 # A schedule says of epoch 0, 1, ... which tasks each of its steps trains, by their numbers.
-Schedule = Callable[[RunLength, int], list[tuple[int, ...]]]
+Schedule = abc.Callable[[RunLength, int], list[tuple[int, ...]]]
 
 
 def round_robin(length: RunLength, epoch: int) -> list[tuple[int, ...]]:
@@ -496,7 +510,7 @@ class Plan(NamedTuple):
 
 def plan_steps(
     loaders: dict[str, Loader],
-    tasks: Sequence[str],
+    tasks: abc.Sequence[str],
     schedule: str,
     epochs: int,
     per_epoch: int | None,
