@@ -81,7 +81,7 @@ def damage(folder: Path, moment: random.Random) -> str:
     return f"{file.name} {kind}"
 
 
-def killed(
+def killed_and_resumed(
     folder: Path, arguments: list, seconds: float, moment: random.Random, kills: int, damaging: bool
 ) -> list[str]:
     """One run, killed `kills` times, resumed each time, and then to its end. Returns what was damaged.
@@ -128,7 +128,8 @@ def compare(
             finish(process)
             wholes.append((outcome(folder / f"whole{k}"), time.monotonic() - begin))
         expected, seconds = wholes[k % len(kinds)]
-        damaged = killed(folder / f"run{k}", arguments, 0.8 * seconds, moment, 3 if chains else 1, chains)
+        many = {"kills": 3 if chains else 1, "damaging": chains}
+        damaged = killed_and_resumed(folder / f"run{k}", arguments, 0.8 * seconds, moment, **many)
         same = outcome(folder / f"run{k}") == expected
         equal += same
         falls += len(damaged)
