@@ -280,7 +280,7 @@ def restore_generators(states: Mapping[str, Tensor], device: torch.device) -> No
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """`optimizer.state_dict()` as tensors, by "<parameter's index>.<key>", and a record for JSON."""
     state = optimizer.state_dict()
-    entries = sorted(state["state"].items())  # their order is that in which parameters got gradients
+    entries = sorted(state["state"].items())  # unsorted, in the order in which parameters got gradients
     values = {f"{i}.{key}": value for i, entry in entries for key, value in entry.items()}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     others = {name: value for name, value in values.items() if name not in tensors}

@@ -1,5 +1,6 @@
 """Checkpoint folders: what is saved comes back, a crash leaves one whole, damage is refused in one line."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -169,3 +170,14 @@ def test_a_place_without_a_checkpoint_is_said(tmp_path, place):
     if place == "file":
         with pytest.raises(UserError, match="cannot write the checkpoint"):
             save_checkpoint(tmp_path / "file" / "c", NEW)
+
+
+def test_a_pickle_is_no_checkpoint(tmp_path):
+    """Guards against a stranger's checkpoint that runs code because its checksum and its name fit."""
+    save_checkpoint(tmp_path / "c", OLD)
+    file = tmp_path / "c" / "model.safetensors"
+    torch.save({"w": torch.ones(2)}, file)
+    digests = json.loads((tmp_path / "c" / MANIFEST).read_text())
+    digests[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (tmp_path / "c" / MANIFEST).write_text(json.dumps(digests))
+    refuses(tmp_path / "c", file.name, "not a safetensors file")
