@@ -166,7 +166,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def run_record(config: TrainConfig, data: Mapping[tuple[str, str], TokenizedDataset], source: str) -> dict:
-    """What every checkpoint says of its run. source: where the data is from, in a word or two."""
+    """The record of a run in each of its checkpoints. source: where the data is from, in a word or two."""
     return {
         "config": config.to_dict(),
         "trained_tasks": list(config.tasks),
@@ -193,7 +193,7 @@ def save_last(
     run_record: dict,
     progress: Progress,
 ) -> None:
-    """Write `folder`/last: everything that `load_last` needs. Every process calls it; process 0 writes.
+    """Write `folder`/last: everything that `load_last` needs. Every rank calls it; rank 0 writes.
 
     models: by role (student, teacher). Raises UserError if the folder cannot be written.
     """

@@ -26,7 +26,7 @@ except ImportError:  # Windows
 # --precision -> the type that autocast computes in
 COMPUTE_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISION_VARIABLE = "SMART_BERT_PRECISION"
-# of a CPU: with one of them a product in bf16 takes half the time of fp32, without them longer
+# of a CPU: with one of them a matrix product in bf16 takes half the time of fp32, without them longer
 BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
 # constants of glibc's malloc.h
 M_TRIM_THRESHOLD = -1
@@ -38,8 +38,8 @@ log = logging.getLogger("smart_bert")
 def pick_device(use_gpu: bool) -> torch.device:
     """The device to compute on: CUDA if there is one, else Apple's MPS, else the CPU.
 
-    Each of several processes takes a CUDA device of its own. Raises UserError if `use_gpu` is set and there
-    is no CUDA device, and if there are more processes than CUDA devices.
+    Each rank takes a CUDA device of its own. Raises UserError if `use_gpu` is set and there is no CUDA
+    device, and if there are more ranks than CUDA devices.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if torch.cuda.is_available():
@@ -58,8 +58,8 @@ def pick_device(use_gpu: bool) -> torch.device:
     if torch.backends.mps.is_available() and parallel.size() == 1:
         return torch.device("mps")
     keep_freed_memory()
-    # `mapper` calls set_num_threads, too, which can change results. A resumed run must compute like the
-    # original run from its first step, so the call is made here once.
+    # `mapper` calls set_num_threads, too, which can change results: a resumed run must compute as the first
+    # did from its first step
     torch.set_num_threads(torch.get_num_threads())
     return torch.device("cpu")
 
@@ -95,7 +95,7 @@ class Elapsed:
 
 
 def start_watch(device: torch.device) -> Callable[[], SupportsFloat]:
-    """Start timing the work that is given to the device. A call of the result gives its seconds so far.
+    """Start timing the device's work. A call of the result gives the seconds so far.
 
     The host runs ahead of a GPU, so events in the GPU's queue are timed there, without a sync.
     """
@@ -152,7 +152,7 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """The most memory that this process has held so far, in GiB: of the machine, and of a CUDA device."""
+    """Peak memory of this process in GiB: of the machine, and of a CUDA device."""
     peaks = {}
     if resource:
         unit = 1 if sys.platform == "darwin" else 1024  # bytes
@@ -164,9 +164,9 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 @contextlib.contextmanager
 def mapper(device: torch.device) -> Iterator[Callable[..., Any]]:
-    """A function like `map` for work on the device. On a CPU it uses one thread for each core, 8 at most.
+    """A function like `map` for work on batches. On a CPU each core, up to 8, works on a batch of its own.
 
-    One batch for each core is 10 to 20 % faster than all cores working on the same batch.
+    That is 10 to 20 % faster than all cores on the same batch.
     """
     threads = torch.get_num_threads()
     count = min(threads, 8)
@@ -178,5 +178,5 @@ def mapper(device: torch.device) -> Iterator[Callable[..., Any]]:
     try:
         yield pool.map
     finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C the batches that wait are not computed
+        pool.shutdown(cancel_futures=True)  # Ctrl-C drops the batches that wait
         torch.set_num_threads(threads)
