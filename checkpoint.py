@@ -41,7 +41,7 @@ from datasets import TokenizedDataset
 from mysmartloss import generator_state, set_generator_state
 from support import parallel
 from support.errors import UserError, one_line
-from support.files import parse_json, read_bytes, sync_folder
+from support.files import parse_json, read_bytes, read_json, sync_folder
 from support.progress import Progress
 
 try:
@@ -52,7 +52,7 @@ except ImportError:  # Windows has no locks, and a run's folder is not protected
 log = logging.getLogger("smart_bert")
 MANIFEST = "manifest.json"
 ENDINGS = ("json", "safetensors")
-PREVIOUS = ".previous"  # ending of the folder with the checkpoint before the last one
+PREVIOUS = ".previous"  # ending of the folder with the checkpoint before
 LOCK = "run.lock"  # its text says who holds it
 # Settings that may change when a run is resumed, since its numbers stay the same. Files may, because their
 # content is compared; epochs may only grow.
@@ -82,57 +82,53 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint, keep_previous: b
     written; the old one is then kept.
     """
     folder = Path(folder).absolute()
-    new, old, previous = (folder.with_name(folder.name + ending) for ending in (".new", ".old", PREVIOUS))
+    new, previous = (folder.with_name(folder.name + ending) for ending in (".new", PREVIOUS))
     try:
-        if not folder.exists() and has_checkpoint(folder):
-            os.replace(place_of(folder), folder)  # an earlier crash came between the renames below
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        if not folder.exists() and previous.exists():
+            os.replace(previous, folder)  # an earlier crash came between the renames below
+        shutil.rmtree(new, ignore_errors=True)
         _write_folder(new, checkpoint)
-        if keep_previous and previous.exists():
-            os.replace(previous, old)
         if folder.exists():
-            os.replace(folder, previous if keep_previous else old)
+            shutil.rmtree(previous, ignore_errors=True)
+            os.replace(folder, previous)
         os.replace(new, folder)
         sync_folder(folder.parent)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(new, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise UserError(f"{folder}: cannot write the checkpoint ({reason}); an earlier one is kept") from None
-    shutil.rmtree(old, ignore_errors=True)
+        why = f"cannot write the checkpoint ({one_line(error)}); an earlier one is kept"
+        raise UserError(f"{folder}: {why}") from None
+    if not keep_previous:
+        shutil.rmtree(previous, ignore_errors=True)
 
 
 def _write_folder(folder: Path, checkpoint: Checkpoint) -> None:
     """Write all files and the manifest, and wait until they are on disk."""
     folder.mkdir(parents=True)
-    digests = {}
     for name, tensors in checkpoint.tensors.items():
         rows = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        digests[f"{name}.safetensors"] = _write(folder / f"{name}.safetensors", rows)
+        safetensors.torch.save_file(rows, folder / f"{name}.safetensors", metadata={"format": "pt"})
     for name, record in checkpoint.records.items():
-        digests[f"{name}.json"] = _write(folder / f"{name}.json", json.dumps(record, indent=1).encode())
+        (folder / f"{name}.json").write_text(json.dumps(record, indent=1))
+    digests = {file.name: _sync_file(file) for file in sorted(folder.iterdir())}
     for name, text in checkpoint.texts.items():
-        _write(folder / name, text.encode())
-    _write(folder / MANIFEST, json.dumps(digests, indent=1).encode())
+        (folder / name).write_text(text, encoding="utf-8")
+        _sync_file(folder / name)
+    (folder / MANIFEST).write_text(json.dumps(digests, indent=1))
+    _sync_file(folder / MANIFEST)
     sync_folder(folder)
 
 
-def _write(path: Path, content: bytes | dict[str, Tensor]) -> str:
-    """Write bytes, or tensors as safetensors, and wait until they are on disk. Returns the file's SHA-256."""
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        safetensors.torch.save_file(content, path, metadata={"format": "pt"})
-    with open(path, "rb+") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    return digest
+def _sync_file(file: Path) -> str:
+    """Wait until a file is on disk. Returns its SHA-256."""
+    with open(file, "rb+") as opened:
+        os.fsync(opened.fileno())
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def place_of(folder: str | Path) -> Path:
-    """The folder, or the name under which a crash between two renames has left it."""
-    names = [Path(f"{folder}{ending}") for ending in ("", PREVIOUS, ".old")]
-    return next((name for name in names if os.path.isdir(name)), names[0])
+    """The folder, or `<folder>.previous` if a crash between two renames has left that one alone."""
+    previous = Path(f"{folder}{PREVIOUS}")
+    return previous if not os.path.isdir(folder) and previous.is_dir() else Path(folder)
 
 
 def has_checkpoint(folder: str | Path) -> bool:
@@ -170,7 +166,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def run_record(config: TrainConfig, data: Mapping[tuple[str, str], TokenizedDataset], source: str) -> dict:
-    """What every checkpoint says of its run. source: where the data is from, in a word or two."""
+    """The record of a run in each of its checkpoints. source: where the data is from, in a word or two."""
     return {
         "config": config.to_dict(),
         "trained_tasks": list(config.tasks),
@@ -197,7 +193,7 @@ def save_last(
     run_record: dict,
     progress: Progress,
 ) -> None:
-    """Write `folder`/last: everything that `load_last` needs. Every process calls it; process 0 writes.
+    """Write `folder`/last: everything that `load_last` needs. Every rank calls it; rank 0 writes.
 
     models: by role (student, teacher). Raises UserError if the folder cannot be written.
     """
@@ -228,7 +224,8 @@ def load_last(
 ) -> Progress:
     """Restore models, optimizer, scaler and RNG states, in place, from `folder`/last.
 
-    Raises UserError if it is not this run's: other data, processes, model or optimizer.
+    Warns if `folder`/best is damaged: the best of the remaining evaluations takes its place. Raises UserError
+    if `last` is not this run's: other data, processes, model or optimizer.
     """
     saved = load_checkpoint(folder / "last")
     try:
@@ -248,7 +245,7 @@ def load_last(
         progress = Progress.from_dict(saved.records["progress"])
         for role, model in models.items():
             model.load_state_dict(saved.tensors[role])
-        load_optimizer(optimizer, saved.tensors["optimizer"], saved.records.get("optimizer", {}))
+        load_optimizer(optimizer, saved.tensors["optimizer"], saved.records["optimizer"])
         scaler.load_state_dict(saved.records["scaler"])
         restore_generators(saved.tensors["random"], optimizer.param_groups[0]["params"][0].device)
         versions = before["versions"]
@@ -256,6 +253,12 @@ def load_last(
         raise
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'last'}: not a checkpoint of this run ({one_line(error)})") from None
+    if progress.best:
+        try:
+            load_checkpoint(folder / "best")
+        except UserError as error:
+            log.warning("%s; the best of the remaining evaluations takes its place", error)
+            progress.best = {}
     if versions != run_record["versions"]:
         words = "%s was saved with %s, now it is %s: results may differ in the last digits"
         log.warning(words, folder, versions, run_record["versions"])
@@ -264,21 +267,20 @@ def load_last(
 
 
 def restore_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Restore this process's RNG states. Warns if the run goes on on another kind of device."""
+    """Restore this rank's RNG states. Warns if the run moved to another kind of device."""
     rank = parallel.rank()
     torch.set_rng_state(states[f"cpu.{rank}"])
     kinds = {name.partition(".")[0] for name in states} - {"cpu"} or {"cpu"}  # of the device it ran on
     if device.type in kinds:
         set_generator_state(device, states[f"{device.type}.{rank}"])
     else:
-        words = "the run was saved on %s and goes on on %s: its dropout masks differ from here on"
-        log.warning(words, *kinds, device.type)
+        log.warning("the run moves from %s to %s: its dropout masks differ from here on", *kinds, device.type)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """`optimizer.state_dict()` as tensors, by "<parameter's index>.<key>", and a record for JSON."""
     state = optimizer.state_dict()
-    entries = sorted(state["state"].items())  # their order is that in which parameters got gradients
+    entries = sorted(state["state"].items())  # unsorted, in the order in which parameters got gradients
     values = {f"{i}.{key}": value for i, entry in entries for key, value in entry.items()}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     others = {name: value for name, value in values.items() if name not in tensors}
@@ -287,26 +289,15 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], record: dict) -> None:
-    """Inverse of `optimizer_state`, by `optimizer.load_state_dict()`.
-
-    record: {} in a checkpoint of an earlier version: our AdamW, its integer `step` among the tensors.
-    Raises RuntimeError or ValueError if the state is another optimizer's or another model's.
-    """
-    saved = record.get("class", "optimizer.AdamW")
-    if saved != class_name(optimizer):
-        raise ValueError(f"its optimizer is {saved}, not {class_name(optimizer)}")
+    """Inverse of `optimizer_state`. Raises ValueError if the state is another optimizer's or model's."""
+    if record["class"] != class_name(optimizer):
+        raise ValueError(f"its optimizer is {record['class']}, not {class_name(optimizer)}")
     state: dict[int, dict[str, Any]] = defaultdict(dict)
-    values: dict[str, Any] = {**tensors, **record.get("state", {})}
+    values: dict[str, Any] = {**tensors, **record["state"]}
     for name, value in values.items():
         index, _, key = name.partition(".")
-        state[int(index)][key] = int(value) if key == "step" and not record else value
-    groups = record.get("param_groups", optimizer.state_dict()["param_groups"])
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    for param, entry in optimizer.state.items():
-        for key, value in entry.items():
-            # torch does not compare shapes; every state of its optimizers broadcasts to the parameter
-            if isinstance(value, Tensor) and torch.broadcast_shapes(value.shape, param.shape) != param.shape:
-                raise ValueError(f"its {key} does not fit a parameter of shape {tuple(param.shape)}")
+        state[int(index)][key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": record["param_groups"]})
 
 
 def class_name(optimizer: torch.optim.Optimizer) -> str:
@@ -325,9 +316,8 @@ def started_with(folder: str) -> dict:
     if parallel.rank() == 0:
         restore_last(Path(folder))
     parallel.barrier()
-    path = place_of(last) / "run.json"
     try:
-        return parse_json(path, read_bytes(path))["config"]
+        return read_json(place_of(last) / "run.json")["config"]
     except (KeyError, UserError):
         raise UserError(f"{last}: not a checkpoint of a run") from None
 
@@ -343,8 +333,6 @@ def restore_last(folder: Path) -> None:
         return
     except UserError as error:
         problem = str(error)
-    if not previous.is_dir():
-        raise UserError(problem)
     try:
         step = load_checkpoint(previous).records["progress"]["step"]
     except (UserError, KeyError) as error:
@@ -354,25 +342,6 @@ def restore_last(folder: Path) -> None:
     os.replace(previous, last)
     words = "%s; going on from the checkpoint before it, at step %d: the steps after it are trained again"
     log.warning(words, problem, step)
-
-
-def restore_best(folder: Path, progress: Progress, score_dev: Callable[[], None]) -> None:
-    """Replace a damaged `folder`/best by the model of this step, before the rest of a run is trained.
-
-    score_dev: scores the model on dev, and saves it if there is no better one.
-    """
-    problem = ""
-    if progress.best and parallel.rank() == 0:
-        try:
-            load_checkpoint(folder / "best")
-        except UserError as error:
-            problem = str(error)
-    problem = parallel.gather(problem)[0]
-    if problem:
-        lost = f"the model of step {progress.best['best_step']}, {progress.best['selection_mean']:.3f} on dev"
-        log.warning("%s; %s, is lost, and that of step %d takes its place", problem, lost, progress.step)
-        progress.best = {}
-        score_dev()
 
 
 def resumed_config(config: TrainConfig, given: Iterable[str], started: dict) -> TrainConfig:
@@ -398,31 +367,43 @@ def resumed_config(config: TrainConfig, given: Iterable[str], started: dict) -> 
     return TrainConfig.from_dict(started | free)
 
 
-# ------------------------------------------------------------------------- one process in a folder
+# ----------------------------------------------------------------------------- one run in a folder
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock the folder within the block. It is made if it is missing, and removed again if it stays empty.
+    """Lock the folder within the block; the ranks of one run hold it together.
 
-    The operating system drops the lock when the process ends, however that happens. Raises UserError that
-    says who holds it, or that the folder cannot be written.
+    It is made if it is missing, and removed again if it stays empty. The operating system drops the lock when
+    the process ends, however that happens. Raises UserError that says who holds it, or that the folder cannot
+    be written.
     """
-    try:
-        made = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK, "a+")  # noqa: SIM115  # closed below
-    except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise UserError(f"--output_dir {str(folder)[:200]}: cannot be written ({reason})") from None
-    with file:
+    with contextlib.ExitStack() as stack:
+        problem = ""
+        if parallel.rank() == 0:
+            try:
+                stack.enter_context(_lock_file(folder))
+            except BlockingIOError as error:
+                problem = f"--output_dir {folder}: in use by {error}; wait, or name another"
+            except OSError as error:
+                problem = f"--output_dir {str(folder)[:200]}: cannot be written ({one_line(error)})"
+        if problem := parallel.gather(problem)[0]:
+            raise UserError(problem)
+        yield
+
+
+@contextlib.contextmanager
+def _lock_file(folder: Path) -> Iterator[None]:
+    """Raises BlockingIOError with the name of the holder."""
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a+") as file:
         try:
             if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise UserError(f"--output_dir {folder}: in use by {holder}; wait, or name another") from None
+            raise BlockingIOError(file.read().strip() or "another process") from None
         except OSError as error:
             log.warning("%s: this file system has no locks (%s); start one run at a time", folder, error)
         file.truncate(0)
@@ -461,15 +442,13 @@ def handled_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
                 signal.signal(number, old)
 
 
-@contextlib.contextmanager
-def signals_raise() -> Iterator[None]:
+def signals_raise() -> contextlib.AbstractContextManager[None]:
     """Within, a signal raises KeyboardInterrupt with its number, as Ctrl-C does."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt(number)
 
-    with handled_signals(stop):
-        yield
+    return handled_signals(stop)
 
 
 class StopSignal(contextlib.ExitStack):

@@ -54,10 +54,8 @@ from run_files import (
     check_outputs,
     find_files,
     load_data,
-    locked_folder,
     make_report,
     prepare_folder,
-    restore_dev_files,
     write_all_predictions,
     write_dev_rows,
 )
@@ -500,7 +498,7 @@ def log_interval(
     config = run.config
     step = run.progress.step
     left = run.progress.seconds / step * (total - step)
-    records = run.progress.interval.report(lr)
+    records = run.progress.report(lr)
     for task in filter(records.get, config.sources):
         record = records[task]
         run.log.write(f"train/{task}", step, record)
@@ -528,7 +526,7 @@ def score_dev(models: dict[str, MultitaskBERT], dev: list[TokenizedDataset], run
     if kept is None:
         return
     save_best(models, run)
-    write_all_predictions(config, run.folder, "dev", dev, results[kept].predictions)
+    write_all_predictions(config.files, run.folder, "dev", dev, results[kept].predictions)
     write_dev_rows(run.folder, dev, results[kept])
 
 
@@ -589,7 +587,6 @@ def train(
         for name, dataset in datasets.items()
         if dataset.labels is not None
     }
-    checkpoint.restore_best(folder, progress, lambda: score_dev(models, dev, run, f"step {progress.step}"))
     saved_at = time.monotonic()
     left = [] if progress.out_of_patience(config.patience) else plan.steps[progress.step :]
     steps = tqdm(left, "training", total, initial=progress.step, unit="step", disable=parallel.bar_disabled())
@@ -612,7 +609,7 @@ def train(
                 for number in range(parallel.rank(), shares, parallel.size()):
                     part = batch.share(number, shares).to(device)
                     with out_of_memory_advice(*part.input_ids.shape):
-                        measure = progress.interval.lacks(name, "ascent_gain")
+                        measure = progress.lacks(name, "ascent_gain")
                         values = training_loss(model, datasets[name].task, part, config, teacher, measure)
                         scaler.scale(values["total"] * (part.weight * part.batch_weight / shares)).backward()
                     for key, value in values.items():
@@ -692,7 +689,7 @@ def finish(config: TrainConfig, model: MultitaskBERT, tests: list[TokenizedDatas
     """Predict the test files, write `results.json`, print the table of dev scores."""
     folder = Path(config.output_dir)
     predictions = {test.task.name: predict(model, test, config.batch_size) for test in tests}
-    write_all_predictions(config, folder, "test", tests, predictions)
+    write_all_predictions(config.files, folder, "test", tests, predictions)
     if parallel.rank() == 0:
         text = json.dumps(results | {"config": config.to_dict()}, indent=2)
         write_text(folder / "results.json", text + "\n")
@@ -710,7 +707,8 @@ def finish(config: TrainConfig, model: MultitaskBERT, tests: list[TokenizedDatas
             print(f"{task}: {reached:.3f} is below the {score:.3f} of the untrained encoder: train longer")
     if results["data"] == "sample":
         print("data: the project's own sample, which is too small to learn much from")
-    make_report(config)
+    if not config.no_report:
+        make_report(folder)
 
 
 def check_compiled(model: MultitaskBERT, config: TrainConfig) -> None:
@@ -743,8 +741,11 @@ def fit(config: TrainConfig) -> None:
     device = pick_device(config.use_gpu)
     folder = Path(config.output_dir)
     evaluated = [(name, split) for name in config.eval_tasks for split in ("dev", "test")]
-    files, source = find_files(config, [*((name, "train") for name in config.tasks), *evaluated])
-    check_outputs(config, files)
+    wanted = [*((name, "train") for name in config.tasks), *evaluated]
+    files, source = find_files(wanted, config.data_dir, config.files, needs_test=False)
+    if config.unlabelled_file and config.unlabelled_task:
+        files[config.unlabelled_task, UNLABELLED] = Path(config.unlabelled_file)
+    check_outputs(folder, config.files, evaluated, files.values(), trains=True)
     if not config.resume and not config.overwrite_output_dir and parallel.rank() == 0:
         prepare_folder(folder, overwrite=False)  # now, before minutes are spent on reading
     differing = describe_settings(config, everything=config.log_level == "debug")
@@ -765,7 +766,8 @@ def fit(config: TrainConfig) -> None:
     bert.requires_grad_(config.option == "finetune")
     if bert.new_pooler and config.pooling == "cls":
         log.warning("%s has no pooler: --pooling cls starts with a new one", where)
-    data = load_data(config, files, tokenizer)
+    limits = {"train": config.max_train_samples, "dev": config.max_eval_samples}
+    data = load_data(files, tokenizer, config.max_length, limits)
     heads = (*config.tasks, *config.eval_tasks)
     model = MultitaskBERT(
         bert,
@@ -790,7 +792,6 @@ def fit(config: TrainConfig) -> None:
     trained = train(model, data, config, folder, tokenizer, source)
     best, _, _ = load_model(folder / "best")
     best.compute_type = model.compute_type
-    restore_dev_files(config, best.to(device), data)
     tests = [data[name, "test"] for name in config.eval_tasks if (name, "test") in data]
     results = trained | {"trained_tasks": list(config.tasks), "data": source}
     results |= {"precision_reason": precision.reason, "untrained_cosine": untrained}
@@ -824,18 +825,17 @@ def open_checkpoint(config: TrainConfig) -> tuple[TrainConfig, MultitaskBERT, To
 
 def evaluate_checkpoint(config: TrainConfig) -> None:
     """--option evaluate: dev scores, and dev and test predictions, of a saved model."""
-    check_outputs(config)
     config, model, tokenizer, run = open_checkpoint(config)
     folder = Path(config.output_dir)
     wanted = [(name, split) for name in config.eval_tasks for split in ("dev", "test")]
-    files, source = find_files(config, wanted)
-    check_outputs(config, files)
-    data = load_data(config, files, tokenizer)
+    files, source = find_files(wanted, config.data_dir, config.files, needs_test=False)
+    check_outputs(folder, config.files, wanted, files.values(), trains=False)
+    data = load_data(files, tokenizer, config.max_length, {"dev": config.max_eval_samples})
     dev = [data[name, "dev"] for name in config.eval_tasks]
     begin = time.perf_counter()
     result = evaluate(model, dev, config.batch_size, run["trained_tasks"])
     speed = sum(map(len, dev)) / (time.perf_counter() - begin)
-    write_all_predictions(config, folder, "dev", dev, result.predictions)
+    write_all_predictions(config.files, folder, "dev", dev, result.predictions)
     write_dev_rows(folder, dev, result)
     results = {"dev": result.scores, "dev_mean": result.dev_mean, "train_seconds": 0.0}
     results |= {"examples_per_second": round(speed, 2), "trained_tasks": run["trained_tasks"]}
@@ -848,13 +848,14 @@ def predict_with_checkpoint(config: TrainConfig) -> int | None:
     """--option predict: a saved model's predictions for unlabelled files, or answers to raw text."""
     if config.task:
         return ask.answer_all(config, open_checkpoint)
-    check_outputs(config)
     config, model, tokenizer, _ = open_checkpoint(config)
-    files, _ = find_files(config, [(name, "test") for name in config.eval_tasks])
-    check_outputs(config, files)
-    tests = list(load_data(config, files, tokenizer).values())
+    folder = Path(config.output_dir)
+    wanted = [(name, "test") for name in config.eval_tasks]
+    files, _ = find_files(wanted, config.data_dir, config.files, needs_test=True)
+    check_outputs(folder, config.files, wanted, files.values(), trains=False)
+    tests = list(load_data(files, tokenizer, config.max_length, {}).values())
     predictions = {test.task.name: predict(model, test, config.batch_size) for test in tests}
-    paths = write_all_predictions(config, Path(config.output_dir), "test", tests, predictions)
+    paths = write_all_predictions(config.files, folder, "test", tests, predictions)
     for test, path in zip(tests, paths, strict=True):
         print(f"{test.task.name}: {len(test):,} predictions in {path}")
     return None
@@ -885,7 +886,9 @@ def run_program(arguments: Sequence[str] | None) -> int:
     """Parse the command line and run the program of its --option. Returns the exit status."""
     config, given = parse_arguments(arguments)
     try:
-        with checkpoint.signals_raise(), parallel.process_group(), locked_folder(config):
+        # answers to texts go to no folder
+        lock = contextlib.nullcontext() if config.task else checkpoint.locked(Path(config.output_dir))
+        with checkpoint.signals_raise(), parallel.process_group(), lock:
             if config.resume:
                 config = checkpoint.resumed_config(config, given, checkpoint.started_with(config.output_dir))
             warn_of_unused_flags(config, given)
@@ -896,7 +899,8 @@ def run_program(arguments: Sequence[str] | None) -> int:
         command = f"python multitask_classifier.py --resume --output_dir {config.output_dir}"
         if os.environ.get("RANK", "0") == "0":  # one of several processes says so
             print(f"{NAME}: interrupted, and saved; go on with: {command}", file=sys.stderr)
-            make_report(config)
+            if not config.no_report:
+                make_report(Path(config.output_dir))
         return 128 + int(interruption.args[0])
 
 

@@ -39,12 +39,12 @@ def submit(config: TrainConfig) -> None:
     target = folder / ZIP_NAME
     check_writable(target, "--output_dir")
     wanted = [(task, split) for task in config.eval_tasks for split in ("dev", "test")]
-    paths = {key: prediction_path(config, folder, *key) for key in wanted}
+    paths = {key: prediction_path(config.files, folder, *key) for key in wanted}
     if missing := [str(path) for path in paths.values() if not path.is_file()]:
         others = "name others by --<task>_dev_out and --<task>_test_out"
         mend = f"a run of all tasks writes them at its end; {others}"
         raise UserError(f"{', '.join(missing)}: no such file; {mend}")
-    files, source = find_files(config, wanted)
+    files, source = find_files(wanted, config.data_dir, config.files, needs_test=True)
     code = sorted(HERE.glob("*.py")) + sorted((HERE / "support").glob("*.py"))
     members = {path.relative_to(HERE).as_posix(): path for path in code}
     for (task, split), path in paths.items():

@@ -26,7 +26,7 @@ except ImportError:  # Windows
 # --precision -> the type that autocast computes in
 COMPUTE_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISION_VARIABLE = "SMART_BERT_PRECISION"
-# of a CPU: with one of them a product in bf16 takes half the time of fp32, without them longer
+# of a CPU: with one of them a matrix product in bf16 takes half the time of fp32, without them longer
 BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
 # constants of glibc's malloc.h
 M_TRIM_THRESHOLD = -1
@@ -38,8 +38,8 @@ log = logging.getLogger("smart_bert")
 def pick_device(use_gpu: bool) -> torch.device:
     """The device to compute on: CUDA if there is one, else Apple's MPS, else the CPU.
 
-    Each of several processes takes a CUDA device of its own. Raises UserError if `use_gpu` is set and there
-    is no CUDA device, and if there are more processes than CUDA devices.
+    Each rank takes a CUDA device of its own. Raises UserError if `use_gpu` is set and there is no CUDA
+    device, and if there are more ranks than CUDA devices.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if torch.cuda.is_available():
@@ -58,8 +58,8 @@ def pick_device(use_gpu: bool) -> torch.device:
     if torch.backends.mps.is_available() and parallel.size() == 1:
         return torch.device("mps")
     keep_freed_memory()
-    # `mapper` calls set_num_threads, too, which can change results. A resumed run must compute like the
-    # original run from its first step, so the call is made here once.
+    # `mapper` calls set_num_threads, too, which can change results: a resumed run must compute as the first
+    # did from its first step
     torch.set_num_threads(torch.get_num_threads())
     return torch.device("cpu")
 
@@ -76,11 +76,18 @@ def make_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-class Elapsed(NamedTuple):
-    """The seconds between two CUDA events, by `float`, which syncs the GPU."""
+class Elapsed:
+    """The seconds between two events in a GPU's queue. `float` syncs the GPU."""
 
-    begin: Any
-    end: Any
+    def __init__(self, device: torch.device) -> None:
+        event = torch.get_device_module(device).Event
+        self.begin = event(enable_timing=True)
+        self.end = event(enable_timing=True)
+        self.begin.record()
+
+    def __call__(self) -> "Elapsed":
+        self.end.record()
+        return self
 
     def __float__(self) -> float:
         self.end.synchronize()
@@ -88,21 +95,12 @@ class Elapsed(NamedTuple):
 
 
 def start_watch(device: torch.device) -> Callable[[], SupportsFloat]:
-    """Start timing the work that is given to the device. A call of the result gives its seconds so far.
+    """Start timing the device's work. A call of the result gives the seconds so far.
 
     The host runs ahead of a GPU, so events in the GPU's queue are timed there, without a sync.
     """
-    if device.type in ("cpu", "meta"):
-        begin = time.perf_counter()
-        return lambda: time.perf_counter() - begin
-
-    def mark() -> Any:
-        event = torch.get_device_module(device).Event(enable_timing=True)
-        event.record()
-        return event
-
-    first = mark()
-    return lambda: Elapsed(first, mark())
+    begin = time.perf_counter()
+    return (lambda: time.perf_counter() - begin) if device.type in ("cpu", "meta") else Elapsed(device)
 
 
 class Precision(NamedTuple):
@@ -115,37 +113,31 @@ class Precision(NamedTuple):
 def choose_precision(device: torch.device, asked: str | None, resumed: bool = False) -> Precision:
     """The compute type of a run on this device. This is the only place that decides it.
 
-    asked: the one that the user, or with `resumed` the run that goes on, has named; None for the default:
-    bf16 where the device computes faster in it, else fp32. The environment variable SMART_BERT_PRECISION sets
-    another default, for tests.
+    asked: the one that the user, or with `resumed` the checkpoint, names; None for the default: bf16 where
+    the device computes faster in it, else fp32. The environment variable SMART_BERT_PRECISION sets another
+    default, for tests.
     """
-    fast, reason = _bf16_is_fast(device)
-    name = "bf16" if fast else "fp32"
+    found = ""  # the instructions for products in bf16
+    reason = f"bf16 was not tried on {device.type}"
+    if device.type == "cuda":
+        found = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else ""
+        reason = "this CUDA device lacks bf16"
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        found = next((name for name in BF16_INSTRUCTIONS if capabilities.get(name)), "")
+        reason = f"this CPU has neither {' nor '.join(BF16_INSTRUCTIONS)}"
+    if found:
+        reason = f"this {'CUDA device' if device.type == 'cuda' else 'CPU'} has {found}"
+    if asked == "bf16" and not found:
+        log.warning("bf16 is slow here: %s; --precision fp32 is faster for a new run", reason)
+    name = "bf16" if found else "fp32"
     if asked:
-        if asked == "bf16" and not fast:
-            log.warning("bf16 is slow here: %s; --precision fp32 is faster for a new run", reason)
         name = asked
         reason = "as the run was started" if resumed else "as --precision says"
-    elif forced := os.environ.get(PRECISION_VARIABLE):
-        if forced not in COMPUTE_TYPES:
-            raise UserError(f"{PRECISION_VARIABLE}={forced}: must be one of {', '.join(COMPUTE_TYPES)}")
-        name = forced
+    elif PRECISION_VARIABLE in os.environ:
+        name = os.environ[PRECISION_VARIABLE]
         reason = f"as {PRECISION_VARIABLE} says"
     return Precision(name, f"{reason}, TF32 off" if (device.type, name) == ("cuda", "fp32") else reason)
-
-
-def _bf16_is_fast(device: torch.device) -> tuple[bool, str]:
-    """Whether the device has instructions for products in bf16, and the words that say so."""
-    if device.type == "cuda":
-        has = torch.cuda.is_bf16_supported(including_emulation=False)
-        return has, f"this CUDA device {'has' if has else 'lacks'} bf16"
-    if device.type != "cpu":
-        return False, f"bf16 was not tried on {device.type}"
-    capabilities = torch.cpu.get_capabilities()
-    for name in BF16_INSTRUCTIONS:
-        if capabilities.get(name):
-            return True, f"this CPU has {name}"
-    return False, f"this CPU has neither {' nor '.join(BF16_INSTRUCTIONS)}"
 
 
 def keep_freed_memory() -> None:
@@ -160,9 +152,9 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """The most memory that this process has held so far, in GiB: of the machine, and of a CUDA device."""
+    """Peak memory of this process in GiB: of the machine, and of a CUDA device."""
     peaks = {}
-    if resource is not None:
+    if resource:
         unit = 1 if sys.platform == "darwin" else 1024  # bytes
         peaks["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     if device.type == "cuda":
@@ -170,20 +162,15 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     return {name: round(count / 2**30, 3) for name, count in peaks.items()}
 
 
-def workers(device: torch.device) -> int:
-    """How many batches `mapper` works on at the same time."""
-    return min(torch.get_num_threads(), 8) if device.type == "cpu" else 1
-
-
 @contextlib.contextmanager
 def mapper(device: torch.device) -> Iterator[Callable[..., Any]]:
-    """A function like `map` for work on the device. On a CPU it uses one thread for each core, 8 at most.
+    """A function like `map` for work on batches. On a CPU each core, up to 8, works on a batch of its own.
 
-    One batch for each core is 10 to 20 % faster than all cores working on the same batch.
+    That is 10 to 20 % faster than all cores on the same batch.
     """
     threads = torch.get_num_threads()
-    count = workers(device)
-    if count == 1:
+    count = min(threads, 8)
+    if device.type != "cpu" or count == 1:
         yield map
         return
     torch.set_num_threads(threads // count)
@@ -191,5 +178,5 @@ def mapper(device: torch.device) -> Iterator[Callable[..., Any]]:
     try:
         yield pool.map
     finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C the batches that wait are not computed
+        pool.shutdown(cancel_futures=True)  # Ctrl-C drops the batches that wait
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Dropout on the CPU at a lower price than torch's. What it computes is `F.dropout`.
+"""`F.dropout` on the CPU, faster than torch's.
 
 One 64-bit random number decides over four elements, where torch draws a number for each. Of a training step
 on two cores (sst, para and sts, 32 rows a batch) that saves 8 % in fp32 and 10 % in bf16, with SMART and

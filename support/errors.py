@@ -14,8 +14,9 @@ class UserError(ValueError):
 
 
 def one_line(error: BaseException) -> str:
-    """The whole message of a library's error on one line; the name of its type if the message is empty."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message of an error on one line. Of an OSError what the system says, without the file's name."""
+    message = getattr(error, "strerror", None) or str(error)
+    return " ".join(message.split()) or type(error).__name__
 
 
 def exit_status(name: str, program: Callable[[], int]) -> int:
@@ -29,8 +30,7 @@ def exit_status(name: str, program: Callable[[], int]) -> int:
     except UserError as error:
         message, status = f"error: {one_line(error)}", 2
     except OSError as error:
-        what = f"{error.filename or 'input or output'}: {error.strerror or one_line(error)}"
-        message, status = f"error: {what}", 2
+        message, status = f"error: {error.filename or 'input or output'}: {one_line(error)}", 2
     except KeyboardInterrupt as interruption:
         message, status = "interrupted", 128 + int(*interruption.args or (signal.SIGINT,))
     print(f"{name}: {message}", file=sys.stderr)

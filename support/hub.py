@@ -35,8 +35,7 @@ def hub_folder(name_or_path: str, endings: Sequence[str]) -> Path:
 
     Without a network they come from the cache. Raises UserError if there is no such folder and no such model.
     """
-    # what stands there and is no model, or the rest of an interrupted save: the reader says what is wrong
-    if os.path.lexists(name_or_path) or os.path.isdir(f"{name_or_path}.old"):
+    if os.path.lexists(name_or_path):  # the reader says what is wrong if it is no model
         return Path(name_or_path)
     import huggingface_hub
 

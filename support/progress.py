@@ -2,50 +2,47 @@
 
 1. Each step: Progress.add(losses) keeps tensors, and does not sync the GPU.
 2. Before numbers are read: Progress.check() removes NaN/inf steps.
-3. After each evaluation on dev: Progress.take_scores() says whether a model is the best so far.
-4. checkpoint.py writes Progress.to_dict() to `last/progress.json`.
+3. At a log line: Progress.report() gives each task's means.
+4. After each evaluation on dev: Progress.take_scores() says whether a model is the best so far.
+5. checkpoint.py writes Progress.to_dict() to `last/progress.json`.
 
 Batches, data sets and evaluations are those of `datasets.py` and `evaluation.py`.
 """
 
 import contextlib
+import itertools
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, SupportsFloat
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from support.errors import UserError
-from support.log import Interval
 from support.screen import epoch_table
 
 log = logging.getLogger("smart_bert")
 Losses = dict[str, Tensor]  # scalars of one batch by name
 
 
-def not_finite(losses: dict[str, Tensor], step: int, dataset: Any, rows: np.ndarray) -> UserError:
-    """The error that says which loss was inf or NaN, at which step, on which rows."""
-    values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-    ids = ", ".join(dataset.ids[row] for row in rows)
-    where = f"step {step}, task {dataset.task.name}, rows {ids}"
-    return UserError(
-        f"loss or gradient is not finite ({values}) at {where}; no update was made; try a smaller --lr"
-    )
+class BatchRecord(NamedTuple):
+    """The measurements of one batch of a step. Reading losses or step time syncs the GPU."""
 
+    step: int
+    task: str
+    rows: Sequence[int]
+    losses: dict[str, Any]  # scalars by name: tensors, or floats after `to_floats`
+    tokens: int  # without padding
+    step_time: SupportsFloat  # seconds of the whole step
+    batches: int  # of the step, which share its time
 
-class BatchTime(NamedTuple):
-    """Step time per batch. Reading it syncs the GPU."""
-
-    step_time: SupportsFloat
-    batches: int
-
-    def __float__(self) -> float:
-        return float(self.step_time) / self.batches
+    def to_floats(self) -> "BatchRecord":
+        """As JSON can hold it, without the rows."""
+        losses = {name: float(loss) for name, loss in self.losses.items()}
+        return self._replace(rows=[], losses=losses, step_time=float(self.step_time))
 
 
 @dataclass
@@ -59,71 +56,87 @@ class Progress:
     save_seconds: float = 0.0  # spent on writing checkpoints
     examples: int = 0  # rows trained on
     skipped: int = 0  # batches left out because of NaN or inf
-    interval: Interval = field(default_factory=Interval)
-    first_losses: list[tuple[str, Losses]] = field(
-        default_factory=list
-    )  # of the first 20 steps, with the task
+    interval: list[BatchRecord] = field(default_factory=list)  # since the last log line
+    first_losses: list[tuple[str, Losses]] = field(default_factory=list)  # of the first 20 steps, by task
     log_bytes: int = 0  # length of metrics.jsonl
     stale: int = 0  # evaluations on dev since the best one
 
     def __post_init__(self) -> None:
-        # Steps since the last `check`: number, (task, rows, losses) of each batch, step time. Empty when a
-        # checkpoint is written.
-        self._unchecked: list[tuple[int, list[tuple[str, np.ndarray, Losses]], SupportsFloat]] = []
+        self._checked = len(self.interval)  # records that `check` has found finite
 
     def to_dict(self) -> dict:
-        """As JSON can hold it. Syncs the GPU."""
+        """As JSON can hold it, after `check`. Syncs the GPU."""
         values = {setting.name: getattr(self, setting.name) for setting in fields(self)}
-        first = [
-            (task, {name: float(value) for name, value in losses.items()})
-            for task, losses in self.first_losses
-        ]
-        return values | {"interval": self.interval.to_dict(), "first_losses": first}
+        first = [(task, {name: float(loss) for name, loss in of.items()}) for task, of in self.first_losses]
+        return values | {"interval": [record.to_floats() for record in self.interval], "first_losses": first}
 
     @classmethod
     def from_dict(cls, values: dict) -> "Progress":
         """Inverse of `to_dict`."""
-        return cls(**values | {"interval": Interval.from_dict(values["interval"])})
+        return cls(**values | {"interval": [BatchRecord(*record) for record in values["interval"]]})
 
     def add(
         self, tasks: list[str], losses: list[Losses], batches: list[Any], step_time: SupportsFloat
     ) -> None:
-        """Count a step on one batch of each task. `check` says later whether its numbers were finite."""
-        parts = list(zip(tasks, [batch.rows for batch in batches], losses, strict=True))
-        self._unchecked.append((self.step, parts, step_time))
-        for (task, rows, values), batch in zip(parts, batches, strict=True):
-            self.interval.add(task, values, batch.num_tokens, BatchTime(step_time, len(parts)))
-            self.examples += len(rows)
-            if self.step < 20:
-                self.first_losses.append((task, values))
+        """Add a step on one batch of each task. `check` counts it later if its numbers were finite."""
+        for task, values, batch in zip(tasks, losses, batches, strict=True):
+            size = (batch.num_tokens, step_time, len(batches))
+            self.interval.append(BatchRecord(self.step, task, batch.rows, values, *size))
         self.step += 1
 
     def check(self, datasets: Mapping[str, Any], allowed: int, scaler: torch.amp.GradScaler) -> None:
-        """Remove NaN/inf steps from the statistics. Syncs the GPU.
+        """Count the finite steps since the last call, remove NaN/inf steps. Syncs the GPU.
 
         Raises UserError if there were more than `allowed`. Gradients too large for fp16 don't count while the
         scaler can lower its scale.
         """
-        unchecked = self._unchecked
-        self._unchecked = []
-        self.seconds += sum(float(step_time) for *_, step_time in unchecked)
-        for step, parts, _ in unchecked:
+        unchecked = self.interval[self._checked :]
+        del self.interval[self._checked :]
+        for step, group in itertools.groupby(unchecked, lambda record: record.step):
+            records = list(group)
+            self.seconds += float(records[0].step_time)
             # the first batch with an infinite loss, or the first one if only the gradient is infinite
-            infinite = [part for part in parts if not torch.isfinite(part[2]["total"])]
-            task, rows, losses = (infinite or parts)[0]
-            if not infinite and torch.isfinite(losses["grad_norm"]):
+            infinite = [record for record in records if not torch.isfinite(record.losses["total"])]
+            first = (infinite or records)[0]
+            if not infinite and torch.isfinite(first.losses["grad_norm"]):
+                self.interval += records
+                self.examples += sum(len(record.rows) for record in records)
+                if step < 20:
+                    self.first_losses += [(record.task, record.losses) for record in records]
                 continue
-            for name, batch_rows, values in parts:
-                self.interval.remove(name, values)
-                self.first_losses = [first for first in self.first_losses if first[1] is not values]
-                self.examples -= len(batch_rows)
             if scaler.is_enabled() and not infinite and scaler.get_scale() >= 1:
                 continue
             self.skipped += 1
-            problem = not_finite(losses, step, datasets[task], rows)
+            values = ", ".join(f"{name} {value.item():.4g}" for name, value in first.losses.items())
+            ids = ", ".join(datasets[first.task].ids[row] for row in first.rows)
+            where = f"step {step}, task {first.task}, rows {ids}"
+            problem = f"loss or gradient is not finite ({values}) at {where}"
             if self.skipped > allowed:
-                raise problem
+                raise UserError(f"{problem}; no update was made; try a smaller --lr")
             log.warning("%s; batch %d of at most %d left out", problem, self.skipped, allowed)
+        self._checked = len(self.interval)
+
+    def lacks(self, task: str, name: str) -> bool:
+        """Whether no step of this task since the last log line has a value of this name."""
+        return not any(record.task == task and name in record.losses for record in self.interval)
+
+    def report(self, lr: float) -> dict[str, dict[str, float]]:
+        """A record for each task, means over its steps since the last log line. Syncs the GPU."""
+        reports = {}
+        for task in dict.fromkeys(record.task for record in self.interval):
+            records = [record.to_floats() for record in self.interval if record.task == task]
+            means = {}
+            # some numbers are measured in some steps only
+            for name in dict.fromkeys(name for record in records for name in record.losses):
+                column = [record.losses[name] for record in records if name in record.losses]
+                means[name] = sum(column) / len(column)
+            tokens = sum(record.tokens for record in records)
+            seconds = sum(float(record.step_time) / record.batches for record in records)
+            speed = {"ms_per_step": 1000 * seconds / len(records), "tokens_per_second": tokens / seconds}
+            reports[task] = means | {"lr": lr} | speed
+        self.interval = []
+        self._checked = 0
+        return reports
 
     def take_scores(self, results: Mapping[str, Any], keep: str, when: str) -> str | None:
         """Store dev scores, by role, and show them beside the last ones.

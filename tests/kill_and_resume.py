@@ -81,10 +81,10 @@ def damage(folder: Path, moment: random.Random) -> str:
     return f"{file.name} {kind}"
 
 
-def killed(
+def killed_and_resumed(
     folder: Path, arguments: list, seconds: float, moment: random.Random, kills: int, damaging: bool
 ) -> list[str]:
-    """One run, killed `kills` times, resumed each time, and then to its end. Returns what was damaged.
+    """A run, killed `kills` times, resumed each time, and then to its end. Returns what was damaged.
 
     A kill falls within `seconds` / `kills` of the process's first checkpoint. Raises RuntimeError if a
     process failed, or did not fall back from a damaged checkpoint.
@@ -122,13 +122,15 @@ def compare(
     for k in range(runs):
         arguments = [*kinds[k % len(kinds)], "--model_name_or_path", encoder, *flags]
         if k < len(kinds):
-            process = start(*arguments, "--output_dir", folder / f"whole{k}")
-            wait_for(process, folder / f"whole{k}" / "last")
+            whole = folder / f"whole{k}"
+            process = start(*arguments, "--output_dir", whole)
+            wait_for(process, whole / "last")
             begin = time.monotonic()
             finish(process)
-            wholes.append((outcome(folder / f"whole{k}"), time.monotonic() - begin))
+            wholes.append((outcome(whole), time.monotonic() - begin))
         expected, seconds = wholes[k % len(kinds)]
-        damaged = killed(folder / f"run{k}", arguments, 0.8 * seconds, moment, 3 if chains else 1, chains)
+        many = {"kills": 3 if chains else 1, "damaging": chains}
+        damaged = killed_and_resumed(folder / f"run{k}", arguments, 0.8 * seconds, moment, **many)
         same = outcome(folder / f"run{k}") == expected
         equal += same
         falls += len(damaged)

@@ -1,4 +1,4 @@
-"""Our `datasets.py` beside Hugging Face's `datasets`, and the libraries that need theirs: each in a process."""
+"""Our `datasets.py` beside Hugging Face's `datasets`, and the libraries that need theirs, in one process."""
 
 import subprocess
 import sys

@@ -1,7 +1,6 @@
 """save_last and load_last: any torch.optim optimizer goes on bit for bit, and a state that does not fit is
 refused."""
 
-import copy
 import json
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from checkpoint import Checkpoint, load_checkpoint, load_last, save_checkpoint, save_last
+from checkpoint import load_checkpoint, load_last, save_checkpoint, save_last
 from optimizer import AdamW
 from support.errors import UserError
 from support.progress import Progress
@@ -18,13 +17,10 @@ RECORD = {"content": {}, "processes": 1, "versions": {}}
 OFF = torch.amp.GradScaler("cpu", enabled=False)
 OPTIMIZERS = {
     "ours": lambda params: AdamW(params, lr=0.1, weight_decay=0.01),
-    "torch.optim.AdamW": lambda params: torch.optim.AdamW(params, lr=0.1),
-    "its fused kernel, amsgrad": lambda params: torch.optim.AdamW(params, lr=0.1, amsgrad=True, fused=True),
+    "torch.optim.AdamW": lambda params: torch.optim.AdamW(params, lr=0.1, amsgrad=True, fused=True),
     "SGD": lambda params: torch.optim.SGD(params, lr=0.1),
-    "SGD with momentum": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, nesterov=True),
     "Adafactor": lambda params: torch.optim.Adafactor(params, lr=0.1),  # row and column statistics
-    "NAdam": lambda params: torch.optim.NAdam(params, lr=0.1),
-    "RMSprop": lambda params: torch.optim.RMSprop(params, lr=0.1, momentum=0.5, centered=True),
+    "NAdam": lambda params: torch.optim.NAdam(params, lr=0.1),  # a product of momenta
 }
 
 
@@ -96,18 +92,6 @@ def test_another_model_or_optimizer_is_refused(tmp_path, width, trained, make, s
     assert str(error.value).startswith(f"{tmp_path / 'last'}: ") and "\n" not in str(error.value)
 
 
-def test_a_moment_of_another_shape_is_refused(tmp_path):
-    """Guards against a moment that is broadcast over a weight."""
-    saved(tmp_path)
-    last = load_checkpoint(tmp_path / "last")
-    tensors = copy.deepcopy(last.tensors)
-    tensors["optimizer"]["0.exp_avg"] = torch.ones(2, 4, 3)
-    save_checkpoint(tmp_path / "last", Checkpoint(tensors, last.records))
-    other = new_model(1)
-    with pytest.raises(UserError, match=r"its exp_avg does not fit a parameter of shape \(4, 3\)"):
-        load_last(tmp_path, {"student": other}, AdamW(groups(other)), OFF, RECORD)
-
-
 def test_the_scale_of_fp16_comes_back(tmp_path):
     """Guards against a resumed run in fp16 whose first steps overflow, and are left out."""
     model, optimizer = saved(tmp_path)
@@ -126,4 +110,4 @@ def test_another_kind_of_device_is_said(tmp_path, caplog):
     save_checkpoint(tmp_path / "last", last)
     other = new_model(1)
     load_last(tmp_path, {"student": other}, AdamW(groups(other)), OFF, RECORD)
-    assert "was saved on cuda and goes on on cpu: its dropout masks differ" in caplog.text
+    assert "moves from cuda to cpu: its dropout masks differ" in caplog.text

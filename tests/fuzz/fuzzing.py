@@ -18,7 +18,7 @@ COUNTS = {
     "predict": (40, 500),
     "parsed": (200, 5000),
     "started": (40, 600),
-    "checkpoints": (50, 500),
+    "checkpoints": (20, 500),
 }
 TALLY = Counter[str]()  # inputs of all properties: held, failed
 

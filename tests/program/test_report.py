@@ -13,7 +13,6 @@ import pytest
 
 import multitask_classifier
 import report
-import run_files
 from helpers import SAMPLE, run_program, run_python, warnings_of
 from short_runs import FAST
 
@@ -317,7 +316,6 @@ def test_a_page_that_fails_costs_a_warning_and_no_run(main, tmp_path, monkeypatc
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(report, "picture", fail)
-    monkeypatch.setattr(run_files, "dev_rows", fail)
     assert main(*SHORT, "--output_dir", tmp_path / "out") == 0
     (warning,) = [words for words in warnings_of(caplog) if "report.html" in words]
     assert warning.count("\n") == 0 and (tmp_path / "out" / "results.json").exists()
