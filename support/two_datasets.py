@@ -59,12 +59,14 @@ class Finder(MetaPathFinder, Loader):
             return importlib.util.spec_from_file_location(name, FILE)
         if not name.startswith("datasets.") or name.count(".") > 1 or not (package := theirs()):
             return None
-        if name in sys.modules:  # imported with the package just now; a second time would double its classes
-            return ModuleSpec(name, self, loader_state=sys.modules[name].__spec__)
+        if name in sys.modules:  # imported with the package just now; a second time would double it
+            return ModuleSpec(name, self, loader_state=sys.modules.pop(name))
         return PathFinder.find_spec(name, package.__path__)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return sys.modules[spec.name]
+        module: ModuleType = spec.loader_state
+        spec.loader_state = module.__spec__
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__ = module.__spec__ and module.__spec__.loader_state
