@@ -24,7 +24,7 @@ MISTAKES = {  # what names the mistake in the error
     f"{PREDICT} --text a": "--text a: needs --option predict and --task",
     f"{ASK} --text a --input b": "--input",
     f"{ASK} --text_pair b": "--text_pair",
-    f"{ASK} --input no/such/file": "--input no/such/file",
+    f"{ASK} --input no/such/file": "no/such/file",
     f"{ASK} --text a --output .": "--output",
     "--sst_dev_out .": "--sst_dev_out",
     "--sst_train no-such-file.csv": "--sst_train",
