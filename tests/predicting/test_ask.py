@@ -35,10 +35,10 @@ def by_transformers(folder: Path, task: str, rows: list) -> torch.Tensor:
     return torch.cat(logits)
 
 
-def test_a_sentence_gets_label_name_and_probabilities(ask, run_folder):
+def test_a_sentence_gets_label_name_and_probabilities(ask, sample_run):
     """Guards against probabilities of another row, another order of names, or softmax of the wrong axis."""
     status, answers, _ = ask("--task", "sst", *[word for text in TEXTS for word in ("--text", text)])
-    expected = by_transformers(run_folder, "sst", TEXTS).softmax(-1)
+    expected = by_transformers(sample_run, "sst", TEXTS).softmax(-1)
     assert status == 0 and [answer["id"] for answer in answers] == [1, 2, 3, 4]
     names = ["very negative", "negative", "neutral", "positive", "very positive"]
     for answer, row in zip(answers, expected.tolist(), strict=True):
@@ -48,17 +48,17 @@ def test_a_sentence_gets_label_name_and_probabilities(ask, run_folder):
         assert list(answer["probabilities"].values()) == pytest.approx(row, abs=1e-5)
 
 
-def test_pairs(ask, run_folder):
+def test_pairs(ask, sample_run):
     """Guards against the second text left out, and a paraphrase's probability given for its opposite."""
     flags = [word for a, b in PAIRS for word in ("--text", a, "--text_pair", b)]
     _, answers, _ = ask("--task", "para", *flags)
-    for answer, logit in zip(answers, by_transformers(run_folder, "para", PAIRS)[:, 0].tolist(), strict=True):
+    for answer, logit in zip(answers, by_transformers(sample_run, "para", PAIRS)[:, 0].tolist(), strict=True):
         positive = 1 / (1 + 2.718281828459045**-logit)
         expected = {"not a paraphrase": 1 - positive, "paraphrase": positive}
         assert answer["probabilities"] == pytest.approx(expected, abs=1e-5)
         assert answer["name"] == ("paraphrase" if logit > 0 else "not a paraphrase")
     _, answers, _ = ask("--task", "sts", *flags)
-    values = by_transformers(run_folder, "sts", PAIRS)[:, 0].tolist()
+    values = by_transformers(sample_run, "sts", PAIRS)[:, 0].tolist()
     assert [set(answer) for answer in answers] == [{"id", "value"}] * 3
     assert [answer["value"] for answer in answers] == pytest.approx(values, abs=1e-4)
 
@@ -148,13 +148,13 @@ def test_a_model_that_gives_no_numbers_leaves_no_output(ask, tmp_path, monkeypat
 
 
 @pytest.fixture
-def start(run_folder):
+def start(sample_run):
     """Starts the program in a process of its own."""
     program = [sys.executable, str(ROOT / "multitask_classifier.py"), "--option", "predict", "--task", "sst"]
     processes = []
 
     def started(*arguments, **settings) -> subprocess.Popen:
-        flags = ["--checkpoint", run_folder, "--batch_size", 4, *arguments]
+        flags = ["--checkpoint", sample_run, "--batch_size", 4, *arguments]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         processes.append(subprocess.Popen([*program, *map(str, flags)], **pipes, **settings))
         return processes[-1]

@@ -68,11 +68,11 @@ def test_what_the_scores_do_not_say():
     assert "Quora" not in model_card(para | {"config": para["config"] | {"model_name_or_path": "a/b"}})
 
 
-def test_a_saved_model_has_a_card_and_transformers_opens_it(run_folder):
+def test_a_saved_model_has_a_card_and_transformers_opens_it(sample_run):
     """Guards against a folder that can be shared but not opened."""
-    best = run_folder / "best"
+    best = sample_run / "best"
     card = ModelCard.load(best / "README.md")
-    scores = json.loads((run_folder / "results.json").read_text())["dev"]
+    scores = json.loads((sample_run / "results.json").read_text())["dev"]
     shown = {(r.dataset_type, r.metric_name): r.metric_value for r in card.data.eval_results}
     assert shown == {
         (task, metric): round(value, 4) for task, row in scores.items() for metric, value in row.items()
