@@ -42,23 +42,18 @@ EXTRA |= {"cls.seq_relationship.weight": torch.ones(2, 24), "embeddings.position
 
 
 LAYOUTS = {
-    "plain": lambda name: name,
     "prefix": lambda name: f"bert.{name}",
     "old names": lambda name: name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"),
 }
 
 
 @pytest.mark.parametrize("filename", ["model.safetensors", "pytorch_model.bin"])
-@pytest.mark.parametrize("layout", [*LAYOUTS, "extra", "fp16"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_published_layouts(tmp_path, filename, layout):
     """Guards against older files that load only in part, or in a precision in which training stalls."""
     reference = reference_bert()
-    named = LAYOUTS.get(layout, LAYOUTS["plain"])
-    weights = {named(name): tensor.clone() for name, tensor in reference.state_dict().items()}
-    weights |= EXTRA if layout == "extra" else {}
-    if layout == "fp16":
-        weights = {name: tensor.half() for name, tensor in weights.items()}
-    ours = BertModel.from_pretrained(str(write_model(tmp_path, weights, filename)))
+    weights = {LAYOUTS[layout](name): tensor.half() for name, tensor in reference.state_dict().items()}
+    ours = BertModel.from_pretrained(str(write_model(tmp_path, weights | EXTRA, filename)))
     parameters = list(ours.parameters())
     assert all(parameter.dtype == torch.float32 and parameter.requires_grad for parameter in parameters)
     assert not ours.training
@@ -91,17 +86,13 @@ def test_pretraining_model_saved_by_transformers(tmp_path, size):
 def test_a_missing_pooler_starts_anew(tmp_path):
     """Guards against masked language models and sentence encoders that are refused, a pooler that every start
     draws otherwise, and one that nobody is told of."""
-    reference = reference_bert()
-    weights = {name: tensor for name, tensor in reference.state_dict().items() if "pooler" not in name}
+    weights = {name: tensor for name, tensor in reference_bert().state_dict().items() if "pooler" not in name}
     write_model(tmp_path, weights)
     first, again = (BertModel.from_pretrained(str(tmp_path)) for _ in range(2))
     assert first.new_pooler and not BertModel.from_pretrained().new_pooler
     assert torch.equal(first.pooler_dense.weight, again.pooler_dense.weight)
     assert first.pooler_dense.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert (first.pooler_dense.bias == 0).all()
-    ids, mask, _ = inputs()
-    expected = reference(ids, attention_mask=mask.long()).last_hidden_state
-    torch.testing.assert_close(first(ids, mask)["last_hidden_state"], expected, atol=1e-5, rtol=0)
 
 
 def test_transformers_reads_what_we_save(tmp_path):
@@ -110,15 +101,13 @@ def test_transformers_reads_what_we_save(tmp_path):
     rates = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.2}
     settings = {**SIZES, "layer_norm_eps": 0.1, "type_vocab_size": 3, **rates}
     ours = randomise(BertModel(tiny_config(**settings)))
-    ours.save_pretrained(tmp_path / "new" / "folder")
     theirs = tmp_path / "new" / "folder"
+    ours.save_pretrained(theirs)
     reference, info = transformers.BertModel.from_pretrained(theirs, output_loading_info=True)
     assert not any(info.values()), info
     assert {name: getattr(reference.config, name) for name in settings} == settings
     assert_same(ours, reference.eval(), *inputs())
-    again = BertModel.from_pretrained(str(tmp_path / "new" / "folder"))
-    assert again.config == ours.config
-    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in ours.state_dict().items())
+    assert_same(BertModel.from_pretrained(str(theirs)), reference, *inputs())
 
 
 def test_hub_id_from_the_cache(tmp_path, offline, monkeypatch):
@@ -203,14 +192,6 @@ def test_other_architectures_are_refused(tmp_path, change, named):
     """Guards against another architecture that is computed as if it were BERT."""
     message = refusal(write_model(tmp_path, reference_bert().state_dict(), **change))
     assert str(tmp_path / "config.json") in message and named in message
-
-
-@pytest.mark.parametrize("text", ["", '{"d_model": 24}'])
-def test_broken_configurations(tmp_path, text):
-    """Guards against using BERT-base's sizes where the configuration cannot be read."""
-    write_model(tmp_path, reference_bert().state_dict())
-    (tmp_path / "config.json").write_text(text)
-    assert str(tmp_path / "config.json") in refusal(tmp_path)
 
 
 def test_unknown_models(tmp_path):

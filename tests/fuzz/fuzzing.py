@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from helpers import run_program
 
 # Inputs of each property: in the default tests, in the slow ones.
-COUNTS = {"files": (150, 3500), "parsed": (150, 5000), "started": (40, 600), "checkpoints": (50, 500)}
+COUNTS = {"parsed": (150, 5000), "started": (40, 600), "checkpoints": (50, 500)}
 
 
 def sizes(name: str):
