@@ -91,7 +91,7 @@ class BertModel(BertPreTrainedModel):
         self.init_weights()
 
     def compile_layers(self, backend: str = "inductor") -> None:
-        """Compile the layers for training, for any number of rows and tokens. `state_dict` keys stay the same.
+        """Compile the layers for training, for any number of rows and tokens; `state_dict` keys stay.
 
         The compiled function takes the layer as an argument, so all layers share it, those of SMART's teacher
         included.
