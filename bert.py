@@ -91,10 +91,10 @@ class BertModel(BertPreTrainedModel):
         self.init_weights()
 
     def compile_layers(self, backend: str = "inductor") -> None:
-        """Compile the layers for training, for any number of rows and tokens. No weight changes its name.
+        """Compile the layers for training, for any number of rows and tokens; `state_dict` keys stay.
 
-        The compiled function takes the layer as an argument, so that all layers share it, and those of a copy
-        of the model, such as SMART's teacher, too.
+        The compiled function takes the layer as an argument, so all layers share it, those of SMART's teacher
+        included.
         """
         self.run_layer = torch.compile(run_layer, dynamic=True, backend=backend)
 
@@ -105,14 +105,11 @@ class BertModel(BertPreTrainedModel):
         """
         tokens = input_ids.shape[1]
         if tokens > self.config.max_position_embeddings:
-            raise ValueError(
-                f"{tokens} tokens, but the encoder has positions for {self.config.max_position_embeddings}"
-            )
-        types = (
-            self.tk_type_embedding.weight[0]
-            if token_type_ids is None
-            else self.tk_type_embedding(token_type_ids)
-        )
+            limit = self.config.max_position_embeddings
+            raise ValueError(f"{tokens} tokens, but the encoder has positions for {limit}")
+        types = self.tk_type_embedding.weight[0]  # (H,)
+        if token_type_ids is not None:
+            types = self.tk_type_embedding(token_type_ids)  # (B,T,H)
         summed = self.word_embedding(input_ids) + self.pos_embedding.weight[:tokens] + types  # (B,T,H)
         return self.embed_dropout(self.embed_layer_norm(summed))
 

@@ -16,7 +16,7 @@ import shlex
 import sys
 import textwrap
 import typing
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, NoReturn, cast
 
@@ -72,40 +72,24 @@ AT_LEAST_8 = must_be("at least 8", lambda value: value >= 8)
 ABOVE_0 = must_be("above 0", lambda value: value > 0)
 ABOVE_0_TO_1 = must_be("above 0 and at most 1", lambda value: 0 < value <= 1)
 FROM_0_TO_BELOW_1 = must_be("at least 0 and below 1", lambda value: 0 <= value < 1)
-SEED = must_be("a whole number from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
-# TensorBoard needs it
-UTF8 = must_be("a name in UTF-8", lambda name: name.encode(errors="ignore").decode() == name)
-
-NEAR = 0.65  # similarity of two words, of 1, from which one is taken for a typo of the other
-# What people call the built-in tasks. Messages say it; these are not accepted as names.
-ALSO_CALLED = {
-    "sst": ("sentiment", "SST-5"),
-    "para": ("paraphrase", "Quora", "QQP"),
-    "sts": ("similarity", "STS-B"),
-    "cfimdb": ("IMDB", "long film reviews"),
-}
 
 
 def did_you_mean(word: str, names: Iterable[str], dashes: str = "") -> str:
     """`; did you mean NAME?` with the name nearest to the word, or "". dashes: stand before the name."""
     by_lower = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(word[:100].lower(), by_lower, n=1, cutoff=NEAR)
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.65)
     return f"; did you mean {dashes}{by_lower[near[0]]}?" if near else ""
 
 
 def tasks_rule(names: str | tuple[str, ...]) -> str:
-    """The rule for the name or the names of tasks. Answers an unknown one with the task probably meant."""
+    """The rule for the name or the names of tasks."""
     names = (names,) if isinstance(names, str) else names
-    unknown = [name for name in names if name and name not in TASKS]
-    if not unknown:
-        valid = names and all(names) and len(set(names)) == len(names)
-        return "" if valid else f"must be one or more of {', '.join(TASKS)}, each once"
-    called = {task: ALSO_CALLED.get(task, (TASKS[task].label_column,)) for task in TASKS}
-    task_of = {name.lower(): task for task in TASKS for name in (task, *called[task])}
-    near = difflib.get_close_matches(unknown[0][:100].lower(), task_of, n=1, cutoff=NEAR)
-    hint = f"; did you mean {task_of[near[0]]}?" if near else "."
-    listed = ", ".join(f"{task} ({', '.join(called[task])})" for task in TASKS)
-    return f"there is no task {unknown[0][:40]!r}{hint} The tasks are {listed}"
+    for name in names:
+        if name not in TASKS:
+            hint = did_you_mean(name, TASKS) or ";"
+            listed = ", ".join(f"{task} ({TASKS[task].label_column})" for task in TASKS)
+            return f"there is no task {name!r}{hint} the tasks are {listed}"
+    return "" if names and len(set(names)) == len(names) else "must be one task or more, each once"
 
 
 def weight_rule(weight: Weight) -> str:
@@ -144,33 +128,23 @@ class TrainConfig:
         group="what to do",
     )
     tasks: tuple[str, ...] = flag(
-        None,
-        f"tasks to train, separated by commas or spaces, of {', '.join(TASKS)} (default: sst,para,sts)",
-        tasks_rule,
+        None, f"tasks to train, of {', '.join(TASKS)} (default: {','.join(COURSE_TASKS)})", tasks_rule
     )
     eval_tasks: tuple[str, ...] = flag(
         None,
-        "tasks to score and predict (default: --tasks; for predict, those whose --<task>_test is given; for"
-        " submit, sst,para,sts)",
+        "tasks to score and predict (default: --tasks; for predict, those whose test file is given)",
         tasks_rule,
     )
     model_name_or_path: str = flag(
         EMBEDDED, "encoder: minilm (installed with the requirements), a folder, or a hub name", group="model"
     )
     checkpoint: str | None = flag(None, "folder of the saved model, for evaluate and predict")
-    pooling: str = flag(
-        "mean", "sentence vector: mean of all tokens, or cls, [CLS] through BERT's pooler", ("mean", "cls")
-    )
-    hidden_dropout_prob: float = flag(
-        0.1, "dropout before the heads; the encoder's own is in its config.json", FROM_0_TO_BELOW_1
-    )
-    max_length: int = flag(
-        None, "longest input in tokens, the rest is cut off (default: 256 or the encoder's limit)", AT_LEAST_8
-    )
+    pooling: str = flag("mean", "sentence vector: mean of all tokens, or cls, BERT's pooler", ("mean", "cls"))
+    hidden_dropout_prob: float = flag(0.1, "dropout before the heads", FROM_0_TO_BELOW_1)
+    max_length: int = flag(None, "longest input in tokens (default: 256 or the encoder's limit)", AT_LEAST_8)
     precision: str = flag(
         None,
-        "data type of the encoder's matrix products; weights stay fp32 (default: bf16 on a device with"
-        " instructions for it, else fp32)",
+        "data type of matrix products; weights stay fp32 (default: bf16 if the device computes in it)",
         tuple(COMPUTE_TYPES),
     )
     similarity: str = flag(
@@ -196,9 +170,7 @@ class TrainConfig:
     unlabelled_file: str | None = flag(
         None, "unlabelled texts for R_s and D_Breg: a text a line, a pair with a tab, or a file of the course"
     )
-    unlabelled_task: str | None = flag(
-        None, "task of --unlabelled_file (default: the trained task, if there is only one)", tasks_rule
-    )
+    unlabelled_task: str | None = flag(None, "task of --unlabelled_file (default: the only task)", tasks_rule)
     task: str | None = flag(
         None,
         "for predict: task of your own texts, which come from --text, --input or standard input",
@@ -219,33 +191,23 @@ class TrainConfig:
         tuple(SCHEDULES),
         group="training",
     )
-    task_weights: Weight = flag(
-        1.0, "weight of each task's own loss, such as sst=1,para=0.5; a task that is left out has 1"
-    )
+    task_weights: Weight = flag(1.0, "weight of each task's own loss, such as sst=1,para=0.5; left out: 1")
     gradient_surgery: str = flag(
         "none",
-        "pcgrad: where the gradients of two tasks conflict, remove the conflicting part of each; needs"
-        " --schedule joint",
+        "pcgrad: project away conflicts of the tasks' gradients; needs --schedule joint",
         ("none", "pcgrad"),
     )
     epochs: int = flag(3, "number of epochs, each of --steps_per_epoch steps", AT_LEAST_1)
-    eval_steps: int | None = flag(
-        None, "steps between evaluations on dev, which keep the best model (default: an epoch)", AT_LEAST_1
-    )
+    eval_steps: int | None = flag(None, "steps between evaluations on dev (default: an epoch)", AT_LEAST_1)
     patience: int | None = flag(
         None, "early stopping after N evaluations in a row without a new best (default: never)", AT_LEAST_1
     )
     steps_per_epoch: int | None = flag(
-        None,
-        "optimizer steps of an epoch (default: batches of the median-sized task times the number of tasks)",
-        AT_LEAST_1,
+        None, "optimizer steps of an epoch (default: batches of the median task times the tasks)", AT_LEAST_1
     )
     batch_size: int = flag(32, "rows of a batch, in each process if torchrun starts several", AT_LEAST_1)
     gradient_accumulation_steps: int = flag(
-        1,
-        "compute a batch of N times --batch_size rows in N parts whose gradients are added: the same step, in"
-        " the memory of one part",
-        AT_LEAST_1,
+        1, "compute a batch of N times --batch_size rows in N parts, in the memory of one part", AT_LEAST_1
     )
     max_tokens: int | None = flag(
         None,
@@ -255,16 +217,12 @@ class TrainConfig:
     )
     lr: float = flag(None, "peak learning rate (default: 1e-4 for finetune, 1e-3 for pretrain)", ABOVE_0)
     head_lr: float = flag(None, "peak learning rate of heads and of a new pooler (default: --lr)", ABOVE_0)
-    layer_lr_decay: float = flag(
-        1.0, "factor on the learning rate for each layer below the last, and for the embeddings", ABOVE_0_TO_1
-    )
-    warmup_steps: int | None = flag(
-        None, "steps of linear warm-up of the learning rate (default: a tenth of all steps)", AT_LEAST_0
-    )
+    layer_lr_decay: float = flag(1.0, "factor on the learning rate for each lower layer", ABOVE_0_TO_1)
+    warmup_steps: int | None = flag(None, "steps of linear warm-up (default: a tenth of all)", AT_LEAST_0)
     weight_decay: float = flag(0.01, "decoupled weight decay; biases and LayerNorms have none", AT_LEAST_0)
     max_grad_norm: float = flag(1.0, "clip gradients to this 2-norm", ABOVE_0)
     skip_nonfinite: int = flag(0, "number of NaN or infinite losses to skip before the run stops", AT_LEAST_0)
-    seed: int = flag(11711, "seed of everything random", SEED)
+    seed: int = flag(11711, "seed of everything random", AT_LEAST_0)
     use_smart: bool = flag(False, "add SMART to the loss: λ_s R_s + μ D_Breg", group="regularisation")
     adversary: str = flag(
         "smart",
@@ -274,9 +232,7 @@ class TrainConfig:
         ("smart", "freelb"),
     )
     smart_weight: Weight = flag(1.0, "λ_s, weight of R_s: a number, or by task such as sst=1,para=0.5")
-    smart_epsilon: float = flag(
-        0.01, "ε, largest perturbation of a token's embedding, whose coordinates are about 0.5", ABOVE_0
-    )
+    smart_epsilon: float = flag(0.01, "ε, largest perturbation; embeddings are about 0.5", ABOVE_0)
     smart_step_size: float = flag(0.01, "η, length of an ascent step", AT_LEAST_0)
     smart_noise_var: float = flag(1e-5, "σ², variance of the noise that the ascent starts from", AT_LEAST_0)
     smart_steps: int = flag(1, "T, number of ascent steps; with 0 the noise stays, as in R3F", AT_LEAST_0)
@@ -287,9 +243,7 @@ class TrainConfig:
         " texts without labels have them in every batch",
         AT_LEAST_1,
     )
-    bregman_weight: Weight = flag(
-        1.0, "μ, weight of D_Breg, which keeps the model near its moving average, the teacher; or by task"
-    )
+    bregman_weight: Weight = flag(1.0, "μ, weight of D_Breg: stay near the moving average, the teacher")
     bregman_beta: str = flag(
         "fitted",
         "β of the teacher's moving average: fitted to about the last tenth of the run; paper, 0.99 and then"
@@ -302,21 +256,17 @@ class TrainConfig:
         " or best, whichever scores higher on dev where D_Breg is on",
         ("student", "teacher", "best"),
     )
-    rdrop_weight: Weight = flag(
-        0.0, "α of R-Drop: add the task loss of a second pass, and α/2 times the passes' symmetric divergence"
-    )
+    rdrop_weight: Weight = flag(0.0, "α of R-Drop: a second pass, and α/2 times the symmetric divergence")
     contrastive_weight: Weight = flag(
         0.0,
         "weight of a contrastive loss on para (multiple negatives ranking): of all second questions in the"
         " batch, a question's paraphrase should be the nearest",
     )
     output_dir: str = flag(
-        None, "folder of the run (default: runs/<option>; for submit runs/finetune)", UTF8, group="output"
+        None, "folder of the run (default: runs/<option>; for submit runs/finetune)", group="output"
     )
     logging_steps: int = flag(50, "steps between log lines", AT_LEAST_1)
-    save_steps: int | None = flag(
-        None, "steps between checkpoints in <output_dir>/last (default: about every two minutes)", AT_LEAST_1
-    )
+    save_steps: int | None = flag(None, "steps between checkpoints (default: about two minutes)", AT_LEAST_1)
     no_report: bool = flag(False, "do not write <output_dir>/report.html")
     resume: bool = flag(False, "continue the run in --output_dir; flags that are left out stay as they were")
     overwrite_output_dir: bool = flag(False, "delete the run in --output_dir")
@@ -328,111 +278,99 @@ class TrainConfig:
     differing: str = ""
 
     def __post_init__(self) -> None:
-        for name, path in self.files.items():
-            check_text(name, path)
         for setting in flags(self):
             check_value(setting, getattr(self, setting.name))
         self._fill_in()
-        if any(getattr(self, name) is not None for name in RAW_TEXT):
-            self._check_raw_text()
-        if self.option in ("evaluate", "predict") and self.checkpoint is None:
-            self._refuse("option", "needs --checkpoint, the folder of a saved model")
-        if self.option not in ("evaluate", "predict") and self.checkpoint is not None:
-            self._refuse("checkpoint", "only for --option evaluate and predict")
-        for name in ("resume", "overwrite_output_dir"):
-            if getattr(self, name) and self.option not in TRAINING:
-                self._refuse(name, f"not for --option {self.option}")
-        if self.option in TRAINING:
-            self._check_training()
-            self._check_loss()
-
-    def _refuse(self, name: str, why: str) -> NoReturn:
-        raise UserError(f"{as_flag(name, getattr(self, name))}: {why}")
+        for name, wrong, why in self._conflicts():
+            if wrong:
+                raise UserError(f"{as_flag(name, getattr(self, name))}: {why}")
 
     def _fill_in(self) -> None:
         """The defaults that depend on other settings."""
-
-        def default(name: str, value: Any) -> None:
+        tasks = self.tasks or (COURSE_TASKS if self.option in TRAINING else None)
+        eval_tasks = tasks
+        if self.option == "submit":
+            eval_tasks = tasks or COURSE_TASKS
+        elif self.option == "predict" and not tasks:
+            given = tuple(task for task in TASKS if f"{task}_test" in self.files)
+            eval_tasks = (self.task,) if self.task else given or None
+        lr = self.lr or (1e-3 if self.option == "pretrain" else 1e-4)
+        defaults = {
+            "tasks": tasks,
+            "eval_tasks": eval_tasks,
+            "lr": lr,
+            "head_lr": lr,
+            "unlabelled_task": tasks[0] if self.unlabelled_file and tasks and len(tasks) == 1 else None,
+            "output_dir": f"runs/{'finetune' if self.option == 'submit' else self.option}",
+        }
+        for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
-        default("tasks", COURSE_TASKS if self.option in TRAINING else None)
-        if self.option == "predict" and not self.tasks:
-            given = tuple(task for task in TASKS if f"{task}_test" in self.files)
-            default("eval_tasks", (self.task,) if self.task else given or None)
-        default("eval_tasks", COURSE_TASKS if self.option == "submit" and not self.tasks else self.tasks)
-        default("lr", 1e-3 if self.option == "pretrain" else 1e-4)
-        default("head_lr", self.lr)
-        if self.unlabelled_file and self.tasks and len(self.tasks) == 1:
-            default("unlabelled_task", self.tasks[0])
-        default("output_dir", f"runs/{'finetune' if self.option == 'submit' else self.option}")
+    def _conflicts(self) -> Iterator[tuple[str, object, str]]:
+        """Settings that don't go together: the flag that the error names, whether it is wrong, and why."""
+        saved = self.option in ("evaluate", "predict")
+        yield "option", saved and not self.checkpoint, "needs --checkpoint, the folder of a saved model"
+        yield "checkpoint", self.checkpoint and not saved, "only for --option evaluate and predict"
+        for name in ("resume", "overwrite_output_dir"):
+            wrong = getattr(self, name) and self.option not in TRAINING
+            yield name, wrong, f"not for --option {self.option}"
+        for name in RAW_TEXT:
+            wrong = getattr(self, name) and (self.option != "predict" or not self.task)
+            yield name, wrong, f"needs --option predict and --task, one of {', '.join(TASKS)}"
+        others = self.eval_tasks != (self.task,) or self.files
+        yield "task", self.task and others, "not with --tasks, --eval_tasks or one of the course's files"
+        yield "input", self.text and self.input, "not with --text; give one of the two"
+        yield "text_pair", self.text_pair and not self.text, "needs --text, the first text of the pair"
+        if self.option in TRAINING:
+            yield from self._conflicts_of_steps()
+            yield from self._conflicts_of_losses()
 
-    def _check_raw_text(self) -> None:
-        """The flags for texts of the user's own."""
-        if self.option != "predict" or self.task is None:
-            given = next(name for name in RAW_TEXT if getattr(self, name) is not None)
-            self._refuse(given, f"needs --option predict and --task, one of {', '.join(TASKS)}")
-        if self.eval_tasks != (self.task,) or self.files:
-            self._refuse("task", "not with --tasks, --eval_tasks or one of the course's files")
-        if self.text is not None and self.input is not None:
-            self._refuse("input", "not with --text; give one of the two")
-        if self.text_pair is not None and self.text is None:
-            self._refuse("text_pair", "needs --text, the first text of the pair")
-
-    def _check_training(self) -> None:
-        """What a step trains on."""
-        trained = f"--tasks are {','.join(self.tasks)}"
-        if self.unlabelled_file is not None:
-            if self.unlabelled_task is None:
-                self._refuse("unlabelled_file", f"needs --unlabelled_task, one of {', '.join(self.tasks)}")
-            if self.unlabelled_task not in self.tasks:
-                self._refuse("unlabelled_task", f"it is not trained; {trained}")
-            if not self.weights(UNLABELLED):
-                self._refuse("unlabelled_file", "has no loss without --use_smart and --smart_weight")
-        elif self.unlabelled_task is not None:
-            self._refuse("unlabelled_task", "needs --unlabelled_file")
+    def _conflicts_of_steps(self) -> Iterator[tuple[str, object, str]]:
+        """What a step trains on, as `_conflicts`."""
+        if self.unlabelled_file:
+            needs = f"needs --unlabelled_task, one of {', '.join(self.tasks)}"
+            yield "unlabelled_file", not self.unlabelled_task, needs
+            untrained = self.unlabelled_task not in self.tasks
+            yield "unlabelled_task", untrained, f"it is not trained; --tasks are {','.join(self.tasks)}"
+            no_loss = not self.weights(UNLABELLED)
+            yield "unlabelled_file", no_loss, "has no loss without --use_smart and --smart_weight"
+        yield "unlabelled_task", self.unlabelled_task and not self.unlabelled_file, "needs --unlabelled_file"
+        count = len(self.sources)
         takes_turns = self.schedule in ("interleaved", "sequential")
-        if takes_turns and self.steps_per_epoch and self.steps_per_epoch < len(self.sources):
-            self._refuse("steps_per_epoch", f"fewer than the {len(self.sources)} tasks")
-        if self.schedule == "joint" and len(self.sources) < 2:
-            self._refuse("schedule", f"needs two --tasks or more, not {self.tasks[0]} alone")
-        if self.gradient_surgery != "none" and self.schedule != "joint":
-            self._refuse("gradient_surgery", "needs --schedule joint")
-        if max(self.lr, self.head_lr) * self.weight_decay >= 1:
-            self._refuse(
-                "weight_decay", "times the learning rate it must stay below 1, or weights change sign"
-            )
+        too_few = takes_turns and self.steps_per_epoch and self.steps_per_epoch < count
+        yield "steps_per_epoch", too_few, f"fewer than the {count} tasks"
+        joint = self.schedule == "joint"
+        yield "schedule", joint and count < 2, f"needs two --tasks or more, not {self.tasks[0]} alone"
+        yield "gradient_surgery", self.gradient_surgery != "none" and not joint, "needs --schedule joint"
 
-    def _check_loss(self) -> None:
-        """The terms of the loss."""
+    def _conflicts_of_losses(self) -> Iterator[tuple[str, object, str]]:
+        """The terms of the loss, as `_conflicts`."""
         trained = f"--tasks are {','.join(self.tasks)}"
+        frozen = self.option == "pretrain"
         for task in self.task_weights if isinstance(self.task_weights, dict) else ():
-            if task not in self.tasks:
-                self._refuse("task_weights", f"{task} is not trained; {trained}")
-        if not any(self.task_weight(task) or self.weights(task) for task in self.sources):
-            self._refuse("task_weights", "nothing is left to train on")
-        if self.similarity == "cosine" and not any(TASKS[task].cosine_scale for task in self.tasks):
-            self._refuse("similarity", f"needs sts, and {trained}")
-        if self.similarity == "cosine" and self.option == "pretrain":
-            self._refuse("similarity", "not with --option pretrain: a cosine has no weights to train")
+            yield "task_weights", task not in self.tasks, f"{task} is not trained; {trained}"
+        some_loss = any(self.task_weight(task) or self.weights(task) for task in self.sources)
+        yield "task_weights", not some_loss, "nothing is left to train on"
+        if self.similarity == "cosine":
+            pairs = any(TASKS[task].cosine_scale for task in self.tasks)
+            yield "similarity", not pairs, f"needs sts, and {trained}"
+            yield "similarity", frozen, "not with --option pretrain: a cosine has no weights to train"
         if self.contrastive_weight:
-            if not any("contrastive" in self.weights(task) for task in self.tasks):
-                self._refuse("contrastive_weight", f"needs para, and {trained}")
-            if self.option == "pretrain":
-                self._refuse("contrastive_weight", "not with --option pretrain: it trains the encoder alone")
-            if self.gradient_accumulation_steps > 1:
-                why = "not with --contrastive_weight, whose negatives are those of one part of the batch"
-                self._refuse("gradient_accumulation_steps", why)
+            pairs = any("contrastive" in self.weights(task) for task in self.tasks)
+            yield "contrastive_weight", not pairs, f"needs para, and {trained}"
+            yield "contrastive_weight", frozen, "not with --option pretrain: it trains the encoder alone"
+            why = "not with --contrastive_weight, whose negatives are those of one part of the batch"
+            yield "gradient_accumulation_steps", self.gradient_accumulation_steps > 1, why
         if self.adversary == "freelb" and self.use_smart:
-            if self.unlabelled_file is not None:
-                self._refuse("adversary", "needs labels, so it does not go with --unlabelled_file")
-            if self.smart_steps < 1:
-                self._refuse("adversary", f"needs --smart_steps 1 or more, not {self.smart_steps}")
-            if any(of_task(self.smart_weight, task) not in (0, 1) for task in self.tasks):
-                why = "its loss takes the place of the task's own, so a weight is 1 or 0"
-                self._refuse("smart_weight", f"with --adversary freelb {why}")
-            if self.smart_every > 1:
-                self._refuse("smart_every", "not with --adversary freelb, whose loss each batch needs")
+            yield "adversary", self.unlabelled_file, "needs labels, so it does not go with --unlabelled_file"
+            needs = f"needs --smart_steps 1 or more, not {self.smart_steps}"
+            yield "adversary", self.smart_steps < 1, needs
+            partial = any(of_task(self.smart_weight, task) not in (0, 1) for task in self.tasks)
+            why = "with --adversary freelb its loss takes the place of the task's own, so a weight is 1 or 0"
+            yield "smart_weight", partial, why
+            lazy = self.smart_every > 1
+            yield "smart_every", lazy, "not with --adversary freelb, whose loss each batch needs"
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -492,18 +430,14 @@ class TrainConfig:
         return cast(dict[str, Any], json.loads(json.dumps(asdict(self))))
 
     @classmethod
-    def from_dict(cls, values: object) -> "TrainConfig":
-        """Inverse of `to_dict`. Raises UserError if they are not such settings.
+    def from_dict(cls, values: Any) -> "TrainConfig":
+        """Inverse of `to_dict`; a setting that an older record lacks has its default.
 
-        Settings that an older record lacks get today's defaults. Two had other values then: the heads had
-        the learning rate of the encoder, and so had all its layers.
+        Raises UserError if these are not settings.
         """
-        if not isinstance(values, dict):
-            raise UserError(f"settings must be a JSON object, not {type(values).__name__}")
-        settings: dict[str, Any] = {"head_lr": values.get("lr"), "layer_lr_decay": 1.0} | values
-        settings |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         try:
-            return cls(**settings)
+            tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+            return cls(**values | tuples)
         except (TypeError, AttributeError) as error:  # a name or a type that a setting does not have
             raise UserError(f"not the settings of a run ({one_line(error)})") from None
 
@@ -513,21 +447,14 @@ def of_task(weight: Weight, task: str, left_out: float = 0.0) -> float:
     return weight.get(task, left_out) if isinstance(weight, dict) else weight
 
 
-def check_text(name: str, value: object) -> None:
-    """Raises UserError for an empty text: an unset variable of the shell, more often than not."""
-    if isinstance(value, str) and (not value.strip() or "\0" in value):
-        raise UserError(f"--{name}: must not be empty or hold a NUL")
-
-
 def check_value(setting: "Field[Any]", value: Any) -> None:
     """Check a setting alone. Raises UserError that names the flag."""
-    check_text(setting.name, value)
     if value is None and setting.default is None:  # filled in later
         return
     allowed = weight_rule if setting.type == Weight else setting.metadata["allowed"]
     problem = ""
-    if setting.type is float and not abs(value) < 1e38:  # 32 bits hold no more
-        problem = "must be a finite number below 1e38"
+    if setting.type is float and not math.isfinite(value):
+        problem = "must be a finite number"
     elif isinstance(allowed, tuple) and value not in allowed:
         problem = f"must be one of {', '.join(allowed)}{did_you_mean(value, allowed)}"
     elif callable(allowed):
@@ -567,11 +494,10 @@ def describe_settings(config: TrainConfig, everything: bool = False) -> str:
             groups.setdefault(group, []).append(as_flag(setting.name, value))
     if config.files:
         groups["files"] = [as_flag(name, path) for name, path in config.files.items()]
-    lines = []
-    for group, words in groups.items():
-        wrapper = textwrap.TextWrapper(100, f"  {group:<16}", " " * 18)
-        wrapper.break_long_words = wrapper.break_on_hyphens = False
-        lines += wrapper.wrap(" ".join(words))
+    wrapper = textwrap.TextWrapper(100, subsequent_indent=" " * 18, break_on_hyphens=False)
+    lines = [
+        line for group, words in groups.items() for line in wrapper.wrap(f"  {group:<16}{' '.join(words)}")
+    ]
     return "\n".join(lines)
 
 
@@ -579,18 +505,18 @@ def warn_of_unused_flags(config: TrainConfig, given: Collection[str]) -> None:
     """A line where flags are given that have no effect."""
     if config.option not in TRAINING:
         return
-    of_smart = [name for name in given if name.startswith(("smart_", "bregman_", "adversary"))]
-    if config.has_teacher and "bregman_beta" in of_smart:
-        of_smart.remove("bregman_beta")
+    of_smart = {name for name in given if name.startswith(("smart_", "bregman_", "adversary"))}
+    if config.has_teacher:
+        of_smart.discard("bregman_beta")
     cases = [
         ("without --use_smart", not config.use_smart, of_smart),
-        ("with --adversary freelb", config.adversary == "freelb", ["smart_norm", "smart_noise_var"]),
-        ("with --option pretrain", config.option == "pretrain", ["layer_lr_decay"]),
+        ("with --adversary freelb", config.adversary == "freelb", {"smart_norm", "smart_noise_var"}),
+        ("with --option pretrain", config.option == "pretrain", {"layer_lr_decay"}),
     ]
     for where, holds, names in cases:
-        unused = [f"--{name}" for name in sorted(names) if name in given]
-        if holds and unused:
-            log.warning("%s: %s this has no effect", ", ".join(unused), where)
+        unused = ", ".join(f"--{name}" for name in sorted(names.intersection(given)))
+        if unused and holds:
+            log.warning("%s: %s this has no effect", unused, where)
 
 
 # ------------------------------------------------------------------------------------- command line
@@ -610,27 +536,23 @@ class Parser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
             word = unknown[0].partition("=")[0]
-            name = word.lstrip("-\u2013\u2014")  # a text editor may join two dashes
-            what = f"{word[:60]!r} belongs to no flag" if name == word else f"unknown flag {word[:60]}"
             names = [text.lstrip("-") for text in self._option_string_actions]
-            hint = did_you_mean(name.replace("-", "_"), names, "--") or "; --help lists all flags"
-            raise UserError(what + hint)
+            # a text editor may join two dashes
+            hint = did_you_mean(word.lstrip("-\u2013\u2014").replace("-", "_"), names, "--")
+            raise UserError(f"unknown flag {word}{hint or '; --help lists all flags'}")
         return known
 
 
 def parse_weight(text: str) -> Weight:
     """One number for all tasks, or `NAME=NUMBER` with commas between."""
-    pairs = [part.partition("=") for part in text.split(",")]
     try:
         if "=" not in text:
             return float(text)
-        weights = {name.strip(): float(value) for name, _, value in pairs}
+        pairs = [part.partition("=") for part in text.split(",")]
+        return {name.strip(): float(value) for name, _, value in pairs}
     except ValueError:
         wanted = "neither a number nor NAME=NUMBER with commas between"
         raise argparse.ArgumentTypeError(f"{text!r} is {wanted}") from None
-    if len(weights) < len(pairs):
-        raise argparse.ArgumentTypeError(f"{text!r} names a task twice")
-    return weights
 
 
 HOW_TO_READ: dict[Any, dict[str, Any]] = {  # arguments of argparse, by the type of a field
@@ -659,16 +581,12 @@ def add_flag(group: Any, setting: "Field[Any]") -> None:
 EXAMPLES = """examples:
   python multitask_classifier.py --option finetune --use_smart
       train on all three tasks with SMART
-  python multitask_classifier.py --tasks sst --lr 5e-5 --output_dir runs/sst
-      train on one task, without SMART
   python multitask_classifier.py --resume --output_dir runs/finetune
       continue an interrupted run
   python multitask_classifier.py --option predict --checkpoint runs/finetune --sst_test my-sentences.csv
       predict a file in the course's layout
   python multitask_classifier.py --option predict --checkpoint runs/finetune --task sst --text fine --text bad
       predict texts of your own
-  python multitask_classifier.py --option predict --checkpoint runs/finetune --task sts --input pairs.tsv
-      predict a file of texts; the answers are JSON, an object a line
   python multitask_classifier.py --option submit --output_dir runs/finetune
       check the run's predictions and pack them into the course's zip
 """
@@ -699,11 +617,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[TrainConfig
             group.add_argument(f"--{task}_{name}", metavar="PATH", default=argparse.SUPPRESS)
 
     given = vars(parser.parse_args(words))
+    for name, value in given.items():
+        if value == "":  # an unset variable of the shell, more often than not
+            raise UserError(f"--{name}: must not be empty")
     if mode := given.pop("fine_tune_mode", None):
         option = FINE_TUNE_MODES[mode]
         if given.setdefault("option", option) != option:
-            meant = f"means --option {option}, and --option is {given['option']}; give one of the two"
-            raise UserError(f"--fine-tune-mode {mode}: {meant}")
+            raise UserError(f"--fine-tune-mode {mode}: means --option {option}, not {given['option']}")
     names = [setting.name for setting in flags(TrainConfig)]
     settings = {name: given.pop(name) for name in names if name in given}
     for name, value in settings.items():

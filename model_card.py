@@ -87,16 +87,14 @@ def model_card(run: dict[str, Any]) -> str:
         model_name=name,
         eval_results=results,
     )
-    rows = [
-        f"| `{r.dataset_type}` | {r.dataset_name} | {r.metric_name} | {r.metric_value:.3f} |" for r in results
-    ]
+    row = "| `{0.dataset_type}` | {0.dataset_name} | {0.metric_name} | {0.metric_value:.3f} |"
     first = TASKS[run["trained_tasks"][0]]
     text = TEXT.format(
         name=name,
         tasks=", ".join(f"`{task}`" for task in run["trained_tasks"]),
         encoder=f"`{base_model}`" if base_model else "one from a local folder",
         smart="with" if config["use_smart"] else "without",
-        rows="\n".join(rows),
+        rows="\n".join(map(row.format, results)),
         first_task=first.name,
         first_text='"I loved it."' if len(first.text_columns) == 1 else '("A cat sleeps.", "A cat naps.")',
         limits="\n".join(f"- {limit}" for limit in _limits(run)),
@@ -120,18 +118,13 @@ def _limits(run: dict[str, Any]) -> list[str]:
         f"They are dev scores of the best epoch of {config['epochs']}. These same scores chose the epoch, so"
         " expect less on new data.",
         f"They are of one seed ({config['seed']}). Another seed may move them by a point or more.",
+        "They say nothing about other kinds of text, or about other languages.",
     ]
     if run["data"] == "sample":
         limits.append("The data are the project's own sample, which is too small to learn much from.")
-    if config["max_eval_samples"]:
-        limits.append(f"At most {config['max_eval_samples']} dev rows of each task were scored.")
-    if config["max_train_samples"]:
-        limits.append(f"At most {config['max_train_samples']} training rows of each task were used.")
+    for name, rows in (("max_eval_samples", "dev"), ("max_train_samples", "training")):
+        if config[name]:
+            limits.append(f"At most {config[name]} {rows} rows of each task were used.")
     if "para" in run["trained_tasks"] and ENCODERS.get(config["model_name_or_path"]) == MINILM:
-        limits.append(
-            "The encoder saw duplicate pairs of Quora in its pre-training, so that score is flattered."
-        )
-    limits.append(
-        "They say nothing about other kinds of text, or about languages other than that of the data."
-    )
+        limits.append("The encoder saw Quora's duplicates in its pre-training, so that score is flattered.")
     return limits

@@ -11,7 +11,6 @@ without which the code does not run. No model is opened.
 """
 
 import math
-import re
 import zipfile
 from collections import Counter
 from dataclasses import replace
@@ -21,7 +20,7 @@ from config import TrainConfig
 from datasets import Task, read_examples
 from run_files import RECORD, find_files, prediction_path
 from support.errors import UserError
-from support.files import atomic_write, check_writable, read_bytes, read_json
+from support.files import atomic_write, read_bytes, read_json
 from support.tables import read_utf8
 from tasks import TASKS
 
@@ -34,10 +33,11 @@ def submit(config: TrainConfig) -> None:
 
     Raises UserError with the file, and the line where there is one, of the first mistake.
     """
-    config = _with_files_of_the_run(config)
     folder = Path(config.output_dir)
-    target = folder / ZIP_NAME
-    check_writable(target, "--output_dir")
+    results = folder / "results.json"
+    if not config.data_dir and not config.files and results.is_file():  # the run knows its data files
+        run = TrainConfig.from_dict(read_json(results).get("config"))
+        config = replace(config, data_dir=run.data_dir, files=run.files)
     wanted = [(task, split) for task in config.eval_tasks for split in ("dev", "test")]
     paths = {key: prediction_path(config.files, folder, *key) for key in wanted}
     if missing := [str(path) for path in paths.values() if not path.is_file()]:
@@ -45,12 +45,13 @@ def submit(config: TrainConfig) -> None:
         mend = f"a run of all tasks writes them at its end; {others}"
         raise UserError(f"{', '.join(missing)}: no such file; {mend}")
     files, source = find_files(wanted, config.data_dir, config.files, needs_test=True)
-    code = sorted(HERE.glob("*.py")) + sorted((HERE / "support").glob("*.py"))
-    members = {path.relative_to(HERE).as_posix(): path for path in code}
+    code = [*HERE.glob("*.py"), *HERE.glob("support/*.py")]
+    members = {path.relative_to(HERE).as_posix(): path for path in sorted(code)}
     for (task, split), path in paths.items():
         rows = check_predictions(path, files[task, split], TASKS[task], labelled=split == "dev")
         members[f"predictions/{task}-{split}-output.csv"] = path
         print(f"{path}: {rows:,} predictions, one for each row of {files[task, split]}")
+    target = folder / ZIP_NAME
     with atomic_write(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, path in members.items():
             archive.writestr(name, read_bytes(path))
@@ -61,19 +62,6 @@ def submit(config: TrainConfig) -> None:
         print(f"These are predictions for {where}, so Gradescope will not know their ids.")
 
 
-def _with_files_of_the_run(config: TrainConfig) -> TrainConfig:
-    """The settings with the data files that the run was started with, unless the command line names files."""
-    results = Path(config.output_dir) / "results.json"
-    if config.data_dir or config.files or not results.is_file():
-        return config
-    try:
-        run = TrainConfig.from_dict(read_json(results).get("config"))
-    except UserError as error:
-        words = f"the settings of its run cannot be read ({error}); name the files by --data_dir"
-        raise UserError(f"{results}: {words}") from None
-    return replace(config, data_dir=run.data_dir, files=run.files)
-
-
 def check_predictions(path: Path, data: Path, task: Task, labelled: bool) -> int:
     """The number of predictions in a file, after a check that they fit the rows of a data file.
 
@@ -82,25 +70,24 @@ def check_predictions(path: Path, data: Path, task: Task, labelled: bool) -> int
     Raises UserError, with file and line, for a line that is no prediction, a value that the task doesn't
     have, an id that is not in the data file or has too many predictions; with the file where an id has none.
     """
-    header, *lines = read_utf8(path).splitlines() or [""]
-    names = [name.strip() for name in re.split(r"[\t,]", header)]
-    if len(names) != 2 or names[0] != "id":
-        raise UserError(f"{path}:1: the header must be 'id', a tab and the name of the prediction")
     ids = [example.id for example in read_examples(data, task, labelled)]
     left = Counter(ids)
-    for number, line in enumerate(lines, start=2):
+    allowed = f"one of 0 to {len(task.label_names) - 1}" if task.label_names else "a number"
+    for number, line in enumerate(read_utf8(path).splitlines()[1:], start=2):
         if not line.strip():
             continue
         id, comma, value = (part.strip() for part in line.rpartition(","))
+        problem = ""
         if not comma:
-            raise UserError(f"{path}:{number}: {line!r:.60} is not 'ID , VALUE'")
-        if id not in left:
-            raise UserError(f"{path}:{number}: the id {id!r:.60} is not in {data}")
-        if not left[id]:
-            raise UserError(f"{path}:{number}: a second prediction for the id {id!r:.60}")
-        if not _is_value_of(task, value):
-            allowed = f"one of 0 to {len(task.label_names) - 1}" if task.label_names else "a number"
-            raise UserError(f"{path}:{number}: {value!r:.60} is not {allowed}")
+            problem = f"{line!r:.60} is not 'ID , VALUE'"
+        elif id not in left:
+            problem = f"the id {id!r:.60} is not in {data}"
+        elif not left[id]:
+            problem = f"a second prediction for the id {id!r:.60}"
+        elif not _is_value_of(task, value):
+            problem = f"{value!r:.60} is not {allowed}"
+        if problem:
+            raise UserError(f"{path}:{number}: {problem}")
         left[id] -= 1
     if lacking := [id for id in ids if left[id]]:
         hint = "; a run with --max_eval_samples predicts some of them only" if labelled else ""

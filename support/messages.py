@@ -50,22 +50,18 @@ def warn_of_first_losses(
 
     weights: of each further term of the loss, by task.
     """
-    records = {}
     for task, terms in weights.items():
         steps = [losses for name, losses in first_losses if name == task]
-        total = abs(sum(float(losses.get("task", 1.0)) for losses in steps))
+        names = set().union(*steps)
+        means = {name: statistics.fmean(float(s[name]) for s in steps if name in s) for name in names}
         for term, weight in terms.items():
-            values = [float(losses[term]) for losses in steps if term in losses]
-            if values and abs(weight * sum(values)) < 1e-6 * total:
+            if term in means and abs(weight * means[term]) < 1e-6 * abs(means.get("task", 1.0)):
                 found = f"{term} on {task} adds less than a millionth of the task loss"
                 log.warning("%s in the first %d batches: so far it has no effect", found, len(steps))
-        floors = [float(losses["smart_floor"]) for losses in steps if "smart_floor" in losses]
-        if floors:
-            value = statistics.fmean(float(losses["smart"]) for losses in steps if "smart" in losses)
-            records[task] = {"smart": value, "smart_floor": statistics.fmean(floors)}
-            floor = f"{precision} alone makes {records[task]['smart_floor']:.2g}"
-            tqdm.write(f"{task}: R_s is {value:.2g}; the rounding of {floor}")
-    warn_of_rounding(records, precision)
+        if "smart_floor" in means:
+            floor = f"{precision} alone makes {means['smart_floor']:.2g}"
+            tqdm.write(f"{task}: R_s is {means['smart']:.2g}; the rounding of {floor}")
+            warn_of_rounding({task: means}, precision)
 
 
 def warn_of_nothing_learned(

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 
 import base_bert
-from helpers import run_program
+from helpers import FAST, run_program
 from tiny_bert import tiny_encoder
 
 # A shell's background jobs ignore Ctrl-C. Runs that tests start would inherit that, and not stop.
@@ -33,6 +33,19 @@ def tokenizer():
 def encoder(tmp_path_factory) -> str:
     """Folder of the tiny BERT with MiniLM's tokenizer: whole runs in seconds."""
     return tiny_encoder(tmp_path_factory.mktemp("tiny") / "encoder")
+
+
+@pytest.fixture(scope="session")
+def sample_run(encoder, tmp_path_factory) -> Path:
+    """Folder of a finished run of the tiny BERT on sst, para and sts of the sample, with SMART."""
+    folder = tmp_path_factory.mktemp("runs") / "out"
+    # so large a rate that predictions differ from text to text
+    flags = ["--use_smart", "--bregman_beta", 0.5, *FAST, "--lr", 0.05, "--model_name_or_path", encoder]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SMART_BERT_DATA_DIR", raising=False)
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        assert run_program(*flags, "--output_dir", folder) == 0
+    return folder
 
 
 @pytest.fixture

@@ -14,6 +14,9 @@ from tasks import TASKS
 
 ROOT = Path(multitask_classifier.__file__).resolve().parent
 SAMPLE = ROOT / "data" / "sample"
+# the flags of a run that takes seconds
+FAST = ["--max_train_samples=32", "--max_eval_samples=24", "--batch_size=8"]
+FAST += ["--epochs=1", "--steps_per_epoch=6", "--logging_steps=3"]
 
 
 def warnings_of(caplog) -> list[str]:

@@ -14,11 +14,10 @@ from tasks import TASKS
 def labelled(task: str, labels: list[float]) -> TokenizedDataset:
     """Rows of one token with these labels."""
     count = len(labels)
+    tokens = np.zeros(count, np.int32)
+    lengths = np.ones(count, np.int64)
     ids = [f"id{i}" for i in range(count)]
-    rows = np.arange(count + 1)
-    return TokenizedDataset(
-        TASKS[task], ids, torch.tensor(labels), np.zeros(count, np.int32), rows, np.ones(count, np.int64), 0
-    )
+    return TokenizedDataset(TASKS[task], ids, torch.tensor(labels), tokens, np.arange(count + 1), lengths, 0)
 
 
 @pytest.mark.parametrize(
@@ -45,18 +44,14 @@ def test_progress_keeps_the_best_epoch_by_its_selection_mean(capsys):
     """Guards against the last epoch, or the one with the best dev_mean, that is kept in place of the best."""
     progress = Progress()
     kept = []
-    for step, (student, teacher) in enumerate([(0.3, 0.2), (0.4, 0.5), (0.45, 0.5), (0.1, 0.2)], start=1):
-        progress.step = step
-        kept.append(
-            progress.take_scores({"student": scored(student), "teacher": scored(teacher)}, "best", f"{step}")
-        )
+    for progress.step, means in enumerate([(0.3, 0.2), (0.4, 0.5), (0.45, 0.5), (0.1, 0.2)], start=1):
+        results = dict(zip(("student", "teacher"), map(scored, means), strict=True))
+        kept.append(progress.take_scores(results, "best", f"{progress.step}"))
     assert kept == ["student", "teacher", None, None] and progress.stale == 2
     best = progress.best
     assert (best["best_step"], best["kept"], best["selection_mean"]) == (2, "teacher", 0.5)
     assert best["dev_student"] == {"sst": {"accuracy": 0.4}}
-    shown = capsys.readouterr().out
-    assert shown.count("* best so far: the ") == 2
-    assert "best so far: 0.500 after step 2" in shown and "-0.350" in shown
+    assert "best so far: 0.500 after step 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("keep", ["student", "teacher"])

@@ -3,16 +3,9 @@
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
-import fuzzing
 from fuzzing import call
 from helpers import SAMPLE
 from tiny_bert import letters_encoder
-
-
-def pytest_terminal_summary(terminalreporter):
-    """A line for `attacks.py`, which can't know how many inputs hypothesis makes."""
-    held, failed = fuzzing.TALLY["held"], fuzzing.TALLY["failed"]
-    terminalreporter.write_line(f"{held} inputs held, {failed} inputs did not")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -62,9 +62,6 @@ def test_a_run_needs_no_test_files(main, own, capsys):
     said = capsys.readouterr().out
     assert said.count("no test file") == 1 and "no test predictions for sst" in said
     assert predictions(run) == DEV | {"sts-test-output.csv": ["1"]}
-    test.write_text("sentence1,sentence2\nother,texts\n")
-    assert main("--resume", "--epochs", 3, "--output_dir", "run") == 2
-    assert "--sts_test: its content" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

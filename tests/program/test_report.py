@@ -13,8 +13,7 @@ import pytest
 
 import multitask_classifier
 import report
-from helpers import SAMPLE, run_program, run_python, warnings_of
-from short_runs import FAST
+from helpers import FAST, SAMPLE, run_program, run_python, warnings_of
 
 SHORT = [*FAST, "--tasks=sst,sts", "--use_smart"]
 CONFIG = {

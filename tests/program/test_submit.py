@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -61,7 +59,6 @@ def refused(capsys, run: Path, *words: str, arguments=()) -> None:
 def test_the_zip_has_the_courses_files(run, capsys):
     """Guards against a zip that Gradescope cannot grade: a file is missing, or its content is another's.
     What is there beyond the course's list is support/, which our code imports."""
-    (run / ZIP_NAME).write_bytes(b"an older one")
     assert submit("--output_dir", run) == 0
     with zipfile.ZipFile(run / ZIP_NAME) as archive:
         assert archive.testzip() is None
@@ -72,18 +69,6 @@ def test_the_zip_has_the_courses_files(run, capsys):
     assert names - COURSE == {f"support/{path.name}" for path in (ROOT / "support").glob("*.py")}
     assert COURSE - names == set()
     assert "50 predictions" in capsys.readouterr().out
-    assert not list(run.glob("*.part"))
-
-
-def test_the_code_in_the_zip_runs(run, tmp_path):
-    """Guards against code that imports what was left out."""
-    assert submit("--output_dir", run) == 0
-    with zipfile.ZipFile(run / ZIP_NAME) as archive:
-        archive.extractall(tmp_path / "unpacked")
-    command = [sys.executable, "multitask_classifier.py", "--option", "submit", "--output_dir", run]
-    environment = os.environ | {"PYTHONPATH": ""}
-    result = subprocess.run(command, cwd=tmp_path / "unpacked", env=environment, capture_output=True)
-    assert result.returncode == 0, result.stderr
 
 
 def test_the_data_are_those_of_the_run(run, finished, capsys):
@@ -124,9 +109,7 @@ def edited(run: Path, name: str, line: int, text: str | None) -> str:
     [
         ("sst-test-output.csv", 3, "strange , 2 \n", "the id 'strange' is not in"),
         ("sst-test-output.csv", 3, "no comma\n", "'no comma' is not 'ID , VALUE'"),
-        ("sst-test-output.csv", 1, "", "the header must be"),
         ("sst-dev-output.csv", 4, "{id} , 5 \n", "'5' is not one of 0 to 4"),
-        ("para-dev-output.csv", 4, "{id} , 0.7 \n", "'0.7' is not one of 0 to 1"),
         ("sts-dev-output.csv", 51, "{id} , nan \n", "'nan' is not a number"),
     ],
 )
@@ -146,8 +129,6 @@ def test_each_row_has_one_prediction(run, capsys):
     refused(capsys, run, f"{path}:5: a second prediction for the id '{lines[4].split(' ,')[0]}'")
     edited(run, path.name, 3, None)
     refused(capsys, run, f"{path}: 1 of 51 rows of", f"(first: id '{lines[2].split(' ,')[0]}'")
-    edited(run, "sst-dev-output.csv", 3, None)
-    refused(capsys, run, "1 of 50 rows", "--max_eval_samples")
 
 
 def test_missing_predictions_are_listed(run, capsys, tmp_path):
@@ -156,11 +137,3 @@ def test_missing_predictions_are_listed(run, capsys, tmp_path):
         (run / "predictions" / name).unlink()
     refused(capsys, run, "sst-dev-output.csv, ", "sts-test-output.csv: no such file")
     refused(capsys, tmp_path / "nowhere", "nowhere", "no such file")
-
-
-def test_predictions_for_the_sample_are_said_to_be_no_submission(run, capsys):
-    """Guards against a first try on the bundled rows that is handed in."""
-    (run / "results.json").unlink()  # it names the data
-    edited(run, "sts-test-output.csv", 52, None)  # the row that the sample lacks
-    assert submit("--output_dir", run) == 0
-    assert "predictions for data/sample" in capsys.readouterr().out

@@ -10,8 +10,7 @@ import torch
 import multitask_classifier
 from bert import BertModel
 from checkpoint import load_checkpoint
-from helpers import SAMPLE, run_program, sample_examples
-from short_runs import FAST
+from helpers import FAST, SAMPLE, run_program, sample_examples
 from tasks import TASKS
 
 HEADERS = {"sst": "Predicted_Sentiment", "para": "Predicted_Is_Paraphrase", "sts": "Predicted_Similiary"}
@@ -97,8 +96,8 @@ def test_predict_needs_the_checkpoint_alone(sample_run, tmp_path, monkeypatch):
 
 ODD_TEXTS = {
     "empty": "",
-    "long": "word " * 10_000,
-    "one long word": "w" * 20_000,
+    "long": "word " * 300,
+    "one long word": "w" * 5_000,
     "nul": "a\0b",
     "emoji": "so good \N{GRINNING FACE}\N{ZERO WIDTH JOINER}",
     "quoted": '"two\nlines and ""quotes"""',
@@ -123,25 +122,18 @@ def test_predict_gives_every_id_a_value_whatever_its_text(sample_run, tmp_path, 
 # ------------------------------------------------------------------------------------------ training
 
 
-def test_same_seed_same_losses_and_untrained_tasks_are_marked(main, tmp_path):
-    """Guards against runs that can't be repeated,
-    and against scores of an untrained head that look like results."""
-    arguments = ["--tasks", "sts", "--eval_tasks", "sts,sst", "--use_smart", *FAST]
-    records = []
-    for name in ("a", "b"):
-        assert main(*arguments, "--output_dir", tmp_path / name) == 0
-        lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
-        records.append([{key: value for key, value in line.items() if "per_" not in key} for line in lines])
-    assert records[0] == records[1]
-    dev = json.loads((tmp_path / "a" / "results.json").read_text())["dev"]
+def test_untrained_tasks_are_marked(main, tmp_path):
+    """Guards against scores of an untrained head that look like results."""
+    assert main("--tasks", "sts", "--eval_tasks", "sts,sst", *FAST, "--output_dir", tmp_path / "out") == 0
+    dev = json.loads((tmp_path / "out" / "results.json").read_text())["dev"]
     assert dev["sst"]["trained"] is False and "trained" not in dev["sts"]
 
 
-def test_pretrain_changes_the_heads_only(tmp_path, no_course_data):
+def test_pretrain_changes_the_heads_only(main, encoder, tmp_path):
     """Guards against a 'frozen' encoder that weight decay or a stray gradient changes."""
-    assert run_program("--option", "pretrain", "--tasks", "sst", *FAST, "--output_dir", tmp_path / "out") == 0
+    assert main("--option", "pretrain", "--tasks", "sst", *FAST, "--output_dir", tmp_path / "out") == 0
     model, _, _ = multitask_classifier.load_model(tmp_path / "out")
-    for name, weight in BertModel.from_pretrained().state_dict().items():
+    for name, weight in BertModel.from_pretrained(encoder).state_dict().items():
         assert torch.equal(weight, model.bert.state_dict()[name]), name
     assert model.heads["sst"].bias.abs().max() > 0
 
