@@ -69,6 +69,9 @@ def must_be(words: str, holds: Callable[[Any], bool]) -> Rule:
 AT_LEAST_0 = must_be("at least 0", lambda value: value >= 0)
 AT_LEAST_1 = must_be("at least 1", lambda value: value >= 1)
 AT_LEAST_8 = must_be("at least 8", lambda value: value >= 8)
+SEED = must_be("a whole number from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
+# TensorBoard needs it
+UTF8 = must_be("a name in UTF-8", lambda name: name.encode(errors="ignore").decode() == name)
 ABOVE_0 = must_be("above 0", lambda value: value > 0)
 ABOVE_0_TO_1 = must_be("above 0 and at most 1", lambda value: 0 < value <= 1)
 FROM_0_TO_BELOW_1 = must_be("at least 0 and below 1", lambda value: 0 <= value < 1)
@@ -222,7 +225,7 @@ class TrainConfig:
     weight_decay: float = flag(0.01, "decoupled weight decay; biases and LayerNorms have none", AT_LEAST_0)
     max_grad_norm: float = flag(1.0, "clip gradients to this 2-norm", ABOVE_0)
     skip_nonfinite: int = flag(0, "number of NaN or infinite losses to skip before the run stops", AT_LEAST_0)
-    seed: int = flag(11711, "seed of everything random", AT_LEAST_0)
+    seed: int = flag(11711, "seed of everything random", SEED)
     use_smart: bool = flag(False, "add SMART to the loss: λ_s R_s + μ D_Breg", group="regularisation")
     adversary: str = flag(
         "smart",
@@ -263,7 +266,7 @@ class TrainConfig:
         " batch, a question's paraphrase should be the nearest",
     )
     output_dir: str = flag(
-        None, "folder of the run (default: runs/<option>; for submit runs/finetune)", group="output"
+        None, "folder of the run (default: runs/<option>; for submit runs/finetune)", UTF8, group="output"
     )
     logging_steps: int = flag(50, "steps between log lines", AT_LEAST_1)
     save_steps: int | None = flag(None, "steps between checkpoints (default: about two minutes)", AT_LEAST_1)
@@ -343,6 +346,8 @@ class TrainConfig:
         joint = self.schedule == "joint"
         yield "schedule", joint and count < 2, f"needs two --tasks or more, not {self.tasks[0]} alone"
         yield "gradient_surgery", self.gradient_surgery != "none" and not joint, "needs --schedule joint"
+        too_large = max(self.lr, self.head_lr) * self.weight_decay >= 1
+        yield "weight_decay", too_large, "times the learning rate it must be below 1, or weights change sign"
 
     def _conflicts_of_losses(self) -> Iterator[tuple[str, object, str]]:
         """The terms of the loss, as `_conflicts`."""
@@ -545,14 +550,17 @@ class Parser(argparse.ArgumentParser):
 
 def parse_weight(text: str) -> Weight:
     """One number for all tasks, or `NAME=NUMBER` with commas between."""
+    pairs = [part.partition("=") for part in text.split(",")]
     try:
         if "=" not in text:
             return float(text)
-        pairs = [part.partition("=") for part in text.split(",")]
-        return {name.strip(): float(value) for name, _, value in pairs}
+        weights = {name.strip(): float(value) for name, _, value in pairs}
     except ValueError:
         wanted = "neither a number nor NAME=NUMBER with commas between"
         raise argparse.ArgumentTypeError(f"{text!r} is {wanted}") from None
+    if len(weights) < len(pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} names a task twice")
+    return weights
 
 
 HOW_TO_READ: dict[Any, dict[str, Any]] = {  # arguments of argparse, by the type of a field
@@ -618,8 +626,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[TrainConfig
 
     given = vars(parser.parse_args(words))
     for name, value in given.items():
-        if value == "":  # an unset variable of the shell, more often than not
-            raise UserError(f"--{name}: must not be empty")
+        if isinstance(value, str) and (not value.strip() or "\0" in value):
+            # an unset variable of the shell, more often than not
+            raise UserError(f"--{name}: must not be empty or hold a NUL")
     if mode := given.pop("fine_tune_mode", None):
         option = FINE_TUNE_MODES[mode]
         if given.setdefault("option", option) != option:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from random import Random
 
 import pytest
@@ -15,21 +16,22 @@ from tasks import TASKS
 
 # fmt: off
 SILLY = [
-    "", " ", "nan", "inf", "-1", "0", "1", "1e400", "1e-400", "1e300", "=", "sst=", "sst=1,sst=2", ",",
-    "sst,", "None", "a\nb", "日本", "🎬", "x" * 300, ".", "..", "file", "folder", "--lr", "%s", "{}",
+    "", " ", "nan", "inf", "-1", "0", "1", "1e400", "-1e400", "1e-400", "1e300", "9" * 30, "9" * 400,
+    "9" * 5000, "=", "sst=", "sst=1,sst=2", ",", "sst,", "None", "a\nb", "caf\udce9", "日本", "🎬", "\0",
+    "a\0b", "x" * 300, "x" * 5000, ".", "..", "file", "folder", "--lr", "%s", "{}",
 ]
 # fmt: on
 TEXT = ["folder", "file", "fitted", "0.9", "minilm"]
 NUMBERS = {int: ["8", "1", "100"], float: ["0.5", "0.001"], Weight: ["1", "0", "sst=1,sts=0.5"], bool: []}
 NUMBERS |= {int | None: NUMBERS[int], tuple[str, ...]: ["sst", "sts,para"]}
-VALID = {  # values of each flag
+SETTINGS = {
     setting.name: setting.metadata["allowed"]
     if isinstance(setting.metadata["allowed"], tuple)
     else NUMBERS.get(setting.type, TEXT)
     for setting in flags(TrainConfig)
 }
-VALID |= {f"{task}_{name}": TEXT for task in TASKS for name in (*SPLITS, "dev_out", "test_out")}
-VALID |= {"fine-tune-mode": tuple(FINE_TUNE_MODES)}
+FILES = {f"{task}_{name}": TEXT for task in TASKS for name in (*SPLITS, "dev_out", "test_out")}
+VALID = SETTINGS | FILES | {"fine-tune-mode": tuple(FINE_TUNE_MODES)}  # valid values of each flag
 
 
 def command_line(random: Random) -> list[str]:
@@ -38,8 +40,15 @@ def command_line(random: Random) -> list[str]:
     silly = random.randint(0, 2)
     for _ in range(random.randint(0, 6)):
         name = random.choice(sorted(VALID))
-        values = SILLY if random.randint(0, 4) < silly else VALID[name]
-        arguments.append(f"--{name}={random.choice(values)}" if values else f"--{name}")
+        values = VALID[name]
+        if random.randint(0, 4) < silly:
+            any_text = "".join(chr(random.randrange(0xD800)) for _ in range(random.randint(0, 9)))
+            values = random.choice([SILLY, [any_text]])
+        if not values:
+            arguments.append(f"--{name}")
+        else:
+            value = random.choice(values)
+            arguments += random.choice([[f"--{name}={value}"], [f"--{name}", value]])
     if random.randint(0, 9) == 0:
         arguments.insert(random.randint(0, len(arguments)), random.choice(SILLY))
     return arguments
@@ -63,19 +72,41 @@ def test_any_command_line_is_understood_or_refused(count, offline, places, monke
     """Guards against a traceback, or silence, for a mistyped flag, and against settings that a checkpoint's
     JSON changes."""
     taken = []
-    outcomes = []
+    outcomes = Counter()
+    drawn = Counter()
     only_parse = dict.fromkeys(multitask_classifier.PROGRAMS, taken.append)
     monkeypatch.setattr(multitask_classifier, "PROGRAMS", only_parse)
 
     @fuzz(count, arguments=COMMAND_LINES)
     def check(arguments):
+        taken.clear()
         status, error = call(arguments)
         assert_said_in_one_line(status, error)
-        outcomes.append(status)
+        outcomes[status] += 1
+        drawn.update(word.partition("=")[0].removeprefix("--") for word in arguments)
+        for config in taken:
+            assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
-    assert min(outcomes.count(0), outcomes.count(2)) > count // 20
-    for config in taken:
-        assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert min(outcomes[0], outcomes[2]) > count // 20, outcomes
+    assert set(VALID) <= set(drawn), set(VALID) - set(drawn)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--lr", "1e400"], "--lr inf: must be a finite number"),
+        (["--lr", "2", "--weight_decay", "0.5"], "--weight_decay"),
+        (["--smart_weight", "sst=1,sst=2"], "names a task twice"),
+        (["--", "a\nb"], "unknown flag --;"),
+        (["--output_dir", "a\0b"], "--output_dir"),
+        (["--output_dir", "caf\udce9"], "--output_dir"),
+    ],
+)
+def test_what_the_fuzz_has_found_stays_mended(arguments, named, offline):
+    """Guards against values that once gave a traceback, or were silently taken for others."""
+    status, error = call(arguments)
+    assert_said_in_one_line(status, error)
+    assert status == 2 and named in error
 
 
 @sizes("started")

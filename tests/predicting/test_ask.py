@@ -112,10 +112,10 @@ def test_bad_lines_are_answered_in_place_and_counted(ask, task, good, bad):
     assert f"; {len(bad)} of {len(lines)} lines" in error.splitlines()[-1]
 
 
-def test_flags_with_too_few_pairs_are_answered_with_errors(ask):
+def test_flags_with_too_few_pairs_are_refused(ask):
     """Guards against a pair that is completed with nothing, or that takes the text of another."""
-    status, answers, _ = ask("--task", "sts", "--text", "a", "--text", "b", "--text_pair", "c")
-    assert status == 1 and ["value" in answer for answer in answers] == [True, False]
+    status, answers, error = ask("--task", "sts", "--text", "a", "--text", "b", "--text_pair", "c")
+    assert (status, answers) == (2, []) and "--text: " in error and error.count("\n") == 1
 
 
 def test_nothing_in_and_long_texts_are_said(ask):
