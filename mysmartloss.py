@@ -856,7 +856,7 @@ class SMART:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the model's own pass: keep its inputs and the RNG states."""
-        if module is not self.root or SMART._running is not None:  # a deepcopy of the model has these hooks
+        if SMART._running is not None:
             return
         self._open = None
         if module.training and torch.is_grad_enabled():
@@ -864,7 +864,10 @@ class SMART:
             self._open = _Pass(args, kwargs, {device: generator_state(device) for device in devices})
 
     def _embed(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """The block's output: kept in the model's own pass, replaced in an extra pass."""
+        """The block's output: kept in the model's own pass, replaced in an extra pass.
+
+        A deepcopy of the model has the same hooks, hence `module is`.
+        """
         embeddings = output[0] if isinstance(output, tuple) else output
         if module is self.block and SMART._running is None and self._open is not None:
             self._open.embeddings.append(embeddings)
