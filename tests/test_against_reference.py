@@ -67,7 +67,8 @@ def random_dataset(name: str) -> TokenizedDataset:
     labels = {"sst": random.integers(0, 5, NUM_ROWS), "sts": random.uniform(0, 2, NUM_ROWS)}
     labels = torch.tensor(labels.get(name, random.integers(0, 2, NUM_ROWS)), dtype=torch.float32)
     ids = [f"row{i}" for i in range(NUM_ROWS)]
-    return TokenizedDataset(TASKS[name], ids, labels, tokens, starts, segment_starts, 0)
+    texts = [("random tokens",)] * NUM_ROWS
+    return TokenizedDataset(TASKS[name], ids, labels, tokens, starts, segment_starts, 0, texts)
 
 
 def both_models(folder: Path) -> tuple[MultitaskBERT, reference_trainer.Model]:
