@@ -111,35 +111,41 @@ def js_loss(input: Tensor, target: Tensor) -> Tensor:
     return 0.5 * (p_part + q_part).sum(-1).mean()
 
 
-def _two_class(
-    softmax_form: Callable[[Tensor, Tensor], Tensor], name: str
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The Bernoulli form of a divergence, for heads with one logit.
+def _two_class(name: str, input: Tensor, target: Tensor) -> list[Tensor]:
+    """Two logits (B,) or (B,1) of a sigmoid as logits (B,2) of a softmax.
 
     sigmoid(x) is the second probability of softmax((0, x)), and log-softmax is stable for every x.
+    Raises ValueError if the shapes differ or if a row has more than one logit.
     """
-
-    def bernoulli_form(input: Tensor, target: Tensor) -> Tensor:
-        _check_shapes(name, input, target)
-        if input.ndim > 1 and input.shape[-1] != 1:
-            raise ValueError(
-                f"{name}: one logit a row expected, shape {tuple(input.shape)}; use {softmax_form.__name__}"
-            )
-        # (B,) or (B,1) -> (B,2)
-        pairs = [F.pad(_upcast(logits).reshape(-1, 1), (1, 0)) for logits in (input, target)]
-        return softmax_form(*pairs)
-
-    bernoulli_form.__name__ = bernoulli_form.__qualname__ = name
-    bernoulli_form.__doc__ = (
-        f"`{softmax_form.__name__}` of sigmoid(input) and sigmoid(target); logits (B,1) or (B,) -> scalar.\n"
-        "\n    Raises ValueError if the shapes differ or if a row has more than one logit.\n    "
-    )
-    return bernoulli_form
+    _check_shapes(name, input, target)
+    if input.ndim > 1 and input.shape[-1] != 1:
+        softmax_form = name.removeprefix("bernoulli_")
+        raise ValueError(f"{name}: one logit a row expected, shape {tuple(input.shape)}; use {softmax_form}")
+    return [F.pad(_upcast(logits).reshape(-1, 1), (1, 0)) for logits in (input, target)]
 
 
-bernoulli_kl_loss = _two_class(kl_loss, "bernoulli_kl_loss")
-bernoulli_sym_kl_loss = _two_class(sym_kl_loss, "bernoulli_sym_kl_loss")
-bernoulli_js_loss = _two_class(js_loss, "bernoulli_js_loss")
+def bernoulli_kl_loss(input: Tensor, target: Tensor) -> Tensor:
+    """`kl_loss` of sigmoid(input) and sigmoid(target); logits (B,1) or (B,) -> scalar.
+
+    Raises ValueError if the shapes differ or if a row has more than one logit.
+    """
+    return kl_loss(*_two_class("bernoulli_kl_loss", input, target))
+
+
+def bernoulli_sym_kl_loss(input: Tensor, target: Tensor) -> Tensor:
+    """`sym_kl_loss` of sigmoid(input) and sigmoid(target); logits (B,1) or (B,) -> scalar.
+
+    Raises ValueError if the shapes differ or if a row has more than one logit.
+    """
+    return sym_kl_loss(*_two_class("bernoulli_sym_kl_loss", input, target))
+
+
+def bernoulli_js_loss(input: Tensor, target: Tensor) -> Tensor:
+    """`js_loss` of sigmoid(input) and sigmoid(target); logits (B,1) or (B,) -> scalar.
+
+    Raises ValueError if the shapes differ or if a row has more than one logit.
+    """
+    return js_loss(*_two_class("bernoulli_js_loss", input, target))
 
 
 def multilabel_sym_kl_loss(input: Tensor, target: Tensor) -> Tensor:
@@ -171,8 +177,7 @@ def squared_error(input: Tensor, target: Tensor) -> Tensor:
 def logits_of(output: Any) -> Tensor:
     """The logits in what a model returns: a tensor, an object or a dict with `logits`, or a tuple.
 
-    Of a tuple it is the first tensor with an axis: before it may stand the loss. Raises TypeError if there is
-    none.
+    In a tuple, the first tensor with an axis: the loss may come before it. Raises TypeError if there is none.
     """
     if isinstance(output, Tensor):
         return output
@@ -196,9 +201,9 @@ def _backward_flag(logits: Tensor) -> list[None]:
 
 
 def generator_state(device: torch.device) -> Tensor | None:
-    """State of the random generator that dropout on this device uses; None on meta, which has none.
+    """RNG state that dropout on this device uses; None on meta, which has none.
 
-    No GPU is waited for: the state of CUDA's generator, a seed and an offset, lies on the host.
+    Reading it does not sync a GPU: CUDA's state, a seed and an offset, lies on the host.
     """
     if device.type == "meta":
         return None
@@ -207,16 +212,16 @@ def generator_state(device: torch.device) -> Tensor | None:
 
 
 def set_generator_state(device: torch.device, state: Tensor | None) -> None:
-    """Set the device's random generator to a state from `generator_state`; None changes nothing."""
+    """Set the device's RNG state to one from `generator_state`; None changes nothing."""
     if state is not None:
         module, which = _generator(device)
         module.set_rng_state(state, *which)
 
 
 def _generator(device: torch.device) -> tuple[Any, tuple[torch.device, ...]]:
-    """The module whose functions get and set the device's state, and which device to name to them.
+    """The module that gets and sets the device's RNG state, and the device argument of its functions.
 
-    Without a name they take the current device, and that may be another one. CPU and MPS have only one.
+    Without the argument they use the current device, which may be another one. CPU and MPS have only one.
     """
     if device.type == "cpu":
         return torch, ()
@@ -225,7 +230,7 @@ def _generator(device: torch.device) -> tuple[Any, tuple[torch.device, ...]]:
 
 @contextmanager
 def generator_at(device: torch.device, state: Tensor | None) -> Iterator[None]:
-    """Inside the block the device's generator starts from `state`. After it the generator is restored."""
+    """Inside the block the device's RNG starts from `state`; afterwards its own state is restored."""
     before = generator_state(device)
     set_generator_state(device, state)
     try:
@@ -238,7 +243,7 @@ class DropoutReplay:
     """Wraps a function so that every call draws the same random numbers as the first call.
 
     Every extra pass then reuses the clean pass's dropout masks, and two passes differ by the perturbation
-    alone. The first call moves the device's generator as the bare function does. Later calls restore it.
+    alone. The first call advances the device's RNG as the bare function does. Later calls restore its state.
 
     Make one for each step. A call after the first call's backward pass raises RuntimeError: the masks of the
     first step would be those of the whole training.
@@ -246,9 +251,9 @@ class DropoutReplay:
 
     def __init__(self, function: Callable[..., Any]):
         self.function = function
-        self.state: Tensor | None = None
         self.called = False
-        self.backward: list[None] = []
+        self.state: Tensor | None = None  # before the first call
+        self.backward: list[None] = []  # of the first call, see `_backward_flag`
 
     def __call__(self, embed: Tensor) -> Tensor:
         if self.backward:
@@ -256,14 +261,14 @@ class DropoutReplay:
                 "DropoutReplay: called again after backward. One step's dropout masks would be those of the"
                 " whole training: make a new DropoutReplay in each step"
             )
-        if not self.called:
-            self.state = generator_state(embed.device)
-            self.called = True
-            logits = logits_of(self.function(embed))
-            self.backward = _backward_flag(logits)
-            return logits
-        with generator_at(embed.device, self.state):
-            return logits_of(self.function(embed))
+        if self.called:
+            with generator_at(embed.device, self.state):
+                return logits_of(self.function(embed))
+        self.called = True
+        self.state = generator_state(embed.device)
+        logits = logits_of(self.function(embed))
+        self.backward = _backward_flag(logits)
+        return logits
 
 
 # -------------------------------------------------------------------------------------------- SMART
@@ -302,16 +307,16 @@ def delta_ratio(delta: Tensor, embed: Tensor) -> Tensor:
 
 
 def _replayed_noise(x: Tensor) -> Tensor:
-    """Standard normal noise in the shape of x, in fp32 or wider; the generator is restored afterwards."""
+    """Standard normal noise in the shape of x, in fp32 or wider; the RNG state is restored afterwards."""
     with generator_at(x.device, generator_state(x.device)):
         return torch.randn_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-# Factor on the ascent's gradient. The gradient is about 1e-7, which fp16 would round to 0. Line 8 normalises
-# it, so the factor changes nothing else; as a power of 2 it does not even round.
+# Largest factor on the ascent's gradient, which is about 1e-7: fp16 would round it to 0. Line 8 normalises
+# it, so the factor changes nothing else. As a power of 2 it does not round.
 ASCENT_SCALE = 2.0**16
-# The factor is lowered where it would make the gradient at the logits larger than this. On the way back
-# through a large head the gradient may grow about 60 times, until it is more than fp16 can hold (65,504).
+# The factor is lowered so that the gradient at the logits stays below this. A large head may make it about 60
+# times larger on the way back, and fp16 ends at 65,504.
 ASCENT_LIMIT = 2.0**10
 
 
@@ -326,8 +331,8 @@ def ascent_gradient(
 
     retain_graph: whether the logits are to go backward again, to the weights.
 
-    The gradient goes to the logits in fp32, is scaled there, and then goes through the model. The host does
-    not look at it. Where it still overflows it is 0, and so that part of δ stays as it is.
+    The gradient at the logits is computed in fp32, scaled, and then propagated through the model, without a
+    GPU sync. Where it still overflows it is set to 0, so that part of δ does not change.
     """
     outputs = _upcast(logits.detach()).requires_grad_()
     (at_logits,) = torch.autograd.grad(loss_fn(outputs, state), outputs)  # (B,C)
@@ -355,14 +360,13 @@ class SMARTLoss:
     step_size: η, in units of the embeddings.
     epsilon: ε, radius of the ball for each token, in units of the embeddings.
     noise_var: σ², variance of the first noise for each coordinate.
-    noise_fn: embeddings (B,T,H) -> standard normal noise (B,T,H). None draws the noise and restores the
-        generator.
+    noise_fn: embeddings (B,T,H) -> standard normal noise (B,T,H). None draws the noise and restores the RNG.
 
     Raises ValueError if num_steps, step_size or noise_var is below 0, or if epsilon is not above 0.
 
     It fits a model of your own that can be cut behind its embeddings. Cut where word, position and segment
-    embeddings are summed and normalised: there the rms is about 0.5, that of word embeddings alone 0.06, and
-    R_s differs 60 times for the same ε. For other models, such as those of `transformers`, see `SMART`.
+    embeddings are summed and normalised: there the rms is about 0.5. That of word embeddings alone is 0.06,
+    and R_s differs 60 times for the same ε. For other models, such as those of `transformers`, see `SMART`.
 
     >>> import torch
     >>> embed = torch.nn.Sequential(torch.nn.Embedding(99, 32), torch.nn.LayerNorm(32), torch.nn.Dropout(0.1))
@@ -408,7 +412,7 @@ class SMARTLoss:
         """The perturbation δ (B,T,H) after the ascent: detached, fp32 or wider, 0 where mask (B,T) is 0.
 
         embed (B,T,H) are the embeddings x, state (B,C) the clean logits f(x). Only δ is differentiated: no
-        gradient of a parameter is computed. The generator is restored afterwards.
+        parameter gets a gradient. The RNG state is restored afterwards.
         """
         embed = embed.detach()
         state = logits_of(state).detach()
@@ -439,7 +443,7 @@ class SMARTLoss:
 
     @torch.no_grad()
     def evidence(self, delta: Tensor, embed: Tensor, state: Tensor, ascent: Tensor) -> dict[str, Tensor]:
-        """0-dim tensors that show whether the ascent works. `ascent` is ℓ_s at δ. Costs one forward pass.
+        """Diagnostics of the attack, 0-dim tensors. `ascent` is ℓ_s at δ. Costs one forward pass.
 
         delta_ratio: mean of ‖δ‖₂ / ‖embedding‖₂ over the real tokens.
         random_divergence: ℓ_s at Gaussian noise that has δ's 2-norm in each token.
@@ -496,7 +500,7 @@ class BregmanProximal:
     ) -> Tensor:
         """D_Breg, a scalar: the divergence of `logits` (B,C) and forward(teacher) (B,C).
 
-        `generator` is the state of the random generator before the model's own pass.
+        `generator` is the RNG state before the model's own pass.
         """
         with torch.no_grad(), generator_at(logits.device, generator):
             target = logits_of(forward(self.teacher))
@@ -507,7 +511,7 @@ class BregmanProximal:
         """One step of the moving average; call it after the optimizer's step."""
         # Algorithm 1, line 14: θ̃ ← (1-β) θ + β θ̃
         teacher = list(self.teacher.parameters())
-        # no copies, unless the model is bf16 and the teacher fp32: a step of 1-β is below what bf16 resolves
+        # a copy only if the model is bf16 and the teacher fp32: bf16 cannot resolve a step of 1-β
         student = [theta.to(average) for theta, average in zip(model.parameters(), teacher, strict=True)]
         get_ema_multi_avg_fn(beta)(teacher, student, None)
         for average, buffer in zip(self.teacher.buffers(), model.buffers(), strict=True):
@@ -569,11 +573,11 @@ BEHIND_WORDS = ("drop", "emb_dropout", "layernorm_embedding", "word_embeddings_l
 
 
 def embedding_block(model: nn.Module) -> nn.Module:
-    """The module that puts out a model's embeddings: words, positions and segments, summed and normalised.
+    """The module whose output is a model's embeddings: words, positions and segments, summed and normalised.
 
     It is the innermost module around the word embeddings that is named `embeddings`, or whose class's name
-    ends so. Models without one: the dropout or LayerNorm behind the word embeddings, or the word embeddings.
-    These are `get_input_embeddings()` of transformers, or a model's only nn.Embedding.
+    ends so. Models without one: the dropout or LayerNorm behind the word embeddings, else these themselves.
+    The word embeddings are `get_input_embeddings()` of transformers, or a model's only nn.Embedding.
     Raises ValueError if there are several nn.Embedding, or none.
     """
     words: Any = None
@@ -608,14 +612,14 @@ class _Pass:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    generators: dict[torch.device, Tensor | None]  # their states before the pass
+    states: dict[torch.device, Tensor | None]  # RNG states before the pass
     embeddings: list[Tensor] = field(default_factory=list)  # (B,T,H), one for each call of the block
     output: Any = None
-    backward: list[None] = field(default_factory=list)  # not empty once a backward pass went through it
+    backward: list[None] = field(default_factory=list)  # see `_backward_flag`
 
 
 def _weak(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that calls the method as long as its object lives."""
+    """A hook that calls the method, and does not keep its object alive."""
     reference = weakref.WeakMethod(method)
 
     def hook(*arguments: Any) -> Any:
@@ -628,8 +632,8 @@ def _weak(method: Callable[..., Any]) -> Callable[..., Any]:
 class SMART:
     """λ_s R_s + μ D_Breg for any model that has embeddings, in three lines.
 
-    It hooks the output of the block of embeddings (`embedding_block`), so ids, positions and padding stay as
-    they are. A call takes the batch that the model has just read. It reuses that clean pass with its dropout
+    It hooks the output of the embedding block (`embedding_block`), so ids, positions and padding do not
+    change. A call takes the batch that the model has just read. It reuses that clean pass with its dropout
     masks, and costs the ascent, the adversarial pass and the teacher's pass.
 
     >>> import torch, transformers
@@ -647,7 +651,7 @@ class SMART:
     >>> optimizer.step()
     >>> smart.update()
 
-    model: the one that you call, with its weights loaded: the teacher is a copy of it as it is now.
+    model: the one that you call, with its weights loaded: the teacher starts as a copy of it.
     task: classification, regression, binary (one logit), multilabel (yes-or-no labels), or a divergence
         (perturbed logits, clean logits) -> scalar.
     epsilon: ε, in units of the block's output; choose it by `last["delta_ratio"]`.
@@ -656,11 +660,11 @@ class SMART:
     embedding_module: the block, or its name in the model, where `embedding_block` does not find it.
     settings: of `SMARTLoss`: num_steps, noise_var, norm_fn, noise_fn, and step_size, which is ε by default.
 
-    `last` has what the last call measured, 0-dim tensors: `smart` R_s, `bregman` D_Breg, and `delta_ratio`,
+    `last` has the values of the last call, 0-dim tensors: `smart` R_s, `bregman` D_Breg, and `delta_ratio`,
     the mean of ‖δ‖₂ / ‖embedding‖₂. Raises ValueError if a setting is wrong, or if no block is found.
     """
 
-    # The one whose extra passes run now. Meanwhile the hooks of all others do nothing.
+    # Whose extra passes run now. Meanwhile the hooks of all others do nothing.
     _running: ClassVar["SMART | None"] = None
 
     def __init__(
@@ -679,13 +683,13 @@ class SMART:
         if not min(smart_weight, bregman_weight) >= 0 or not 0 <= beta <= 1:
             raise ValueError("SMART: smart_weight and bregman_weight must be at least 0, beta within 0 and 1")
         if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module  # the one backward pass sums its gradients over the processes all the same
+            model = model.module  # the backward pass still sums the gradients over the ranks
         self.model = model
         self.root: nn.Module = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
         self.task = task
         self.divergence = DIVERGENCES[task] if isinstance(task, str) else task
         self.settings = {"epsilon": epsilon, "step_size": epsilon, **settings}
-        SMARTLoss(self.model, self.divergence, **self.settings)  # raises an error if one is wrong
+        SMARTLoss(self.model, self.divergence, **self.settings)  # raises ValueError if a setting is wrong
         self.smart_weight = smart_weight
         self.bregman_weight = bregman_weight
         self.beta = beta
@@ -698,7 +702,7 @@ class SMART:
         self.checked = False
         self._open: _Pass | None = None  # the model's pass that runs now
         self._clean: _Pass | None = None  # the model's last pass, until it is used
-        self._embeddings: Tensor | None = None  # what the block is to put out in an extra pass
+        self._embeddings: Tensor | None = None  # the block's output in an extra pass
         if isinstance(embedding_module, str):
             embedding_module = self.root.get_submodule(embedding_module)
         self.block: nn.Module = embedding_module or embedding_block(self.root)
@@ -728,10 +732,10 @@ class SMART:
             names = inspect.signature(self.root.forward).parameters
             mask = (dict(zip(names, clean.args, strict=False)) | clean.kwargs).get("attention_mask")
         if not isinstance(mask, Tensor) or mask.shape != embeddings.shape[:2]:
-            mask = None  # it says something about pairs of tokens, not about the embeddings
+            mask = None  # for example a mask of pairs of tokens (B,T,T)
 
         def real(output: Any) -> Tensor:
-            """Logits of rows (B,C) as they are, of tokens (B,T,C) without those of padding (N,C)."""
+            """Logits of rows (B,C) unchanged, logits of tokens (B,T,C) without padding (N,C)."""
             logits = logits_of(output)
             return logits if mask is None or logits.shape[:-1] != mask.shape else logits[mask.bool()]
 
@@ -771,7 +775,7 @@ class SMART:
         self.checked = True
 
     def remove(self) -> None:
-        """Take the hooks off, for example before the whole model is pickled."""
+        """Remove the hooks, for example before you pickle the whole model."""
         for hook in self._hooks:
             hook.remove()
 
@@ -796,15 +800,15 @@ class SMART:
             raise RuntimeError("SMART: its hooks were removed from the model")
         if len(clean.embeddings) != 1:
             raise RuntimeError(
-                f"SMART: a forward pass ran the block of embeddings, {type(self.block).__name__},"
+                f"SMART: a forward pass ran the embedding block, {type(self.block).__name__},"
                 f" {len(clean.embeddings)} times instead of once; pass another one by embedding_module="
             )
         return clean
 
     def _again(self, clean: _Pass, model: Callable[..., Any], embeddings: Tensor | None = None) -> Any:
-        """The output of the clean pass with its dropout masks, from other embeddings (B,T,H) or weights."""
+        """The clean pass once more, with its dropout masks and other embeddings (B,T,H) or weights."""
         with ExitStack() as stack:
-            for device, state in clean.generators.items():
+            for device, state in clean.states.items():
                 stack.enter_context(generator_at(device, state))
             SMART._running, self._embeddings = self, embeddings
             try:
@@ -813,7 +817,7 @@ class SMART:
                 SMART._running, self._embeddings = None, None
 
     def _taught(self, *args: Any, **kwargs: Any) -> Any:
-        """The output of the model with the teacher's weights: the model itself runs, in its mode."""
+        """The output of the model with the teacher's weights, in the model's own mode."""
         assert self.bregman is not None, "the term is on"
         weights = {}
         teacher = self.bregman.teacher.parameters()
@@ -823,35 +827,36 @@ class SMART:
         return torch.func.functional_call(self.model, weights, args, kwargs)
 
     def _check(self, smart: SMARTLoss, embeddings: Tensor, logits: Tensor) -> None:
-        """Warn, at the first call, of what would make the terms something else while nobody sees it."""
-        found = []
-        allowed = self.divergence(logits * 1.01, logits)  # what a change of 1 % in the logits makes
+        """Warn, at the first call, of mistakes that would silently change the terms."""
+
+        def warn(message: str) -> None:
+            warnings.warn(f"SMART: {message}", stacklevel=4)
+
+        allowed = self.divergence(logits * 1.01, logits)  # of a change of 1 % in the logits
         if self.smart_weight:
             same = smart.at(torch.zeros_like(embeddings), embeddings, logits).detach()
-            epsilon = self.settings["epsilon"]
-            shifted = (_upcast(embeddings) + epsilon).to(embeddings.dtype)
-            lost = (shifted == embeddings).float().mean().item()
             if same > allowed:
-                found.append(
+                warn(
                     f"without a perturbation R_s is {same:.1e}, not 0: the clean pass cannot be repeated."
                     " Does it draw with numpy? Or do you call a compiled model, and SMART has the bare one?"
                 )
+            epsilon = self.settings["epsilon"]
+            shifted = (_upcast(embeddings) + epsilon).to(embeddings.dtype)
+            lost = (shifted == embeddings).float().mean().item()
             if lost > 0.5:
-                found.append(
+                warn(
                     f"epsilon {epsilon} is below the resolution of {embeddings.dtype} in {lost:.0%} of"
                     " the coordinates: take a larger one, or keep weights in float32 and use torch.autocast"
                 )
         if self.last.get("bregman", allowed) > allowed:
-            found.append(
+            warn(
                 f"D_Breg of the first batch is {self.last['bregman']:.1e}, not 0. The teacher is a copy of"
                 " the model: make SMART when the weights are loaded, of the compiled model if there is one"
             )
-        for message in found:
-            warnings.warn(f"SMART: {message}", stacklevel=3)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the model's own pass: keep its inputs and the states of the generators."""
-        if module is not self.root or SMART._running is not None:  # a copy of the model has the hooks, too
+        """Before the model's own pass: keep its inputs and the RNG states."""
+        if SMART._running is not None:
             return
         self._open = None
         if module.training and torch.is_grad_enabled():
@@ -859,7 +864,10 @@ class SMART:
             self._open = _Pass(args, kwargs, {device: generator_state(device) for device in devices})
 
     def _embed(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """The block's output: kept in the model's own pass, replaced in an extra pass."""
+        """The block's output: kept in the model's own pass, replaced in an extra pass.
+
+        A deepcopy of the model has the same hooks, hence `module is`.
+        """
         embeddings = output[0] if isinstance(output, tuple) else output
         if module is self.block and SMART._running is None and self._open is not None:
             self._open.embeddings.append(embeddings)

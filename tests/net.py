@@ -61,10 +61,7 @@ def without_times(value: Any) -> Any:
 def digest(value: Any) -> str:
     """Of a tensor or of JSON."""
     if isinstance(value, torch.Tensor):
-        data = (
-            f"{value.dtype}{tuple(value.shape)}".encode()
-            + value.contiguous().view(torch.uint8).numpy().tobytes()
-        )
+        data = f"{value.dtype}".encode() + value.contiguous().view(torch.uint8).numpy().tobytes()
     else:
         data = json.dumps(value, sort_keys=True).encode()
     return hashlib.sha256(data).hexdigest()
@@ -74,10 +71,9 @@ def contents(folder: Path) -> dict[str, str]:
     """By file and by tensor or key: a digest of what a run has written."""
     found = {}
     for path in sorted(folder.glob("*/*")):
-        if path.parent.name not in ("best", "last", "predictions") or path.name in (
-            "manifest.json",
-            "README.md",
-        ):
+        if path.parent.name not in ("best", "last", "predictions"):
+            continue
+        if path.name in ("manifest.json", "README.md"):
             continue
         if path.suffix == ".safetensors":
             values = {name: tensor.reshape(-1) for name, tensor in load_file(path).items()}

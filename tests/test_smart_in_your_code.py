@@ -113,9 +113,3 @@ def results(tmp_path_factory) -> dict[str, str]:
 def test_the_blocks_run(section, results):
     """Guards against code that a reader copies and that does not run, or whose regulariser is dead."""
     assert results[section] == "ran", results[section]
-
-
-def test_the_page_says_what_the_package_is_called():
-    """Guards against a page whose first line cannot be imported."""
-    assert "from smart_regularizer import SMART" in PAGE.read_text("utf-8")
-    assert 'name = "smart-regularizer"' in (ROOT / "pyproject.toml").read_text("utf-8")

@@ -30,7 +30,7 @@ def with_gradients(scale: float) -> torch.nn.Module:
     return model
 
 
-@pytest.mark.parametrize("optimizer_of", [AdamW, torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("optimizer_of", [AdamW, torch.optim.SGD])
 @pytest.mark.parametrize(("scale", "max_norm"), [(1.0, 0.01), (1.0, 100.0), (1e-7, 1e-7)])
 def test_clipping_is_torchs(optimizer_of, scale, max_norm):
     """Guards against clipping that differs from torch's for short gradients, or makes one longer."""
@@ -53,16 +53,6 @@ def test_a_step_that_is_not_finite_changes_nothing():
     assert not step_if_finite(optimizer, torch.tensor(False)) and not optimizer.state
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert step_if_finite(optimizer, torch.tensor(True)) and optimizer.state
-
-
-def test_a_gpu_is_told_and_not_asked():
-    """Guards against a host that syncs to read whether a step is finite: on meta that would raise."""
-    with torch.device("meta"):
-        weight = torch.nn.Parameter(torch.empty(3))
-        weight.grad = torch.empty(3)
-        finite = torch.isfinite(torch.empty(())).all()
-    optimizer = AdamW([weight])
-    assert step_if_finite(optimizer, finite) and optimizer.found_inf.device.type == "meta"
 
 
 def test_nothing_is_measured_unless_asked_for():
@@ -144,7 +134,8 @@ def weights_after(folder, *flags) -> dict[str, torch.Tensor]:
     """Of student and teacher after a short run on the sample without dropout."""
     encoder = tiny_encoder(folder / "tiny", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     run = ["--model_name_or_path", encoder, "--data_dir", SAMPLE, "--output_dir", folder / "run", "--lr=1e-3"]
-    run += ["--hidden_dropout_prob=0", "--precision=fp32", "--no_report", "--max_train_samples=45"]
+    run += ["--hidden_dropout_prob=0", "--precision=fp32", "--no_report", "--max_train_samples=34"]
+    run += ["--max_eval_samples=8"]
     assert run_program(*run, *flags) == 0
     paths = [folder / "run" / "last" / f"{role}.safetensors" for role in ("student", "teacher")]
     return {
@@ -161,20 +152,18 @@ SMART = ["--use_smart", "--smart_epsilon=.1", "--smart_step_size=.1"]
 @pytest.mark.parametrize(
     "terms",
     [
-        [],
-        [*SMART, "--smart_steps=2"],
-        ["--rdrop_weight=1"],
+        [*SMART, "--smart_steps=2", "--rdrop_weight=1"],
         ["--schedule=joint", "--gradient_surgery=pcgrad"],
         [*SMART, "--max_tokens=300", "--layer_lr_decay=.8", "--head_lr=1e-2"],
     ],
-    ids=["plain", "smart", "rdrop", "pcgrad", "max_tokens"],
+    ids=["smart", "pcgrad", "max_tokens"],
 )
 def test_accumulated_batches_are_one_batch(tmp_path, no_course_data, terms):
     """Guards against parts of a batch that count unequally, noise drawn anew for each part, a gradient that
     is averaged twice, and a last batch of fewer rows than parts."""
     found = []
     for parts in (1, 4):
-        flags = [f"--batch_size={16 // parts}", f"--gradient_accumulation_steps={parts}", "--epochs=2"]
+        flags = [f"--batch_size={16 // parts}", f"--gradient_accumulation_steps={parts}", "--epochs=1"]
         tokens = [f"--max_tokens={1200 // parts}"] if "--max_tokens=300" in terms else []
         found.append(weights_after(tmp_path / str(parts), *flags, *terms, *tokens))
     assert found[0].keys() == found[1].keys() and len(found[0]) > 30
@@ -200,32 +189,27 @@ def scorings(folder) -> list[tuple[int, str]]:
     return [line["step"] for line in lines if line["kind"] == "dev/sst"]
 
 
-def test_dev_is_scored_every_eval_steps_and_at_the_end(tmp_path, no_course_data):
-    """Guards against a run that waits an epoch for its first score and its first `best/`."""
-    weights_after(tmp_path, "--tasks=sst", "--epochs=1", "--steps_per_epoch=7", "--eval_steps=3")
-    assert scorings(tmp_path) == [3, 6, 7]
-
-
 def test_early_stopping_by_hand(tmp_path, no_course_data, monkeypatch, capsys):
-    """Guards against patience that counts scorings before the best, or that resuming forgets.
+    """Guards against patience that counts scorings before the best, or that resuming forgets, and against a
+    run that waits an epoch for its first score, or leaves out the last.
 
-    The means are .5 .7 .6 .7 .6 ...: with a patience of 2 the fourth scoring ends the run, since an equal
-    score is no better one; resumed with a patience of 3 it ends after the fifth.
+    The means are .5 .7 .6 .7 .6: with a patience of 2 the fourth scoring ends the run, since an equal score
+    is no better one; resumed with a patience of 4 it goes on to the fifth, after the last step.
     """
-    scores = iter([0.5, 0.7, 0.6, 0.7, 0.6, 0.9])
+    scores = iter([0.5, 0.7, 0.6, 0.7, 0.6])
     evaluate = multitask_classifier.evaluate
 
     def given(*arguments):
         return evaluate(*arguments)._replace(selection_mean=next(scores))
 
     monkeypatch.setattr(multitask_classifier, "evaluate", given)
-    flags = ["--tasks=sst", "--epochs=1", "--steps_per_epoch=9", "--eval_steps=1"]
+    flags = ["--tasks=sst", "--epochs=1", "--steps_per_epoch=9", "--eval_steps=2"]
     weights_after(tmp_path, *flags, "--patience=2")
-    assert scorings(tmp_path) == [1, 2, 3, 4]
+    assert scorings(tmp_path) == [2, 4, 6, 8]
     assert "early stopping: 2 scorings without a better mean" in capsys.readouterr().out
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["best_step"] == 2
-    assert run_program("--resume", "--output_dir", tmp_path / "run", "--patience=3") == 0
-    assert scorings(tmp_path) == [1, 2, 3, 4, 5]
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["best_step"] == 4
+    assert run_program("--resume", "--output_dir", tmp_path / "run", "--patience=4") == 0
+    assert scorings(tmp_path) == [2, 4, 6, 8, 9]
 
 
 def test_a_batch_with_fewer_rows_by_max_tokens_counts_less(tmp_path, no_course_data, monkeypatch):

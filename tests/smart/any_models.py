@@ -1,7 +1,7 @@
 """Small models with random weights, as researchers have them, each with a batch that has padding."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -17,15 +17,9 @@ SIZES = {
     "num_labels": 3,
 }
 LENGTHS = (9, 6, 4)
-
-
-def sharpened(model: nn.Module) -> nn.Module:
-    """The model in train mode, with weights far enough from 0 that its logits depend on its input."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4)
-    return model.train()
+SPECIAL = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
+MODERN = {"cls_token_id": 2, "sep_token_id": 3, "attention_dropout": 0.1, "mlp_dropout": 0.1}
+MULTILABEL = {"problem_type": "multi_label_classification"}
 
 
 def text_batch(side: str = "right", padding: int = 1) -> dict[str, Tensor]:
@@ -54,10 +48,10 @@ def alone(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
 class Mean(nn.Module):
     """A wrapper of one's own around an encoder of transformers: it takes tensors and returns a tensor."""
 
-    def __init__(self, encoder: nn.Module, outputs: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.head = nn.Linear(32, outputs)
+        self.encoder = transformers.BertModel(transformers.BertConfig(**SIZES), add_pooling_layer=False)
+        self.head = nn.Linear(32, 1)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden = self.encoder(input_ids, attention_mask=attention_mask).last_hidden_state
@@ -80,54 +74,29 @@ class Lstm(nn.Module):
         return logits.square().mean(), logits
 
 
+def sharpened(make: Callable[[], nn.Module]) -> nn.Module:
+    """The model in train mode, with weights far enough from 0 that its logits depend on its input."""
+    torch.manual_seed(0)
+    model = make()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    return model.train()
+
+
 def hf(kind: str, head: str = "SequenceClassification", **settings: Any) -> nn.Module:
-    torch.manual_seed(0)
     config = transformers.CONFIG_MAPPING[kind](**SIZES | settings)
-    return sharpened(getattr(transformers, f"AutoModelFor{head}").from_config(config))
+    return sharpened(lambda: getattr(transformers, f"AutoModelFor{head}").from_config(config))
 
 
-def gpt2() -> nn.Module:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 60, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 40, "num_labels": 3}
-    config = transformers.GPT2Config(**sizes, pad_token_id=1, bos_token_id=2, eos_token_id=3)
-    return sharpened(transformers.GPT2ForSequenceClassification(config))
+def left_with_positions() -> dict[str, Tensor]:
+    batch = text_batch("left")
+    return batch | {"position_ids": (batch["attention_mask"].cumsum(1) - 1).clamp_min(0)}
 
 
-def wrapped(outputs: int = 3) -> nn.Module:
-    torch.manual_seed(0)
-    config = transformers.BertConfig(**SIZES)
-    return sharpened(Mean(transformers.BertModel(config, add_pooling_layer=False), outputs))
-
-
-def lstm() -> nn.Module:
-    torch.manual_seed(0)
-    return sharpened(Lstm())
-
-
-def with_positions(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    positions = (batch["attention_mask"].cumsum(1) - 1).clamp_min(0)
-    return batch | {"position_ids": positions}
-
-
-def embedded(model: nn.Module) -> dict[str, Tensor]:
-    batch = text_batch()
-    words = model.get_input_embeddings()(batch.pop("input_ids")).detach()
-    return {"inputs_embeds": words, **batch}
-
-
-def without(batch: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
-    return {name: value for name, value in batch.items() if name not in names}
-
-
-DISTIL = {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 2}
-MODERN = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
-MODERN |= {"attention_dropout": 0.1, "mlp_dropout": 0.1, "embedding_dropout": 0.1}
-LLAMA = {"num_key_value_heads": 2, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
-PIXELS = {"image_size": 16, "patch_size": 4}
-TOKEN_LABELS = {"labels": torch.randint(0, 3, (3, 9), generator=torch.Generator().manual_seed(2))}
-SCORES = {"labels": torch.tensor([0.5, 2.0, 4.5])}
-YES_OR_NO = {"labels": torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]])}
-YES_OR_NO_TYPE = {"problem_type": "multi_label_classification"}
+def with_token_labels() -> dict[str, Tensor]:
+    return text_batch() | {"labels": torch.randint(0, 3, (3, 9), generator=torch.Generator().manual_seed(2))}
 
 
 def images() -> dict[str, Tensor]:
@@ -135,90 +104,56 @@ def images() -> dict[str, Tensor]:
     return {"pixel_values": pixels, "labels": torch.tensor([0, 1, 2])}
 
 
-def positional(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def embedded() -> dict[str, Tensor]:
+    batch = text_batch()
+    batch["inputs_embeds"] = torch.randn(*batch.pop("input_ids").shape, 32)
+    return batch
+
+
+def positional() -> tuple[Tensor, Tensor]:
+    batch = text_batch()
     return batch["input_ids"], batch["attention_mask"]
 
 
-# name: the model, its batch, SMART's task, the block that SMART must find
-CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Any], str, str]] = {
-    "bert": (lambda: hf("bert"), lambda m: text_batch(), "classification", "bert.embeddings"),
-    "roberta, padded left": (
-        lambda: hf("roberta"),
-        lambda m: text_batch("left"),
-        "classification",
-        "roberta.embeddings",
-    ),
-    "distilbert": (
-        lambda: hf("distilbert", **DISTIL),
-        lambda m: text_batch(),
-        "classification",
-        "distilbert.embeddings",
-    ),
-    "deberta-v2": (
+class Case(NamedTuple):
+    """A model, its batch, the block that SMART must find, and SMART's task."""
+
+    model: Callable[[], nn.Module]
+    batch: Callable[[], Any]
+    block: str
+    task: str = "classification"
+
+
+CASES = {
+    "bert": Case(lambda: hf("bert"), text_batch, "bert.embeddings"),
+    "roberta, padded left": Case(lambda: hf("roberta"), lambda: text_batch("left"), "roberta.embeddings"),
+    "deberta-v2": Case(
         lambda: hf("deberta-v2", relative_attention=True, pos_att_type=["p2c", "c2p"]),
-        lambda m: text_batch(padding=0),
-        "classification",
+        lambda: text_batch(padding=0),
         "deberta.embeddings",
     ),
-    "modernbert": (
-        lambda: hf("modernbert", **MODERN),
-        lambda m: text_batch(),
-        "classification",
-        "model.embeddings",
+    "modernbert": Case(lambda: hf("modernbert", **SPECIAL, **MODERN), text_batch, "model.embeddings"),
+    "gpt2, its last token": Case(lambda: hf("gpt2", **SPECIAL), text_batch, "transformer.drop"),
+    "gpt2, padded left": Case(lambda: hf("gpt2", **SPECIAL), left_with_positions, "transformer.drop"),
+    "llama": Case(lambda: hf("llama", **SPECIAL, num_key_value_heads=2), text_batch, "model.embed_tokens"),
+    "tokens": Case(lambda: hf("bert", "TokenClassification"), with_token_labels, "bert.embeddings"),
+    "images": Case(
+        lambda: hf("vit", "ImageClassification", image_size=16, patch_size=4), images, "vit.embeddings"
     ),
-    "gpt2, its last token": (gpt2, lambda m: text_batch(), "classification", "transformer.drop"),
-    "gpt2, padded left": (
-        gpt2,
-        lambda m: with_positions(text_batch("left")),
-        "classification",
-        "transformer.drop",
-    ),
-    "llama": (lambda: hf("llama", **LLAMA), lambda m: text_batch(), "classification", "model.embed_tokens"),
-    "tokens": (
-        lambda: hf("bert", "TokenClassification"),
-        lambda m: text_batch() | TOKEN_LABELS,
-        "classification",
+    "yes-or-no labels": Case(
+        lambda: hf("bert", **MULTILABEL),
+        lambda: text_batch() | {"labels": torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]])},
         "bert.embeddings",
-    ),
-    "images": (
-        lambda: hf("vit", "ImageClassification", **PIXELS),
-        lambda m: images(),
-        "classification",
-        "vit.embeddings",
-    ),
-    "regression": (
-        lambda: hf("bert", num_labels=1),
-        lambda m: text_batch() | SCORES,
-        "regression",
-        "bert.embeddings",
-    ),
-    "yes-or-no labels": (
-        lambda: hf("bert", **YES_OR_NO_TYPE),
-        lambda m: text_batch() | YES_OR_NO,
         "multilabel",
-        "bert.embeddings",
     ),
-    "a wrapper, one logit": (
-        lambda: wrapped(1),
-        lambda m: positional(text_batch()),
-        "binary",
-        "encoder.embeddings",
-    ),
-    "inputs_embeds": (lambda: hf("bert"), embedded, "classification", "bert.embeddings"),
-    "no attention mask": (
-        lambda: hf("electra"),
-        lambda m: without(text_batch(), "attention_mask"),
-        "classification",
-        "electra.embeddings",
-    ),
-    "an LSTM": (lstm, lambda m: text_batch()["input_ids"], "classification", "table"),
+    "a wrapper, one logit": Case(lambda: sharpened(Mean), positional, "encoder.embeddings", "binary"),
+    "inputs_embeds": Case(lambda: hf("bert"), embedded, "bert.embeddings"),
+    "an LSTM": Case(lambda: sharpened(Lstm), lambda: text_batch()["input_ids"], "table"),
 }
 
 
-def made(name: str) -> tuple[nn.Module, Any, str, str]:
-    model, batch, task, block = CASES[name]
-    built = model()
-    return built, batch(built), task, block
+def made(name: str) -> tuple[nn.Module, Any]:
+    return CASES[name].model(), CASES[name].batch()
 
 
 def call(model: nn.Module, batch: Any) -> Any:

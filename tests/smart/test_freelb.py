@@ -70,14 +70,17 @@ def test_dropout_masks_are_those_of_the_clean_pass():
     assert losses["task"].item() == pytest.approx(clean["task"].item(), abs=1e-6)
 
 
-@pytest.mark.parametrize("weight", [0.5, {"sst": 2.0}])
-def test_a_weight_other_than_1_is_refused(weight):
-    """Guards against λ A + (1 - λ) clean under the name of FreeLB."""
-    with pytest.raises(UserError, match="--smart_weight .* with --adversary freelb"):
-        TrainConfig(**SETTINGS, smart_weight=weight)
-
-
-def test_no_ascent_is_refused():
-    """Guards against a mean over no steps, which is NaN."""
-    with pytest.raises(UserError, match="--adversary freelb: needs --smart_steps 1 or more"):
-        TrainConfig(**SETTINGS, smart_steps=0)
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        # λ A + (1 - λ) clean would be no FreeLB
+        ({"smart_weight": 0.5}, "--smart_weight .* with --adversary freelb"),
+        ({"smart_weight": {"sst": 2.0}}, "--smart_weight .* with --adversary freelb"),
+        # a mean over no steps is NaN
+        ({"smart_steps": 0}, "--adversary freelb: needs --smart_steps 1 or more"),
+    ],
+)
+def test_settings_that_make_no_freelb_are_refused(settings, said):
+    """Guards against another loss under the name of FreeLB."""
+    with pytest.raises(UserError, match=said):
+        TrainConfig(**SETTINGS, **settings)

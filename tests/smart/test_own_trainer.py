@@ -11,7 +11,7 @@ from mysmartloss import SMART, BregmanProximal
 from tasks import TASKS
 from tiny_bert import SIZES, TINY, tiny_batch
 
-SMART_TASKS = {"sst": "classification", "para": "binary", "sts": "regression", "cfimdb": "classification"}
+SMART_TASKS = {"sst": "classification", "para": "binary", "sts": "regression"}
 
 
 def both_models(task: str) -> tuple[MultitaskBERT, transformers.BertForSequenceClassification]:
@@ -33,8 +33,7 @@ def both_models(task: str) -> tuple[MultitaskBERT, transformers.BertForSequenceC
     return model, theirs
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-@pytest.mark.parametrize("task", SMART_TASKS)
+@pytest.mark.parametrize(("task", "steps"), [("sst", 2), ("para", 1), ("sts", 2)])
 def test_the_terms_are_those_of_our_trainer(task, steps):
     """Guards against two regularisers of one name: what `SMART` adds to another model's loss is what our own
     training minimises, in value and in its gradient."""

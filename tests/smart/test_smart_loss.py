@@ -1,27 +1,27 @@
-"""Dropout replay and Algorithm 1 against closed forms and finite differences, then on real sentences."""
+"""Dropout replay and Algorithm 1 against closed forms and finite differences."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import mysmartloss
 from config import TrainConfig
-from helpers import sample_batch
-from multitask_classifier import training_loss
 from mysmartloss import (
     DropoutReplay,
     SMARTLoss,
     bernoulli_sym_kl_loss,
+    delta_ratio,
     inf_norm,
     js_loss,
     l2_norm,
+    logits_of,
     squared_error,
     sym_kl_loss,
 )
-from tasks import TASKS
 from toys import toy
 
 # ----------------------------------------------------------------------------------- dropout replay
@@ -46,51 +46,54 @@ def test_replay_draws_the_same_masks_and_restores_the_generator():
         assert torch.equal(torch.get_rng_state(), after)
 
 
-def test_replay_restores_the_generator_after_an_error():
-    """Guards against an interrupted pass leaving the run on other random numbers."""
-    replay = DropoutReplay(lambda x: x)
-    replay(torch.zeros(1))
-    before = torch.get_rng_state()
-
-    def fail(x):
-        torch.rand(3)
-        raise RuntimeError
-
-    replay.function = fail
-    with pytest.raises(RuntimeError):
-        replay(torch.zeros(1))
-    assert torch.equal(torch.get_rng_state(), before)
+def test_a_replay_for_the_whole_training_is_an_error():
+    """Guards against smart-pytorch's idiom, a function made once before the loop: every step would have the
+    masks of the first one, and no dropout is left to regularise."""
+    dropout, layer = nn.Dropout(0.5), nn.Linear(8, 3)
+    encode = DropoutReplay(lambda x: layer(dropout(x)).mean(1))
+    smart = SMARTLoss(encode, sym_kl_loss)
+    embeddings = torch.randn(2, 4, 8)
+    logits = encode(embeddings)
+    (logits.square().mean() + smart(embeddings, logits)).backward()
+    with pytest.raises(RuntimeError, match="again after backward.*a new DropoutReplay in each step"):
+        encode(embeddings)
 
 
-def test_the_generator_is_that_of_the_tensors_device(monkeypatch):
-    """Guards against dropout that is not replayed, and nobody says so, on cuda:1 while cuda:0 is current."""
-    states = {"cuda:0": torch.tensor([0]), "cuda:1": torch.tensor([1])}
+@pytest.mark.parametrize("device", ["cuda:1", "mps:0"])
+def test_the_rng_is_that_of_the_tensors_device(monkeypatch, device):
+    """Guards against dropout that is not replayed, and nobody says so, on cuda:1 while cuda:0 is current, and
+    against an argument that MPS's functions lack."""
+    states = {"cuda:0": 0, "cuda:1": 1, "mps:0": 2}
+    current = "mps:0" if device == "mps:0" else "cuda:0"
 
     class Cuda:
         @staticmethod
-        def get_rng_state(device="cuda:0"):
-            return states[str(device)].clone()
+        def get_rng_state(device=current):
+            return states[str(device)]
 
         @staticmethod
-        def set_rng_state(state, device="cuda:0"):
+        def set_rng_state(state, device=current):
             states[str(device)] = state
 
-    monkeypatch.setattr(torch, "get_device_module", lambda device: Cuda)
-    device = torch.device("cuda", 1)
-    before = mysmartloss.generator_state(device)
-    with mysmartloss.generator_at(device, torch.tensor([7])):
-        assert states == {"cuda:0": torch.tensor([0]), "cuda:1": torch.tensor([7])}
-    assert before == 1 and states == {"cuda:0": torch.tensor([0]), "cuda:1": torch.tensor([1])}
+    class Mps:
+        get_rng_state = staticmethod(lambda: Cuda.get_rng_state())
+        set_rng_state = staticmethod(lambda state: Cuda.set_rng_state(state))
+
+    monkeypatch.setattr(torch, "get_device_module", lambda device: Mps if device.type == "mps" else Cuda)
+    before = dict(states)
+    with mysmartloss.generator_at(torch.device(device), 7):
+        assert states == before | {device: 7}
+    assert states == before
 
 
-def test_mps_has_one_generator(monkeypatch):
-    """Guards against an argument that the functions of MPS don't take: no run would start there."""
-    states = [torch.tensor([3])]
-    module = type("Mps", (), {"get_rng_state": lambda: states[-1], "set_rng_state": states.append})
-    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
-    with mysmartloss.generator_at(torch.device("mps", 0), torch.tensor([5])):
-        assert states[-1] == 5
-    assert states[-1] == 3
+def test_logits_of_what_models_return():
+    """Guards against an object of transformers in place of logits, and the traceback of softmax about it."""
+    logits, loss = torch.randn(2, 3), torch.tensor(1.0)
+    of_transformers = transformers.modeling_outputs.SequenceClassifierOutput(loss=loss, logits=logits)
+    for output in (logits, of_transformers, {"logits": logits}, (loss, logits), [logits]):
+        assert logits_of(output) is logits
+    with pytest.raises(TypeError, match="no logits in a model's output of type BaseModelOutput"):
+        logits_of(transformers.modeling_outputs.BaseModelOutput(last_hidden_state=logits))
 
 
 # --------------------------------------------------------------------------------------- Algorithm 1
@@ -107,20 +110,6 @@ def test_the_scale_of_the_ascent_changes_no_bit(monkeypatch, dtype):
         smart = SMARTLoss(lambda x, f=eval_fn: f(x).to(dtype), sym_kl_loss, num_steps=2, epsilon=0.1)
         deltas.append(smart.perturbation(embed, smart.eval_fn(embed)))
     assert torch.equal(*deltas)
-
-
-@pytest.mark.parametrize("logits_type", [torch.float32, torch.float16])
-def test_a_gradient_that_overflows_leaves_no_nan(logits_type):
-    """Guards against inf / inf: one NaN in δ ends the run, or costs the batch."""
-    embed = torch.randn(3, 2, 4)
-    weight = torch.full((4,), 200.0, dtype=torch.float16)
-
-    def overflows(x):  # the gradient at the sum is beyond fp16
-        return ((x.half() * weight).float() * 1e4).sum((1, 2)).to(torch.float32)[:, None].to(logits_type)
-
-    state = torch.zeros(3, 1)
-    delta = SMARTLoss(overflows, squared_error, num_steps=3, epsilon=0.1).perturbation(embed, state)
-    assert torch.isfinite(delta).all() and delta.abs().max() <= 0.1
 
 
 @pytest.mark.parametrize(
@@ -243,46 +232,20 @@ def test_ascent_works_without_outer_gradients():
         assert SMARTLoss(eval_fn, sym_kl_loss, step_size=0.03, epsilon=0.03)(embed, eval_fn(embed)) > 0
 
 
-def test_first_noise_has_variance_noise_var():
-    """Guards against σ² used as σ (Algorithm 1 draws from N(0, σ²))."""
-    embed = torch.zeros(4, 50, 100)
-    smart = SMARTLoss(lambda x: x.sum(1), sym_kl_loss, num_steps=0, noise_var=0.25, epsilon=1e9)
-    delta = smart.perturbation(embed, embed.sum(1))
-    assert delta.var().item() == pytest.approx(0.25, rel=0.03)
-
-
 def test_loss_last_fn_is_returned_and_loss_fn_climbed():
     """Guards against the two losses being swapped."""
     _, eval_fn, embed = toy()
-    calls = []
-    smart = SMARTLoss(
-        eval_fn,
-        lambda a, b: calls.append("ascent") or sym_kl_loss(a, b),
-        lambda a, b: calls.append("last") or js_loss(a, b),
-        num_steps=2,
-    )
+    smart = SMARTLoss(eval_fn, sym_kl_loss, js_loss, num_steps=2)
     torch.manual_seed(0)
     value = smart(embed, eval_fn(embed))
     torch.manual_seed(0)
-    delta = smart.perturbation(embed, eval_fn(embed))
-    assert calls == ["ascent", "ascent", "last", "ascent", "ascent"]
+    delta = SMARTLoss(eval_fn, sym_kl_loss, num_steps=2).perturbation(embed, eval_fn(embed))
     assert value.item() == js_loss(eval_fn(embed + delta), eval_fn(embed)).item()
 
 
-def test_a_rows_perturbation_does_not_depend_on_the_batch(monkeypatch):
-    """Guards against a gradient normalised over the batch.
-    δ would change with the batch size, and so would the meaning of λ."""
-    _, eval_fn, embed = toy()
-    noise = torch.randn(embed.shape[1:], dtype=embed.dtype)
-    monkeypatch.setattr(mysmartloss.torch, "randn_like", lambda x, dtype: noise.expand(x.shape).clone())
-    smart = SMARTLoss(eval_fn, sym_kl_loss, step_size=0.1, epsilon=0.05, num_steps=2)
-    both = smart.perturbation(embed, eval_fn(embed))
-    alone = torch.cat([smart.perturbation(row[None], eval_fn(row[None])) for row in embed])
-    torch.testing.assert_close(both, alone)
-
-
 def test_evidence_by_hand():
-    """Guards against a ratio divided by another number of tokens than the real ones."""
+    """Guards against a ratio divided by another number of tokens than the real ones, and against NaN in the
+    log: DeBERTa and padding_idx have zeros on padding."""
     embed = torch.tensor([[[3.0, 4.0]]], requires_grad=True)
     weight = torch.tensor([1.0, 2.0], requires_grad=True)
     smart = SMARTLoss(lambda x: x @ weight, squared_error)
@@ -294,13 +257,10 @@ def test_evidence_by_hand():
     assert not any(value.requires_grad for value in one_token.values()), "a graph kept until the log is read"
     nothing = smart.evidence(0 * delta, embed, state, smart.at(0 * delta, embed, state))
     assert {name: value.item() for name, value in nothing.items()} == dict.fromkeys(one_token, 0.0)
-
-
-def test_without_noise_and_steps_nothing_is_perturbed():
-    """Guards against σ = 0 and η = 0, the two limits of an ablation, refused as wrong settings."""
-    _, eval_fn, embed = toy()
-    smart = SMARTLoss(eval_fn, sym_kl_loss, step_size=0, noise_var=0)
-    assert not smart.perturbation(embed, eval_fn(embed)).any() and smart(embed, eval_fn(embed)) == 0
+    with_padding = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]])
+    for on_padding in (0.0, 0.5):
+        delta = torch.tensor([[[0.0, 0.5], [0.0, on_padding]]])
+        assert delta_ratio(delta, with_padding).item() == pytest.approx(0.1)
 
 
 def test_the_defaults_are_those_of_the_program():
@@ -321,30 +281,3 @@ def test_wrong_settings_are_refused(wrong):
     """Guards against a regulariser switched off by a typo."""
     with pytest.raises(ValueError, match="SMARTLoss"):
         SMARTLoss(lambda x: x, sym_kl_loss, **wrong)
-
-
-# -------------------------------------------------------------------------------- with a real encoder
-
-
-@pytest.mark.parametrize("task", ["sst", "para", "sts"])
-def test_term_is_exactly_zero_without_perturbation_in_train_mode(real_model, tokenizer, task):
-    """Guards against R_s(x, x) ≠ 0. With fresh dropout masks it is 7.6e-3,
-    while the perturbation itself gives 1.5e-7."""
-    batch = sample_batch(task, tokenizer)
-    embeddings = real_model.bert.embed(batch.input_ids, batch.token_type_ids)
-    encode = DropoutReplay(lambda x: real_model.logits(task, x, batch.attention_mask))
-    logits = encode(embeddings)
-    smart = SMARTLoss(encode, TASKS[task].divergence)
-    assert smart.at(torch.zeros_like(embeddings), embeddings, logits).item() == 0
-
-
-@pytest.mark.parametrize("norm", ["inf", "2"])
-@pytest.mark.parametrize("task", ["sst", "para", "sts"])
-def test_adversarial_divergence_exceeds_random_at_equal_size(real_model, tokenizer, task, norm):
-    """Guards against an inert ascent, for every head.
-    In smart-pytorch the final δ points along the first noise (cosine 1)."""
-    torch.manual_seed(1)
-    config = TrainConfig(use_smart=True, bregman_weight=0.0, smart_norm=norm)
-    losses = training_loss(real_model, TASKS[task], sample_batch(task, tokenizer), config, measure=True)
-    assert losses["ascent_gain"] > 2 and losses["smart"].item() == losses["ascent_divergence"].item()
-    assert 0.001 < losses["delta_ratio"] < 0.2

@@ -3,29 +3,16 @@
 import torch
 from torch import nn
 
-from mysmartloss import (
-    bernoulli_js_loss,
-    bernoulli_kl_loss,
-    bernoulli_sym_kl_loss,
-    js_loss,
-    kl_loss,
-    multilabel_sym_kl_loss,
-    squared_error,
-    sym_kl_loss,
-)
+import mysmartloss
 
-SOFTMAX = {"kl_loss": kl_loss, "sym_kl_loss": sym_kl_loss, "js_loss": js_loss}
-BERNOULLI = {
-    "bernoulli_kl_loss": bernoulli_kl_loss,
-    "bernoulli_sym_kl_loss": bernoulli_sym_kl_loss,
-    "bernoulli_js_loss": bernoulli_js_loss,
-}
-MULTILABEL = {"multilabel_sym_kl_loss": multilabel_sym_kl_loss}
-ALL = SOFTMAX | BERNOULLI | MULTILABEL | {"squared_error": squared_error}
+SOFTMAX = {name: getattr(mysmartloss, name) for name in ("kl_loss", "sym_kl_loss", "js_loss")}
+BERNOULLI = {f"bernoulli_{name}": getattr(mysmartloss, f"bernoulli_{name}") for name in SOFTMAX}
+MULTILABEL = {"multilabel_sym_kl_loss": mysmartloss.multilabel_sym_kl_loss}
+ALL = SOFTMAX | BERNOULLI | MULTILABEL | {"squared_error": mysmartloss.squared_error}
 
 
-def random_logits(name: str, rows: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+def random_logits(name: str, rows: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
     outputs = 5 if name in SOFTMAX | MULTILABEL else 1
     return tuple(2 * torch.randn(rows, outputs, generator=generator, dtype=torch.float64) for _ in range(2))
 
