@@ -10,7 +10,6 @@ import transformers
 from tokenizers import BertWordPieceTokenizer
 
 from base_bert import BertConfig, load_tokenizer
-from benchmarks.cuda import PIECES
 from bert import BertModel
 from datasets import Batch
 from multitask_classifier import MultitaskBERT
@@ -26,6 +25,8 @@ SIZES = {
 }
 TINY = BertConfig(**SIZES)
 MINILM_VOCABULARY = 30522
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *",.'-", *("##" + c for c in LETTERS)]
 
 
 def tiny_config(**settings) -> BertConfig:

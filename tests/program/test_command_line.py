@@ -56,7 +56,7 @@ HINTS = {
     f"{PREDICT} --task STS": f"--task STS: there is no task 'STS'; did you mean sts? {TASK_LIST}",
     "--fine-tune-mode full-model --option pretrain": "--fine-tune-mode full-model: means --option finetune,"
     " not pretrain",
-    "--data_dir=": "--data_dir: must not be empty",
+    "--data_dir=": "--data_dir: must not be empty or hold a NUL",
 }
 
 
