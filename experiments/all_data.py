@@ -5,8 +5,9 @@
 
 The trainer has its defaults. Plain is tried with 2, 3 and 6 passes, SMART (both terms, λ = μ = 1,
 ε = η = .04) with 2, 3 and 5, each with three learning rates, on the rows that `held_out.py` took out of
-training. The rule is in `tuned.py`. Exploratory arms have seeds 600 to 609: as many forward passes of plain as
-SMART takes, each term alone, R-Drop in its paper's form, R3F, and R_s and D_Breg in every 2nd, 4th, 8th batch.
+training. The rule is in `tuned.py`. Exploratory arms have seeds 600 to 609: as many forward passes of plain
+as SMART takes, each term alone, R-Drop in its paper's form, R3F, and R_s and D_Breg in every 2nd, 4th, 8th
+batch.
 
 Beside the measures on dev: accuracy under the attack of question 7 on its 300 rows, at its middle ε, for five
 seeds of plain, SMART and the lazy arms; and another domain: AUROC of positive against negative over all
