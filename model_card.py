@@ -115,9 +115,9 @@ def _limits(run: dict[str, Any]) -> list[str]:
     """What a reader of the scores must know, a sentence each."""
     config = run["config"]
     chosen = (
-        f"They are dev scores of the best epoch of {config['epochs']}. These same scores chose the epoch, so"
+        f"They are dev scores of the best epoch of {config['epochs']}. These same scores chose the epoch,"
     )
-    chosen += " expect less on new data."
+    chosen += " so expect less on new data."
     if models := run.get("averaged"):
         chosen = f"The weights are the mean of {len(models)} models, each the best epoch of its run on dev."
     limits = [
