@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from datasets import Example, read_examples
-from experiments import all_data, wrong_labels
+from experiments import all_data, records, wrong_labels
 from experiments.inference import exact_p, holm
 from experiments.runner import Run, draw_rows, write_examples
 from experiments.tuned import SEEDS, measures_of
 from helpers import SAMPLE, run_program
+from support.errors import UserError
 from tasks import TASKS
 
 
@@ -138,3 +139,18 @@ def test_a_model_is_measured(tmp_path, encoder, no_course_data):
     assert arrays["sst test"].shape[1] == 5
     assert all_data.auroc(np.array([1.0, 1, 1]), np.array([True, False, True])) == 0.5
     assert all_data.auroc(np.array([0.1, 0.9, 0.2]), np.array([False, True, False])) == 1
+
+
+def test_a_record_is_checked_by_running_it(tmp_path, encoder, monkeypatch, capsys):
+    """Guards against a script that believes what the record says, and a seed that does not reach the run."""
+    size = "--tasks sst --max_train_samples 16 --max_eval_samples 8 --epochs 1 --steps_per_epoch 2 --batch_size 4"
+    record = {
+        "dev": {"sst": 0.0},
+        "command": f"python multitask_classifier.py {size} --model_name_or_path {encoder}",
+    }
+    monkeypatch.setattr(records, "records", lambda: [record])
+    records.check(1, SAMPLE, seed=3)
+    assert "seed 3: 0." in capsys.readouterr().out
+    record["dev"] = {"sst": 1.5}
+    with pytest.raises(UserError, match="not reproduced"):
+        records.check(1, SAMPLE, seed=3)
