@@ -143,7 +143,7 @@ def test_a_model_is_measured(tmp_path, encoder, no_course_data):
 
 def test_a_record_is_checked_by_running_it(tmp_path, encoder, monkeypatch, capsys):
     """Guards against a script that believes what the record says, and a seed that does not reach the run."""
-    size = "--tasks sst --max_train_samples 16 --max_eval_samples 8 --epochs 1 --steps_per_epoch 2 --batch_size 4"
+    size = "--tasks sst --max_train_samples 16 --max_eval_samples 8 --epochs 1 --steps_per_epoch 2"
     record = {
         "dev": {"sst": 0.0},
         "command": f"python multitask_classifier.py {size} --model_name_or_path {encoder}",
