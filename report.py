@@ -377,7 +377,7 @@ def draw_lines(axes: Axes, title: str, lines: Sequence[Line], scale: str = "loss
         axes.plot(*zip(*points, strict=True), dashes, color=colour, label=name, marker=marker)
     axes.set_title(cut(title, 32), loc="left")
     axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
     low, high = axes.get_ylim()
     if scale == "log" and all(value > 0 for _, points, _ in lines for _, value in points):
         axes.set_yscale("log")
@@ -404,7 +404,10 @@ def line_plot(title: str, lines: Sequence[Line], scale: str = "loss") -> Markup:
 
 
 def curves(run: Run) -> dict[str, list[Markup]]:
-    """Plots of main scores on dev, terms of each task's loss, R_s before and after the ascent."""
+    """Plots of main scores on dev, terms of each task's loss, R_s before and after the ascent.
+
+    A single point is no curve, and is left out.
+    """
     weights = [name for name in run.results["config"] if name.endswith("_weight")]
     plots: dict[str, list[Markup]] = {"dev": [], "loss": [], "smart": []}
     lines = []
@@ -412,14 +415,14 @@ def curves(run: Run) -> dict[str, list[Markup]]:
         metric = next(iter(scores))
         lines.append(Line(f"{task}, {metric}", run.points(f"dev/{task}", metric), (colour, "-")))
         lines.append(Line(f"{task}, teacher", run.points(f"teacher/{task}", metric), (colour, ":")))
-    if lines := [line for line in lines if len(line.points) > 1]:  # a single point is in the table
+    if lines := [line for line in lines if len(line.points) > 1]:
         plots["dev"].append(line_plot("scores on dev", lines, "score"))
     for task in run.tasks:
         kind = f"train/{task}"
         for term in ["task", *(name.removesuffix("_weight") for name in weights)]:
-            if found := run.points(kind, term):
+            if len(found := run.points(kind, term)) > 1:
                 plots["loss"].append(line_plot(f"{task}: {TERM_NAMES.get(term, term)}", [Line(term, found)]))
-        if after := run.points(kind, "ascent_divergence"):
+        if len(after := run.points(kind, "ascent_divergence")) > 1:
             before = Line("before", run.points(kind, "random_divergence"), LINES[1])
             plots["smart"].append(line_plot(f"{task}: R_s", [Line("after the ascent", after), before], "log"))
     return plots

@@ -109,8 +109,8 @@ def recommended() -> str:
     _, minutes = tables.MINUTES
     said = f"Recommended, the best of a search: {', '.join(scores)}, in {minutes(row)} minutes of one core"
     said += f" ({len(row.lines)} of 2 seeds; selected: dev chose the settings)."
-    command = " \\\n    ".join(textwrap.wrap(command_of(best), 106, break_on_hyphens=False))
-    fence = f"```console\n# the course's files (see data/README.md)\n{command}\n```"
+    # on one line: PowerShell has no backslash at a line's end
+    fence = f"```console\n# the course's files (see data/README.md)\n{command_of(best)}\n```"
     return f"{textwrap.fill(said, 110)}\n\n{fence}"
 
 

@@ -49,22 +49,21 @@ def shown(lines: Sequence[Line]) -> str:
 
 
 def draw(figure: Any, lines: Sequence[Line]) -> None:
-    """Gain over plain against cost: a row of panels for each task, a panel for each size."""
+    """Gain over plain against cost: a panel for each size of the data that every arm was run on."""
     looks = looks_of([*list(PASSES)[1:], TEACHER])
-    labels: dict[str, Any] = {}
-    for axes, (task, count) in zip(figure.subplots(2, 2).flat, sorted(SIZES), strict=True):
-        shown = [row for row in rows_of(task, count, lines) if row.base and len(row.lines) > 1]
-        points = {row.labels[1]: tables.point(row, tables.own_score, passes) for row in shown}
+    sizes = {size: rows_of(*size, lines)[1:] for size in sorted(SIZES)}
+    complete = {size: rows for size, rows in sizes.items() if all(len(row.lines) > 1 for row in rows)}
+    *panels, legend = figure.subplots(2, 2).flat
+    for axes, ((task, count), rows) in zip(panels, complete.items(), strict=True):
+        points = {row.labels[1]: tables.point(row, tables.own_score, passes) for row in rows}
         axes.axhline(0, color="gray", linewidth=1)
         gain_against_cost(axes, points, looks, capsize=3)
         axes.set_title(f"{task}, {count} rows")
         axes.set_xlabel("cost, plain = 1")
-        handles, names = axes.get_legend_handles_labels()
-        labels |= dict(zip(names, handles, strict=True))
-    for axes in figure.axes[::2]:
         axes.set_ylabel("gain in points")
-    figure.legend(labels.values(), labels, loc="outside right center", frameon=False, fontsize=9)
+    legend.axis("off")
+    legend.legend(*panels[0].get_legend_handles_labels(), loc="center", frameon=False)
 
 
-SAID = "Gain over plain training against cost in forward passes, a panel for each size of the data"
+SAID = "Gain over plain training against cost, a panel for each size of the data that all arms were run on"
 QUESTION = Question("breadth", shown, (Picture("gain-against-cost-by-size", SAID, draw, height=6),))

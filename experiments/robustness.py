@@ -34,6 +34,8 @@ RATES = (0.1, 0.3, 0.6)  # share of the longer words that got a typo
 LONG = ", 10 epochs"
 PASSES = {"plain": 3, "SMART": 9, "R3F": 6}  # forward passes of a step
 COLOUR = {"plain": COLOURS[0], "SMART": COLOURS[5], "R3F": COLOURS[2]}
+MARKER = {"plain": "o", "SMART": "s", "R3F": "^"}  # these and DASHES tell the arms apart without colour
+DASHES = {"plain": "--", "SMART": "-", "R3F": "-."}
 Found = dict[str, Any]  # what a line says of its task
 
 
@@ -46,6 +48,14 @@ def found_of(line: Line) -> Found:
 def passes(line: Line) -> float:
     """Forward passes of a run."""
     return line["steps"] * PASSES[line["arm"]]
+
+
+def constant_accuracy(lines: Sequence[Line]) -> float:
+    """Accuracy of the best constant answer on sst's attacked rows, from the labels beside the predictions."""
+    line, *_ = tables.of_arm(lines, "plain", "sst")
+    with np.load(QUESTION.predictions(line["name"])) as arrays:
+        _, counts = np.unique(arrays["sst attacked labels"], return_counts=True)
+    return float(counts.max() / counts.sum())
 
 
 # ------------------------------------------------------------------------------------------ measures
@@ -91,10 +101,11 @@ def answer(lines: Sequence[Line]) -> str:
     found = verdict(plain, ours).split(" (")[0]
     claim = {"gain": "Smoother", "loss": "Not smoother", "no gain": "Not smoother"}.get(found, found)
     points, low, high = (f"{100 * value:+.1f}" for value in paired(plain, ours))
-    levels = [f"{100 * statistics.fmean(side):.1f} %" for side in (ours, plain)]
+    sides = (statistics.fmean(ours), statistics.fmean(plain), constant_accuracy(lines))
+    levels = [f"{100 * side:.1f} %" for side in sides]
     return (
         f"**{claim}**: under attack ({ATTACKED_ROWS['sst']} rows, ε = {WITHIN:g})"
-        f" SMART has {levels[0]}, plain {levels[1]}:"
+        f" SMART has {levels[0]}, plain {levels[1]}, a constant answer {levels[2]}:"
         f" {points} points (95 % over {len(plain)} seeds: {low} to {high}),"
         f" in {tables.cost(row, passes):g} times the forward passes."
     )
@@ -196,23 +207,27 @@ def of_sst(lines: Sequence[Line]) -> dict[str, list[Found]]:
 
 
 def curves(figure: Any, lines: Sequence[Line]) -> None:
-    """Accuracy against ε, under attack and under noise, with 95 % intervals over seeds."""
-    places = range(len(EPSILONS) + 1)
+    """Accuracy against ε, under attack and noise (95 % intervals over seeds), and that of a constant."""
+    epsilons = np.array([0, *EPSILONS])
     axes = figure.subplots()
     for shift, (arm, found) in enumerate(of_sst(lines).items()):
         for kind, style in (("attack", "-"), ("noise", ":")):
-            values = [[each[kind][place]["accuracy"] for each in found] for place in places]
+            values = [[each[kind][place]["accuracy"] for each in found] for place in range(len(epsilons))]
             means, lows, highs = np.array([paired([0.0] * len(side), side) for side in values]).T
             axes.errorbar(
-                np.array(places) + 0.04 * (shift - 1),  # so that no interval hides another
+                epsilons + 0.00025 * (shift - 1),  # so that no interval hides another
                 means,
                 [means - lows, highs - means],
-                fmt=f"o{style}",
+                fmt=MARKER[arm] + style,
                 capsize=4,
                 color=COLOUR[arm],
                 label=f"{arm}, {kind} ({len(found)} seeds)",
             )
-    axes.set_xticks(places, [f"{epsilon:g}" for epsilon in (0, *EPSILONS)])
+    constant = constant_accuracy(lines)
+    label = f"constant answer ({constant:.1%})"
+    axes.axhline(constant, color="gray", linestyle="--", linewidth=1, label=label)
+    axes.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
+    axes.set_ylim(0)
     axes.set_xlabel("ε: how far each coordinate of an embedding, about .5, may move")
     axes.set_ylabel(f"accuracy on {ATTACKED_ROWS['sst']} dev rows")
     axes.set_title("SST-5: mean over seeds, 95 % intervals")
@@ -233,7 +248,7 @@ def reliability(figure: Any, lines: Sequence[Line]) -> None:
     for axes, side in zip(figure.subplots(1, 2, sharey=True), ("before", "after"), strict=True):
         axes.plot([0.2, 1], [0.2, 1], color="gray", linewidth=1)
         for arm, found in of_sst(lines).items():
-            axes.plot(*pooled_bins(found, side), "o-", color=COLOUR[arm], label=arm)
+            axes.plot(*pooled_bins(found, side), MARKER[arm] + "-", color=COLOUR[arm], label=arm)
         axes.set_title(f"{side} temperature scaling")
         axes.set_xlabel("confidence")
     figure.axes[0].set_ylabel("accuracy on SST's dev rows")
@@ -248,8 +263,9 @@ def epochs(figure: Any, lines: Sequence[Line]) -> None:
         if not line["arm"].endswith(LONG):
             continue
         dev = found_of(line)["epochs"]
-        colour = COLOUR[line["arm"].removesuffix(LONG)]
-        style = {"color": colour, "linewidth": 1.2, "label": labels.pop(line["arm"], None)}
+        arm = line["arm"].removesuffix(LONG)
+        style = {"color": COLOUR[arm], "linestyle": DASHES[arm], "linewidth": 1.2}
+        style["label"] = labels.pop(line["arm"], None)
         steps, losses = zip(*line["train_loss"]["sst"], strict=True)
         left.plot(np.array(steps) * len(dev) / line["steps"], losses, **style)
         right.plot(range(1, len(dev) + 1), dev, **style)
@@ -260,8 +276,9 @@ def epochs(figure: Any, lines: Sequence[Line]) -> None:
     left.legend(frameon=False)
 
 
+UNDER = "Accuracy on SST under attack and under noise against ε, by training, and that of a constant answer"
 PICTURES = (
-    Picture("robustness", "Accuracy on SST falls with ε, under attack and under noise, by training", curves),
+    Picture("robustness", UNDER, curves),
     Picture(
         "reliability", "Accuracy against confidence on SST, before and after temperature scaling", reliability
     ),

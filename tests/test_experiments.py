@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from config import parse_arguments
@@ -248,6 +249,19 @@ def test_the_pictures_come_from_lines_alone(question, picture, tmp_path):
     for path in pictures.save(picture, partial(picture.draw, lines=question.lines()), tmp_path):
         assert imread(path).shape == imread(HERE / "pictures" / path.name).shape
         assert imread(path).shape[1] == 800
+
+
+def test_the_attacks_picture_is_to_scale_and_has_the_constant_answer():
+    """Guards against steps of ε that look alike and are not, arms that only colour tells apart, and a model
+    that looks right where it is no better than one answer for all rows."""
+    figure = Figure()
+    robustness.curves(figure, robustness.QUESTION.lines())
+    (axes,) = figure.axes
+    assert axes.get_xticks() == pytest.approx([0, 0.004, 0.008, 0.016])
+    # by hand: 80 of the 300 rows are "negative", the commonest label
+    assert [line.get_ydata()[0] for line in axes.lines if "constant" in str(line.get_label())] == [80 / 300]
+    markers = {container[0].get_marker() for container in axes.containers}
+    assert len(markers) == 3
 
 
 def test_the_toy_gives_its_committed_lines():

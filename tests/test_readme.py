@@ -23,13 +23,14 @@ PAGES = [
     "docs/colab.md",
     "docs/course.md",
     "docs/gpus.md",
+    "docs/platforms.md",
     "docs/runs.md",
     "experiments/README.md",
     "benchmarks/README.md",
     "data/README.md",
 ]
 OTHERS = "data_dir seeds table work_dir only scale output batch_size plot quick help nproc_per_node kills"
-OTHERS += " folder encoder check collect revision"
+OTHERS += " folder encoder check collect revision logdir index-url"
 TOOLS = set(OTHERS.split())  # flags of other programs
 FLAGS = {setting.name for setting in flags(TrainConfig)}
 FLAGS |= {"fine-tune-mode"}  # the course's name for --option
@@ -89,6 +90,21 @@ def test_commands_name_programs_and_flags_that_are_there():
 def test_commands_that_need_more_than_a_clone_say_so(page):
     """Guards against a command that a newcomer pastes in vain."""
     assert [fence for fence in fences(page, "console") if not fence.startswith("# ")] == []
+
+
+def test_the_readmes_commands_can_be_typed_in_powershell():
+    """Guards against commands that PowerShell 5.1 cannot read, for a user who sees no other way."""
+    (block,) = fences("README.md", "powershell")
+    assert not re.search(r"&&|\\$|activate", block, re.MULTILINE)
+    programs = [line.split(maxsplit=1) for line in block.splitlines()[1:]]  # the first makes .venv
+    assert {program for program, _ in programs} == {r".venv\Scripts\python"}
+    said = [words.removeprefix("-m ") for _, words in programs]
+    one_line = [fence for fence in fences("README.md", "bash") if "&&" in fence]
+    assert " ".join(f"python {words}" if ".py" in words else words for words in said) == " ".join(
+        " ".join(one_line).replace("&&", "").split()
+    )
+    others = fences("README.md", "bash") + fences("README.md", "console")
+    assert not [fence for fence in others if "\\\n" in fence]
 
 
 RUN = {page: [fence for fence in fences(page, "bash") if not NOT_RUN.search(fence)] for page in PAGES}

@@ -21,7 +21,7 @@ from tiny_bert import tiny_encoder
 
 GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@example.org")
 # What the notebook uses of Colab's own package. As in googlecolab/colabtools an upload writes files into the
-# working directory. Here Drive is a folder, and what is uploaded is the sample.
+# working directory. Here Drive is a folder, and the sample and any zips beside it are uploaded.
 COLAB = {
     "drive": """
 from pathlib import Path
@@ -34,7 +34,7 @@ import shutil
 from pathlib import Path
 
 def upload():
-    for path in Path(SAMPLE).glob("*.csv"):
+    for path in [*Path(SAMPLE).glob("*.csv"), *Path(__file__).parent.glob("*.zip")]:
         shutil.copy(path, path.name)
 """,
 }
@@ -96,18 +96,83 @@ def on_colab(tmp_path, monkeypatch) -> Path:
     return content
 
 
+def first_cell(content: Path, **form: object) -> str:
+    """What the first cell prints on Colab before it installs anything, then the project's folder."""
+    source = notebook(1, content, **form).cells[0].source
+    getting, _ = source.split("    # Colab has a torch")
+    program = [sys.executable, "-c", f"{getting}\nprint('project:', project)"]
+    done = subprocess.run(program, cwd=content, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def small_project(folder: Path) -> Path:
+    """A folder that the notebook takes for the project."""
+    (folder / "runs").mkdir(parents=True)
+    for name in ("multitask_classifier.py", "requirements.txt"):
+        (folder / name).touch()
+    return folder
+
+
+def test_the_first_click_fails_nowhere(on_colab):
+    """Guards against a traceback on the first click: with the form as it is, with a wrong address, with a
+    zip that was uploaded in part. The cell says what to do."""
+    (on_colab / "other.zip").write_bytes(b"half a zip")
+    for address in ("", "https://127.0.0.1:9/nobody/nothing", f"{on_colab}/other.zip", "no such thing"):
+        said = first_cell(on_colab, repository=address)
+        assert "There is no project yet" in said and said.endswith("project: None\n")
+        assert address in said
+
+
+@pytest.mark.parametrize("where", ["zip", "folder", "Drive", "zip on Drive", "named", "asked"])
+def test_the_project_comes_without_an_address(on_colab, tmp_path, where):
+    """Guards against a notebook for those alone who have a public repository."""
+    folder = small_project(tmp_path / "smart-bert-main")
+    places = {"zip": on_colab, "zip on Drive": on_colab / "drive/MyDrive", "named": tmp_path}
+    places["asked"] = tmp_path / "packages/google/colab"
+    if where in places:  # as GitHub makes it
+        places[where].mkdir(parents=True, exist_ok=True)
+        shutil.make_archive(str(places[where] / "project"), "zip", tmp_path, folder.name)
+    else:
+        shutil.copytree(folder, on_colab / ("drive/MyDrive" if where == "Drive" else "") / folder.name)
+    said = first_cell(on_colab, repository=f"{tmp_path}/project.zip" if where == "named" else "")
+    assert said.endswith(f"project: {on_colab}/smart-bert\n")
+    assert {path.name for path in (on_colab / "smart-bert").iterdir()} == {
+        "multitask_classifier.py",
+        "requirements.txt",
+    }
+
+
+def test_curves_have_two_points_and_whole_steps(tmp_path):
+    """Guards against plots of single points, and ticks at steps such as 2.88."""
+    source = notebook(3).cells[2].source.split("\nwords = command()")[0]
+    scope = {"home": tmp_path, "data_dir": tmp_path, "sys": sys}
+    exec(source, scope)
+    log = tmp_path / "metrics.jsonl"
+    lines = [
+        {"step": step, "kind": kind, name: 0.5 / step}
+        for step in (3, 4)
+        for kind, name in (("train/sst", "task"), ("dev/sst", "accuracy"))
+    ]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
+    (axes,) = scope["draw"](scope["read_log"](tmp_path)).axes  # dev has one point
+    assert all(tick == int(tick) for tick in axes.get_xticks())
+    log.write_text(json.dumps(lines[0]) + "\n")
+    assert "second point" in scope["draw"](scope["read_log"](tmp_path)).data
+
+
 @pytest.mark.slow
 def test_all_cells_run_on_the_sample(repository, tmp_path, no_course_data):
     """Guards against a notebook that fails in the middle: a flag that is gone, a log it cannot draw, a report
     that is not shown, an answer without its probabilities."""
     here = tmp_path / "here"
     here.mkdir()
-    book = notebook(repository=str(repository), epochs=1, max_train_samples=32)
+    book = notebook(repository=str(repository), epochs=2, max_train_samples=32)
     execute(book, here)
     get, data, train, report, ask, compare, submit, tests = book.cells
     assert f"project: {here}/smart-bert" in text(get)
     assert "smart-bert/data/sample: ids-sst-dev.csv" in text(data)
-    assert "--use_smart" in text(train) and "dev after epoch 1/1" in text(train)
+    assert "--use_smart" in text(train) and "dev after epoch 2/2" in text(train)
     assert "image/png" in str(train.outputs)
     assert "<iframe srcdoc=" in str(report.outputs) and "SMART" in str(report.outputs)
     assert re.match(r"sst: (very )?(negative|neutral|positive)\n", text(ask)) and "image/png" in str(
@@ -123,7 +188,12 @@ def test_a_run_goes_on_from_drive_after_a_disconnect(repository, on_colab, tmp_p
     """Guards against a run that starts at step 0 in the next session, or whose data were lost with the first;
     and against ■ that kills the run before it has saved."""
     encoder = tiny_encoder(tmp_path / "encoder")
-    form = {"repository": str(repository), "keep_on_drive": True, "epochs": 20, "max_train_samples": 16}
+    form = {
+        "repository": f"file://{repository}",
+        "keep_on_drive": True,
+        "epochs": 20,
+        "max_train_samples": 16,
+    }
     form |= {
         "batch_size": 8,
         "more_flags": f"--model_name_or_path {encoder} --save_steps 1 --max_eval_samples 5",

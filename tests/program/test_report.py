@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import multitask_classifier
 import report
@@ -213,6 +214,18 @@ def test_runs_side_by_side(tmp_path, capsys):
 
 
 # --------------------------------------------------------------------------------------- the run's end
+
+
+def test_one_line_of_log_makes_no_curve(tmp_path):
+    """Guards against a page full of plots of one point, with ticks at steps such as 2.9."""
+    folder = write_run(tmp_path / "run", {"yesno": CLASSES})
+    log = folder / "metrics.jsonl"
+    log.write_text(log.read_text().splitlines(keepends=True)[0])
+    assert "one line of it, which makes no curve" in shown(folder)
+    assert "<svg" not in (folder / "report.html").read_text(encoding="utf-8")
+    axes = Figure().subplots()
+    report.draw_lines(axes, "a run beside others", [report.Line("a", [(3, 0.5)])])
+    assert [tick for tick in axes.get_xticks() if tick != int(tick)] == []
 
 
 def test_a_finished_run_leaves_its_page(sample_run):
