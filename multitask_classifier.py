@@ -69,7 +69,7 @@ from support.devices import (
     start_watch,
 )
 from support.dropout import Dropout
-from support.errors import UserError, exit_status, one_line
+from support.errors import OneLine, UserError, exit_status, one_line
 from support.files import write_text
 from support.hub import hub_folder
 from support.log import RunLog, SilentLog
@@ -875,7 +875,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns the exit status: 0, 1 if a text had no answer, or that of `exit_status`.
     """
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    to_stderr = logging.StreamHandler()
+    to_stderr.setFormatter(OneLine())
+    logging.basicConfig(handlers=[to_stderr])
     # a path or a text that the terminal's encoding lacks must not end a run
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
