@@ -33,7 +33,7 @@ import ask
 import checkpoint
 import mysmartloss
 import submit
-from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, seeded_linear
+from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, seeded_linear, tokenizer_config
 from bert import BertModel
 from checkpoint import ENDINGS, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from config import NORMS, UNLABELLED, TrainConfig, describe_settings, parse_arguments, warn_of_unused_flags
@@ -234,6 +234,8 @@ def save_model(
     tensors = {"model": model.bert.published_weights(), "heads": model.heads.state_dict()}
     tensors |= {role: other.state_dict() for role, other in models.items() if role != kept}
     records = {"config": model.bert.config.to_dict(), "tokenizer": json.loads(tokenizer.to_str()), "run": run}
+    max_length = run["config"]["max_length"] or model.bert.config.max_position_embeddings
+    records["tokenizer_config"] = tokenizer_config(tokenizer, max_length)
     save_checkpoint(folder, Checkpoint(tensors, records, {"README.md": model_card(run)}))
 
 
