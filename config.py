@@ -29,8 +29,10 @@ from tasks import TASKS
 
 log = logging.getLogger("smart_bert")
 SPLITS = ("train", "dev", "test")
-OPTIONS = ("finetune", "pretrain", "evaluate", "predict", "submit")
+OPTIONS = ("finetune", "pretrain", "evaluate", "predict", "submit", "adapt", "average")
 TRAINING = ("finetune", "pretrain")
+RESUMABLE = (*TRAINING, "adapt")
+WRITES_A_RUN = (*RESUMABLE, "average")
 COURSE_TASKS = ("sst", "para", "sts")
 # the course's --fine-tune-mode (since 2024) and the --option that it means
 FINE_TUNE_MODES = {"last-linear-layer": "pretrain", "full-model": "finetune"}
@@ -126,7 +128,8 @@ class TrainConfig:
     option: str = flag(
         "finetune",
         "finetune: train encoder and heads; pretrain: train the heads on a frozen encoder; evaluate: score a"
-        " saved model; predict: write its predictions; submit: check them and pack the course's zip",
+        " saved model; predict: write its predictions; submit: check them and pack the course's zip; adapt:"
+        " train the encoder on the texts alone; average: make one model of several",
         OPTIONS,
         group="what to do",
     )
@@ -141,7 +144,9 @@ class TrainConfig:
     model_name_or_path: str = flag(
         EMBEDDED, "encoder: minilm (installed with the requirements), a folder, or a hub name", group="model"
     )
-    checkpoint: str | None = flag(None, "folder of the saved model, for evaluate and predict")
+    checkpoint: tuple[str, ...] | None = flag(
+        None, "folder of a saved model, for evaluate and predict; for average given for each model"
+    )
     pooling: str = flag("mean", "sentence vector: mean of all tokens, or cls, BERT's pooler", ("mean", "cls"))
     hidden_dropout_prob: float = flag(0.1, "dropout before the heads", FROM_0_TO_BELOW_1)
     max_length: int = flag(None, "longest input in tokens (default: 256 or the encoder's limit)", AT_LEAST_8)
@@ -290,7 +295,7 @@ class TrainConfig:
 
     def _fill_in(self) -> None:
         """The defaults that depend on other settings."""
-        tasks = self.tasks or (COURSE_TASKS if self.option in TRAINING else None)
+        tasks = self.tasks or (COURSE_TASKS if self.option in RESUMABLE else None)
         eval_tasks = tasks
         if self.option == "submit":
             eval_tasks = tasks or COURSE_TASKS
@@ -312,12 +317,14 @@ class TrainConfig:
 
     def _conflicts(self) -> Iterator[tuple[str, object, str]]:
         """Settings that don't go together: the flag that the error names, whether it is wrong, and why."""
-        saved = self.option in ("evaluate", "predict")
+        saved = self.option in ("evaluate", "predict", "average")
         yield "option", saved and not self.checkpoint, "needs --checkpoint, the folder of a saved model"
-        yield "checkpoint", self.checkpoint and not saved, "only for --option evaluate and predict"
-        for name in ("resume", "overwrite_output_dir"):
-            wrong = getattr(self, name) and self.option not in TRAINING
-            yield name, wrong, f"not for --option {self.option}"
+        yield "checkpoint", self.checkpoint and not saved, "only for --option evaluate, predict and average"
+        several = len(self.checkpoint or ()) > 1 and self.option != "average"
+        yield "checkpoint", several, "one model at a time; --option average makes one of several"
+        why = f"not for --option {self.option}"
+        yield "resume", self.resume and self.option not in RESUMABLE, why
+        yield "overwrite_output_dir", self.overwrite_output_dir and self.option not in WRITES_A_RUN, why
         for name in RAW_TEXT:
             wrong = getattr(self, name) and (self.option != "predict" or not self.task)
             yield name, wrong, f"needs --option predict and --task, one of {', '.join(TASKS)}"
@@ -325,6 +332,8 @@ class TrainConfig:
         yield "task", self.task and others, "not with --tasks, --eval_tasks or one of the course's files"
         yield "input", self.text and self.input, "not with --text; give one of the two"
         yield "text_pair", self.text_pair and not self.text, "needs --text, the first text of the pair"
+        if self.option == "adapt" and self.unlabelled_file:
+            yield "unlabelled_file", not self.unlabelled_task, "needs --unlabelled_task"
         if self.option in TRAINING:
             yield from self._conflicts_of_steps()
             yield from self._conflicts_of_losses()
@@ -442,6 +451,8 @@ class TrainConfig:
         """
         try:
             tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+            if isinstance(folder := values.get("checkpoint"), str):  # one alone, before average
+                tuples["checkpoint"] = (folder,)
             return cls(**values | tuples)
         except (TypeError, AttributeError) as error:  # a name or a type that a setting does not have
             raise UserError(f"not the settings of a run ({one_line(error)})") from None
@@ -570,7 +581,7 @@ HOW_TO_READ: dict[Any, dict[str, Any]] = {  # arguments of argparse, by the type
     str: {"metavar": "NAME"},
     Weight: {"type": parse_weight, "metavar": "X or NAME=X,..."},
     tuple[str, ...]: {"nargs": "+", "metavar": "NAME"},
-    tuple[str, ...] | None: {"action": "append", "metavar": "TEXT"},
+    tuple[str, ...] | None: {"action": "append", "metavar": "VALUE"},
 }
 
 
@@ -638,7 +649,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[TrainConfig
     for name, value in settings.items():
         if isinstance(value, list):
             tasks = re.split(r"\s*,\s*|\s+", " ".join(value).strip())  # `sst,para`, `sst para`, `sst, para`
-            settings[name] = tuple(value if name in RAW_TEXT else tasks)
+            settings[name] = tuple(value if name in (*RAW_TEXT, "checkpoint") else tasks)
     if given:
         settings["files"] = given
     command = shlex.join(["python", "multitask_classifier.py", *words])

@@ -29,7 +29,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import adapt
 import ask
+import average
 import checkpoint
 import mysmartloss
 import submit
@@ -70,7 +72,7 @@ from support.devices import (
 )
 from support.dropout import Dropout
 from support.errors import OneLine, UserError, exit_status, one_line
-from support.files import write_text
+from support.files import read_json, write_text
 from support.hub import hub_folder
 from support.log import RunLog, SilentLog
 from support.messages import out_of_memory_advice
@@ -807,17 +809,18 @@ def open_checkpoint(config: TrainConfig) -> tuple[TrainConfig, MultitaskBERT, To
     """
     assert config.checkpoint is not None, "the settings say so for evaluate and predict"
     device = pick_device(config.use_gpu)
-    model, tokenizer, run = load_model(config.checkpoint)
+    (folder,) = config.checkpoint
+    model, tokenizer, run = load_model(folder)
     names = config.eval_tasks or tuple(run["trained_tasks"])
     if lacking := set(names) - set(model.heads):
         flag = "--task" if config.task else "--eval_tasks"
         raise UserError(
-            f"{flag} {','.join(names)}: the model of {config.checkpoint} has no head for"
+            f"{flag} {','.join(names)}: the model of {folder} has no head for"
             f" {', '.join(sorted(lacking))}; it has heads for {', '.join(model.heads)}"
         )
     if untrained := set(names) - set(run["trained_tasks"]):
         listed = ", ".join(sorted(untrained))
-        log.warning("%s was not trained on %s: what it predicts there is chance", config.checkpoint, listed)
+        log.warning("%s was not trained on %s: what it predicts there is chance", folder, listed)
     precision = choose_precision(device, config.precision)
     model.compute_type = COMPUTE_TYPES[precision.name]
     trained_with = {name: run["config"][name] for name in ("max_length", "pooling")}
@@ -841,9 +844,23 @@ def evaluate_checkpoint(config: TrainConfig) -> None:
     write_dev_rows(folder, dev, result)
     results = {"dev": result.scores, "dev_mean": result.dev_mean, "train_seconds": 0.0}
     results |= {"examples_per_second": round(speed, 2), "trained_tasks": run["trained_tasks"]}
-    results |= {"data": source, "checkpoint": config.checkpoint}
+    results |= {"data": source, "checkpoint": ", ".join(config.checkpoint or ())}
     tests = [data[name, "test"] for name in config.eval_tasks if (name, "test") in data]
     finish(config, model, tests, results)
+
+
+def average_checkpoints(config: TrainConfig) -> None:
+    """--option average: one model whose weights are the means of several, and its scores."""
+    folder = Path(config.output_dir)
+    if not config.overwrite_output_dir:
+        prepare_folder(folder, overwrite=False)
+    model, tokenizer, run = average.averaged(config.checkpoint or (), load_model)
+    prepare_folder(folder, config.overwrite_output_dir)
+    save_model(folder / "best", {"student": model}, "student", tokenizer, run | {"dev": {}})
+    saved = (str(folder),)
+    evaluate_checkpoint(replace(config, option="evaluate", checkpoint=saved, overwrite_output_dir=False))
+    dev = read_json(folder / "results.json")["dev"]  # for the card
+    save_model(folder / "best", {"student": model}, "student", tokenizer, run | {"dev": dev})
 
 
 def predict_with_checkpoint(config: TrainConfig) -> int | None:
@@ -869,6 +886,8 @@ PROGRAMS = {
     "evaluate": evaluate_checkpoint,
     "predict": predict_with_checkpoint,
     "submit": submit.submit,
+    "adapt": adapt.adapt,
+    "average": average_checkpoints,
 }
 
 

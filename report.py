@@ -303,7 +303,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     results, config = run.results, run.results["config"]
     return [
         ("option", config["option"]),
-        ("encoder", config["checkpoint"] or config["model_name_or_path"]),
+        ("encoder", results.get("checkpoint") or config["model_name_or_path"]),
         ("trained tasks", ", ".join(results["trained_tasks"])),
         ("precision", ", ".join(filter(None, [config["precision"], results.get("precision_reason")]))),
         *results.get("versions", {}).items(),

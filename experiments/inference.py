@@ -37,6 +37,23 @@ def permutation_p(first: Sequence[float], second: Sequence[float]) -> float:
     return float(result.pvalue)
 
 
+def exact_p(first: Sequence[float], second: Sequence[float]) -> float:
+    """As `permutation_p`, over all 2^n ways to exchange the signs of n pairs."""
+    differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    sums = np.zeros(1)
+    for difference in np.abs(differences):  # p depends on no sign of the pairs
+        sums = np.concatenate([sums + difference, sums - difference])
+    return float(np.mean(np.abs(sums) >= abs(differences.sum()) - 1e-12))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """The p of several tests, corrected by Holm's method (1979), in their order."""
+    order = np.argsort(values)
+    factors = np.arange(len(values), 0, -1)
+    corrected = np.minimum(1, np.maximum.accumulate(np.asarray(values)[order] * factors))
+    return [float(value) for value in corrected[np.argsort(order)]]
+
+
 def bootstrap(first: np.ndarray, second: np.ndarray, draws: int = 4000) -> tuple[float, float]:
     """95 % interval of the mean difference over seeds and dev rows at once.
 

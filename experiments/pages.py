@@ -17,6 +17,7 @@ from experiments import (
     breadth,
     mixing,
     precision,
+    records,
     robustness,
     smart,
     sweep,
@@ -64,6 +65,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "best": best.page,
         "trainer": trainer.page,
     },
+    "experiments/records.md": {"records": records.page},
 }
 
 

@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 import multitask_classifier
 from config import TrainConfig
@@ -46,7 +47,8 @@ class Run:
     """One training. Runs of one question that share `tasks`, `seed` and `train_rows` are compared.
 
     arm: what is varied, by name. flags: of the main program. steps: optimizer steps, all tasks together.
-    train_rows: how many rows of each task are drawn by the seed; None for all.
+    train_rows: how many rows of each task are drawn by the seed; None for all. wrong_labels: share of the
+    drawn rows whose class is moved to a neighbouring one, by the seed.
     """
 
     arm: str
@@ -55,6 +57,7 @@ class Run:
     flags: tuple[str, ...]
     steps: int
     train_rows: int | None = None
+    wrong_labels: float = 0.0
 
     @property
     def name(self) -> str:
@@ -72,14 +75,27 @@ def write_examples(path: Path, task: Task, examples: Iterable[Example]) -> None:
     write_text(path, text.getvalue())
 
 
-def draw_rows(task: str, count: int, seed: int, data_dir: Path, folder: Path) -> Path:
-    """A training file of `count` rows that the seed draws from the task's own."""
+def draw_rows(task: str, run: Run, data_dir: Path, folder: Path) -> Path:
+    """A training file of `run.train_rows` rows that the seed draws from the task's own."""
     record = TASKS[task]
+    count = run.train_rows or 0
     examples = read_examples(data_dir / record.filename("train"), record)
-    drawn = np.random.default_rng(seed).choice(len(examples), min(count, len(examples)), replace=False)
-    path = folder / f"{task}-{count}-{seed}.csv"
-    write_examples(path, record, (examples[i] for i in np.sort(drawn)))
+    random = np.random.default_rng(run.seed)
+    drawn = random.choice(len(examples), min(count, len(examples)), replace=False)
+    examples = [examples[i] for i in np.sort(drawn)]
+    for i in random.choice(len(examples), round(run.wrong_labels * len(examples)), replace=False):
+        examples[i] = examples[i]._replace(label=neighbour(record, float(examples[i].label or 0), random))
+    wrong = f"-{run.wrong_labels:g}-wrong" if run.wrong_labels else ""
+    path = folder / f"{task}-{count}-{run.seed}{wrong}.csv"
+    write_examples(path, record, examples)
     return path
+
+
+def neighbour(task: Task, label: float, random: np.random.Generator) -> float:
+    """The class above or below, by chance; of the first and the last class the only neighbour."""
+    last = len(task.label_names) - 1
+    step = 1 if label == 0 else -1 if label == last else random.choice([-1, 1])
+    return float(label + step)
 
 
 def command(run: Run, data_dir: Path, folder: Path) -> list[str]:
@@ -94,7 +110,7 @@ def command(run: Run, data_dir: Path, folder: Path) -> list[str]:
     for task in run.tasks:  # the sample's short test files, because nobody reads their predictions
         files += [f"--{task}_test", str(SAMPLE / TASKS[task].filename("test"))]
     for task in run.tasks if run.train_rows else ():
-        drawn = draw_rows(task, run.train_rows or 0, run.seed, data_dir, folder.parent / "rows")
+        drawn = draw_rows(task, run, data_dir, folder.parent / "rows")
         files += [f"--{task}_train", str(drawn)]
     return [*program, *words.split(), "--data_dir", str(data_dir), *files, *run.flags]
 
@@ -129,6 +145,20 @@ def machine() -> dict[str, Any]:
     }
 
 
+def finished_model(folder: Path) -> tuple[multitask_classifier.MultitaskBERT, Tokenizer, TrainConfig]:
+    """The last weights of a finished run, its tokenizer and its settings."""
+    model, tokenizer, record = multitask_classifier.load_model(folder / "best")
+    config = TrainConfig.from_dict(record["config"])
+    role = "teacher" if config.keep == "teacher" else "student"
+    # `best` may be of an earlier epoch
+    model.load_state_dict(load_file(folder / "last" / f"{role}.safetensors"))
+    model.compute_type = COMPUTE_TYPES[config.precision]
+    return model.to(pick_device(False)), tokenizer, config
+
+
+Outcome = Callable[[Run, Path, Path], tuple[dict[str, Any], dict[str, np.ndarray]]]
+
+
 def dev_outcome(
     run: Run, data_dir: Path, folder: Path
 ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
@@ -137,13 +167,7 @@ def dev_outcome(
     The predictions of a task are stored under its name, the labels under "<task> labels". Intervals over dev
     rows are computed from these.
     """
-    model, tokenizer, record = multitask_classifier.load_model(folder / "best")
-    config = TrainConfig.from_dict(record["config"])
-    role = "teacher" if config.keep == "teacher" else "student"
-    # `best` may be of an earlier epoch
-    model.load_state_dict(load_file(folder / "last" / f"{role}.safetensors"))
-    model.compute_type = COMPUTE_TYPES[config.precision]
-    model.to(pick_device(False))
+    model, tokenizer, config = finished_model(folder)
     dev = {}
     predictions = {}
     for name in run.tasks:
@@ -170,7 +194,9 @@ def loss_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return dict(curves)
 
 
-def run_one(question: Question, run: Run, data_dir: Path, work_dir: Path) -> Line:
+def run_one(
+    question: Question, run: Run, data_dir: Path, work_dir: Path, outcome: Outcome | None = None
+) -> Line:
     """Train or resume a run, store its predictions, append its line. Returns the line."""
     folder = work_dir / question.name / run.name
     code = commit()
@@ -179,7 +205,7 @@ def run_one(question: Question, run: Run, data_dir: Path, work_dir: Path) -> Lin
         raise KeyboardInterrupt  # a signal stopped it, and it has saved
     if done.returncode:
         raise UserError(f"{run.name}: the run ended with status {done.returncode}; see the line above")
-    dev, predictions = dev_outcome(run, data_dir, folder)
+    dev, predictions = (outcome or dev_outcome)(run, data_dir, folder)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     versions = json.loads((folder / "best" / "run.json").read_text(encoding="utf-8"))["versions"]
     path = question.predictions(run.name)
@@ -194,9 +220,12 @@ def run_one(question: Question, run: Run, data_dir: Path, work_dir: Path) -> Lin
     return line
 
 
-def run_grid(question: Question, grid: Sequence[Run], data_dir: Path, work_dir: Path) -> None:
+def run_grid(
+    question: Question, grid: Sequence[Run], data_dir: Path, work_dir: Path, outcome: Outcome | None = None
+) -> None:
     """Run the grid in order. Finished runs are skipped, interrupted ones resumed.
 
+    outcome: scores for the line and arrays for the file, from a finished run's folder; by default dev's.
     Raises UserError if there are lines of another commit, because a comparison is of one code, or if a run
     fails.
     """
@@ -215,9 +244,9 @@ def run_grid(question: Question, grid: Sequence[Run], data_dir: Path, work_dir: 
         steps_left = sum(other.steps for other in left[place:])
         cost = f", about {statistics.fmean(speeds) * steps_left / 60:.0f} min left" if speeds else ""
         print(cut(f"{question.name} {place + 1}/{len(left)}: {run.name}{cost}"), flush=True)
-        line = run_one(question, run, data_dir, work_dir)
+        line = run_one(question, run, data_dir, work_dir, outcome)
         speeds.append(line["seconds"] / run.steps)
-        mains = {name: round(scores[TASKS[name].main_metric], 4) for name, scores in line["dev"].items()}
+        mains = {name: round(line["dev"][name][TASKS[name].main_metric], 4) for name in run.tasks}
         print(cut(f"  {mains}, {line['seconds']:.0f} s"), flush=True)
 
 

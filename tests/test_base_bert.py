@@ -117,7 +117,7 @@ def test_an_encoder_with_something_on_top(tmp_path, caplog, kind, wrapper):
     if not ours.new_pooler:
         torch.testing.assert_close(got["pooler_output"], expected.pooler_output, atol=1e-5, rtol=0)
     file = tmp_path / "pytorch_model.bin"
-    assert warnings_of(caplog) == [f"{file}: {kind}; its top is left out: {TOPS[kind]}"]
+    assert warnings_of(caplog) == [f"{file}: {kind}; its encoder is read, its top left out: {TOPS[kind]}"]
 
 
 def test_an_encoder_within_a_network_of_ones_own(tmp_path, caplog):
@@ -137,7 +137,7 @@ def test_the_folder_of_a_run_means_its_best(tmp_path, sample_run, caplog):
     assert warnings_of(caplog) == []
     ours = BertModel.from_pretrained(str(sample_run)).state_dict()
     assert all(torch.equal(ours[name], tensor) for name, tensor in best.items())
-    said = "a run's folder; its best/ is read, the encoder without the heads"
+    said = "a run's folder; its best/ is read, the encoder alone"
     assert warnings_of(caplog) == [f"{sample_run}: {said}"]
     assert load_tokenizer(str(sample_run)).encode("a").ids == [101, 1037, 102]
     (tmp_path / "last").mkdir()

@@ -24,10 +24,14 @@ from tasks import TASKS, accuracy
 @pytest.mark.parametrize("task", ["sst", "para", "sts"])
 def test_a_seed_draws_the_rows(tmp_path, task):
     """Guards against arms of one seed that train on other rows, and rows that are changed on the way."""
-    first = draw_rows(task, 30, 1, SAMPLE, tmp_path / "a").read_bytes()
-    assert draw_rows(task, 30, 1, SAMPLE, tmp_path / "b").read_bytes() == first
-    other = read_examples(draw_rows(task, 30, 2, SAMPLE, tmp_path / "c"), TASKS[task])
-    drawn = read_examples(draw_rows(task, 30, 1, SAMPLE, tmp_path / "d"), TASKS[task])
+    first = draw_rows(task, Run("a", (task,), 1, (), 1, 30), SAMPLE, tmp_path / "a").read_bytes()
+    assert draw_rows(task, Run("a", (task,), 1, (), 1, 30), SAMPLE, tmp_path / "b").read_bytes() == first
+    other = read_examples(
+        draw_rows(task, Run("a", (task,), 2, (), 1, 30), SAMPLE, tmp_path / "c"), TASKS[task]
+    )
+    drawn = read_examples(
+        draw_rows(task, Run("a", (task,), 1, (), 1, 30), SAMPLE, tmp_path / "d"), TASKS[task]
+    )
     everything = set(read_examples(SAMPLE / TASKS[task].filename("train"), TASKS[task]))
     assert len(drawn) == len(set(drawn)) == 30 and set(drawn) <= everything and set(drawn) != set(other)
 

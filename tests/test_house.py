@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # from the top down; a module may import what stands below it, and `support` nothing outside itself
 FLOORS = [
     {"multitask_classifier"},
-    {"submit"},
+    {"submit", "adapt", "average"},
     {"run_files"},
     {"checkpoint", "ask"},
     {"config", "model_card"},

@@ -25,7 +25,7 @@ SIZES = {
 }
 TINY = BertConfig(**SIZES)
 MINILM_VOCABULARY = 30522
-LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"  # each a token
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *",.'-", *("##" + c for c in LETTERS)]
 
 
