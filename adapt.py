@@ -40,7 +40,7 @@ from checkpoint import Checkpoint, save_checkpoint
 from config import TrainConfig
 from datasets import Batch, Loader, TokenizedDataset, read_examples, read_unlabelled, sample_rows, tokenize
 from optimizer import AdamW, clip_gradients, parameter_groups, step_if_finite, warmup_decay
-from run_files import find_files, prepare_folder
+from run_files import find_files, prepare_folder, warn_of_unknown
 from support import parallel
 from support.devices import COMPUTE_TYPES, choose_precision, pick_device, start_watch
 from support.errors import UserError
@@ -143,6 +143,7 @@ def read_texts(config: TrainConfig, tokenizer: Tokenizer, max_length: int) -> tu
     dataset = tokenize(list(once.values()), TASKS[config.tasks[0]], tokenizer, max_length)
     if not len(dataset) or dataset.lengths.max() <= 3:
         raise UserError("--option adapt: there are no texts to learn from")
+    warn_of_unknown(source, dataset, list(once.values()), tokenizer)
     return dataset, source
 
 

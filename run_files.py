@@ -97,9 +97,12 @@ def load_data(
 
 
 def warn_of_unknown(
-    path: Path, dataset: TokenizedDataset, examples: Sequence[Example], tokenizer: Tokenizer
+    source: str | Path, dataset: TokenizedDataset, examples: Sequence[Example], tokenizer: Tokenizer
 ) -> None:
-    """Warn where a fifth of a file's word pieces or more are [UNK]: the encoder learns nothing from those."""
+    """Warn where a fifth of the word pieces or more are [UNK]: the encoder learns nothing from those.
+
+    source: where the examples are from.
+    """
     unknown = dataset.tokens == tokenizer.token_to_id(tokenizer.model.unk_token)
     pieces = ~np.isin(dataset.tokens, tokenizer.encode("").ids)  # all but [CLS] and [SEP]
     share = unknown.sum() / max(1, pieces.sum())
@@ -109,7 +112,7 @@ def warn_of_unknown(
     worst = int(np.argmax(of_rows[0] / np.maximum(of_rows[1], 1)))
     example = cut(repr(" | ".join(examples[worst].texts)), 80)
     words = "%s: %.0f %% of the word pieces are %s, which the encoder cannot read; for example %s"
-    log.warning(words, path, 100 * share, tokenizer.model.unk_token, example)
+    log.warning(words, source, 100 * share, tokenizer.model.unk_token, example)
 
 
 # --------------------------------------------------------------------------------- the run's folder
