@@ -27,13 +27,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import checkpoint
-from base_bert import check_fit, find_pretrained, load_tokenizer, read_weights, seeded_linear
+from base_bert import (
+    check_fit,
+    find_pretrained,
+    load_tokenizer,
+    read_weights,
+    seeded_linear,
+    tokenizer_config,
+)
 from bert import BertModel
 from checkpoint import Checkpoint, save_checkpoint
 from config import TrainConfig
 from datasets import Batch, Loader, TokenizedDataset, read_examples, read_unlabelled, sample_rows, tokenize
 from optimizer import AdamW, clip_gradients, parameter_groups, step_if_finite, warmup_decay
-from run_files import find_files, prepare_folder
+from run_files import find_files, prepare_folder, warn_of_unknown
 from support import parallel
 from support.devices import COMPUTE_TYPES, choose_precision, pick_device, start_watch
 from support.errors import UserError
@@ -136,6 +143,7 @@ def read_texts(config: TrainConfig, tokenizer: Tokenizer, max_length: int) -> tu
     dataset = tokenize(list(once.values()), TASKS[config.tasks[0]], tokenizer, max_length)
     if not len(dataset) or dataset.lengths.max() <= 3:
         raise UserError("--option adapt: there are no texts to learn from")
+    warn_of_unknown(source, dataset, list(once.values()), tokenizer)
     return dataset, source
 
 
@@ -144,6 +152,7 @@ def save_encoder(folder: Path, bert: BertModel, tokenizer: Tokenizer, record: di
     records = {
         "config": bert.config.to_dict(),
         "tokenizer": json.loads(tokenizer.to_str()),
+        "tokenizer_config": tokenizer_config(tokenizer, bert.config.max_position_embeddings),
         "adapted": record,
     }
     save_checkpoint(folder, Checkpoint({"model": bert.published_weights()}, records))

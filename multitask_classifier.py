@@ -35,7 +35,7 @@ import average
 import checkpoint
 import mysmartloss
 import submit
-from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, seeded_linear
+from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, seeded_linear, tokenizer_config
 from bert import BertModel
 from checkpoint import ENDINGS, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from config import NORMS, UNLABELLED, TrainConfig, describe_settings, parse_arguments, warn_of_unused_flags
@@ -71,7 +71,7 @@ from support.devices import (
     start_watch,
 )
 from support.dropout import Dropout
-from support.errors import UserError, exit_status, one_line
+from support.errors import OneLine, UserError, exit_status, one_line
 from support.files import read_json, write_text
 from support.hub import hub_folder
 from support.log import RunLog, SilentLog
@@ -236,6 +236,8 @@ def save_model(
     tensors = {"model": model.bert.published_weights(), "heads": model.heads.state_dict()}
     tensors |= {role: other.state_dict() for role, other in models.items() if role != kept}
     records = {"config": model.bert.config.to_dict(), "tokenizer": json.loads(tokenizer.to_str()), "run": run}
+    max_length = run["config"]["max_length"] or model.bert.config.max_position_embeddings
+    records["tokenizer_config"] = tokenizer_config(tokenizer, max_length)
     save_checkpoint(folder, Checkpoint(tensors, records, {"README.md": model_card(run)}))
 
 
@@ -894,7 +896,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns the exit status: 0, 1 if a text had no answer, or that of `exit_status`.
     """
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    to_stderr = logging.StreamHandler()
+    to_stderr.setFormatter(OneLine())
+    logging.basicConfig(handlers=[to_stderr])
     # a path or a text that the terminal's encoding lacks must not end a run
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")

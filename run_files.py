@@ -21,11 +21,12 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from config import UNLABELLED
-from datasets import TokenizedDataset, read_examples, read_unlabelled, sample_rows, tokenize
+from datasets import Example, TokenizedDataset, read_examples, read_unlabelled, sample_rows, tokenize
 from evaluation import Evaluation, six_digits, write_predictions
 from support import parallel
 from support.errors import UserError, one_line
 from support.files import check_writable, is_stream, write_text
+from support.screen import cut
 from tasks import TASKS
 
 log = logging.getLogger("smart_bert")
@@ -34,6 +35,7 @@ HERE = Path(__file__).resolve().parent
 RUN_FILES = ["last", "last.previous", "last.damaged", "best", "metrics.jsonl", "results.json"]
 RUN_FILES += ["predictions", "tensorboard", "report.html"]
 RECORD = "download.json"  # of data.download: where the data files beside it are from
+UNKNOWN_SHARE = 0.2  # of a training file's word pieces, from which on a line says so
 Key = tuple[str, str]  # (task, split)
 Data = dict[Key, TokenizedDataset]
 
@@ -70,7 +72,10 @@ def find_files(
 def load_data(
     files: Mapping[Key, Path], tokenizer: Tokenizer, max_length: int, limits: Mapping[str, int | None]
 ) -> Data:
-    """Read and tokenise every file; warns of rows that were cut. limits: number of rows by split."""
+    """Read and tokenise every file; warns of rows that were cut, and of texts that the encoder cannot read.
+
+    limits: number of rows by split.
+    """
     data = {}
     bar = tqdm(files.items(), desc="reading", leave=False, disable=parallel.bar_disabled())
     for (name, split), path in bar:
@@ -85,8 +90,29 @@ def load_data(
         if dataset.num_truncated:
             words = "%s: %d of %d rows cut to --max_length %d tokens"
             log.warning(words, path, dataset.num_truncated, len(examples), max_length)
+        if split in ("train", UNLABELLED):
+            warn_of_unknown(path, dataset, examples, tokenizer)
         data[name, split] = dataset
     return data
+
+
+def warn_of_unknown(
+    source: str | Path, dataset: TokenizedDataset, examples: Sequence[Example], tokenizer: Tokenizer
+) -> None:
+    """Warn where a fifth of the word pieces or more are [UNK]: the encoder learns nothing from those.
+
+    source: where the examples are from.
+    """
+    unknown = dataset.tokens == tokenizer.token_to_id(tokenizer.model.unk_token)
+    pieces = ~np.isin(dataset.tokens, tokenizer.encode("").ids)  # all but [CLS] and [SEP]
+    share = unknown.sum() / max(1, pieces.sum())
+    if share < UNKNOWN_SHARE:
+        return
+    of_rows = [np.add.reduceat(flags.astype(int), dataset.starts[:-1]) for flags in (unknown, pieces)]
+    worst = int(np.argmax(of_rows[0] / np.maximum(of_rows[1], 1)))
+    example = cut(repr(" | ".join(examples[worst].texts)), 80)
+    words = "%s: %.0f %% of the word pieces are %s, which the encoder cannot read; for example %s"
+    log.warning(words, source, 100 * share, tokenizer.model.unk_token, example)
 
 
 # --------------------------------------------------------------------------------- the run's folder

@@ -1,8 +1,11 @@
 """The project's error type, and what a program says of it."""
 
+import logging
 import signal
 import sys
 from collections.abc import Callable
+
+LONGEST = 300  # characters of a message on the screen
 
 
 class UserError(ValueError):
@@ -16,7 +19,26 @@ class UserError(ValueError):
 def one_line(error: BaseException) -> str:
     """The message of an error on one line. Of an OSError what the system says, without the file's name."""
     message = getattr(error, "strerror", None) or str(error)
-    return " ".join(message.split()) or type(error).__name__
+    return shown(message) or type(error).__name__
+
+
+def shown(message: str) -> str:
+    """The message on one line of at most 300 characters, without its middle where it is longer.
+
+    Control characters are escaped: names and files of strangers may hold some that rewrite the screen.
+    """
+    printable = (c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
+    line = "".join(printable)
+    head = LONGEST * 2 // 3
+    return line if len(line) <= LONGEST else f"{line[:head]} ... {line[head + 5 - LONGEST :]}"
+
+
+class OneLine(logging.Formatter):
+    """Log records as one line each, see `shown`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's message alone."""
+        return shown(record.getMessage())
 
 
 def exit_status(name: str, program: Callable[[], int]) -> int:
@@ -33,5 +55,5 @@ def exit_status(name: str, program: Callable[[], int]) -> int:
         message, status = f"error: {error.filename or 'input or output'}: {one_line(error)}", 2
     except KeyboardInterrupt as interruption:
         message, status = "interrupted", 128 + int(*interruption.args or (signal.SIGINT,))
-    print(f"{name}: {message}", file=sys.stderr)
+    print(shown(f"{name}: {message}"), file=sys.stderr)
     return status

@@ -102,6 +102,15 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def read_bytes(path: str | Path, otherwise: str = "cannot be read") -> bytes:
     """The file's content. Raises UserError, which names the file and continues with the text `otherwise`."""
     try:
-        return Path(path).read_bytes()
+        data = Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UserError(f"{path}: {otherwise} ({one_line(error)})") from None
+    refuse_lfs_pointer(path, data)
+    return data
+
+
+def refuse_lfs_pointer(path: str | Path, data: bytes) -> None:
+    """Raises UserError if the file's first bytes say that its content was left on a server by git-lfs."""
+    if data.startswith(b"version https://git-lfs.github.com/spec/"):
+        mend = "fetch it with `git lfs pull` in its folder"
+        raise UserError(f"{path}: a git-lfs pointer, not the file itself; {mend}")

@@ -103,6 +103,7 @@ def test_an_adapted_encoder_is_opened_and_a_stopped_run_ends_like_a_whole_one(ma
         for model in (BertModel.from_pretrained(adapted), transformers.BertModel.from_pretrained(adapted))
     )
     assert torch.equal(before["word_embedding.weight"], after["embeddings.word_embeddings.weight"])
+    assert transformers.AutoTokenizer.from_pretrained(adapted).model_max_length == 64  # the encoder's
     flags = [
         "--tasks=sst",
         "--max_train_samples=16",

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from helpers import SAMPLE
+from helpers import SAMPLE, warnings_of
+from run_files import load_data
 from tasks import TASKS, constant_loss
 
 
@@ -53,3 +54,25 @@ def test_a_run_that_learns_nothing_says_so(main, tmp_path, caplog, columns, flag
     run += ["--output_dir", tmp_path / "run"]
     assert main(*run, *flags, "--sst_train", own_file(tmp_path, **columns)) == 0
     assert len([line for line in caplog.messages if said in line]) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "split", "said"),
+    [
+        ("😀", "train", "100 %"),
+        ("我喜欢这部电影", "train", "71 %"),  # of the 7, MiniLM's vocabulary has 我 and 部
+        ("a b c d 😀", "train", "20 %"),
+        ("a b c d e 😀", "train", ""),
+        ("😀", "dev", ""),
+        ("😀", "unlabelled", "100 %"),
+    ],
+)
+def test_texts_that_the_encoder_cannot_read(tokenizer, tmp_path, caplog, text, split, said):
+    """Guards against hours of training on [UNK], as emoji and other scripts are read, without a word."""
+    file = tmp_path / "texts.csv"
+    file.write_text(f"id\tsentence\tsentiment\n1\t{text}\t3\n2\t{text}\t1\n", encoding="utf-8")
+    load_data({("sst", split): file}, tokenizer, 64, {})
+    expected = (
+        f"{file}: {said} of the word pieces are [UNK], which the encoder cannot read; for example {text!r}"
+    )
+    assert warnings_of(caplog) == ([expected] if said else [])

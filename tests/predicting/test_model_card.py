@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -10,6 +11,7 @@ from huggingface_hub import ModelCard
 from bert import BertModel
 from checkpoint import MANIFEST
 from model_card import model_card
+from multitask_classifier import load_model
 
 DEV = {"sst": {"accuracy": 0.5, "macro_f1": 0.25}, "sts": {"pearson": 0.75, "spearman": 0.125}}
 DEV["para"] = {"accuracy": 0.3, "macro_f1": 0.2, "trained": False}
@@ -84,3 +86,21 @@ def test_a_saved_model_has_a_card_and_transformers_opens_it(sample_run):
         for kind in (transformers.AutoModel, transformers.BertModel):
             theirs = kind.from_pretrained(best).eval()(ids).last_hidden_state
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_the_tokenizer_and_the_pipeline_that_we_advertise(sample_run):
+    """Guards against answers from a new, random head, from other ids, and from texts longer than the encoder
+    has positions for: all of them look like answers."""
+    best = sample_run / "best"
+    model, tokenizer, _ = load_model(best)
+    theirs = transformers.AutoTokenizer.from_pretrained(best)
+    text = "Apple US é " * 233 + "it"  # 700 words
+    ids = theirs(text, truncation=True)["input_ids"]
+    assert ids == tokenizer.encode(text).ids and len(ids) == theirs.model_max_length == model.max_length
+    assert json.loads((best / "tokenizer_config.json").read_text())["tokenizer_class"] == "BertTokenizer"
+    assert "tokenizer_config.json" in json.loads((best / MANIFEST).read_text())
+    tag = ModelCard.load(best / "README.md").data.pipeline_tag
+    answer = transformers.pipeline(tag, model=str(best), truncation=True)(text)
+    with torch.no_grad():
+        expected = model.eval().bert(torch.tensor([ids]))["last_hidden_state"]
+    np.testing.assert_allclose(answer, expected.numpy(), atol=1e-5)

@@ -43,6 +43,18 @@ def test_a_mistake_is_one_line_and_status_2(arguments, named, capsys, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["\x1b[2J\x07\x85no", "a\u202eb\u2028c\r\nd", "x" * 4000, "/".join("é" * 900)]
+)
+@pytest.mark.parametrize("flag", ["--data_dir", "--sst_train", "--model_name_or_path", "--no_such_flag"])
+def test_a_message_is_short_and_leaves_the_screen_alone(flag, name, capsys, tmp_path, offline):
+    """Guards against a stranger's file name that rewrites the terminal, and one that fills it."""
+    assert run_program(flag, name, "--output_dir", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("multitask_classifier.py: error: ") and error.endswith("\n")
+    assert error[:-1].isprintable() and len(error) <= 301
+
+
 TASK_LIST = "the tasks are sst (sentiment), para (is_duplicate), sts (similarity), cfimdb (sentiment)"
 HINTS = {
     "--epoch=3": "unknown flag --epoch; did you mean --epochs?",
