@@ -1,8 +1,9 @@
 """The project's error type, and what a program says of it."""
 
+import difflib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
@@ -17,6 +18,13 @@ def one_line(error: BaseException) -> str:
     """The message of an error on one line. Of an OSError what the system says, without the file's name."""
     message = getattr(error, "strerror", None) or str(error)
     return " ".join(message.split()) or type(error).__name__
+
+
+def did_you_mean(word: str, names: Iterable[str], dashes: str = "") -> str:
+    """`; did you mean NAME?` with the name nearest to the word, or "". dashes: stand before the name."""
+    by_lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.65)
+    return f"; did you mean {dashes}{by_lower[near[0]]}?" if near else ""
 
 
 def exit_status(name: str, program: Callable[[], int]) -> int:
