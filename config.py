@@ -641,7 +641,7 @@ EXAMPLES = """examples:
 """
 
 
-def own_record(settings: dict[str, Any]) -> dict[str, Any]:
+def saved_own_record(settings: dict[str, Any]) -> dict[str, Any]:
     """The record of the own task of the saved model or of the run to be resumed; {} where it has none.
 
     Of a model that is not there yet, such as one that a page names, the task of --task may be one.
@@ -703,6 +703,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[TrainConfig
             settings[name] = tuple(value if name in (*RAW_TEXT, *COLUMNS) else tasks)
     if given:
         settings["files"] = given
-    settings["own"] = own_record(settings)
+    settings["own"] = saved_own_record(settings)
     command = shlex.join(["python", "multitask_classifier.py", *words])
     return TrainConfig(**settings, command=command), {*settings} - {"own"}

@@ -87,6 +87,7 @@ class Task:
                 return float(names.index(name))
         numbers = [] if self.labels else [f"{i} ({name})" for i, name in enumerate(self.label_names)]
         allowed = cut(", ".join(numbers or self.label_names), 200)
+        allowed += ", the classes of the training file" if self.labels else ""
         problem = f"is not one of {allowed}" if allowed else "is out of range or not a number"
         kind = UnknownLabel if self.labels and text.strip() else ValueError
         raise kind(f"{self.label_column} {text[:20]!r} {problem}")
