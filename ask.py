@@ -31,7 +31,7 @@ from evaluation import answers, checked_texts
 from support import parallel
 from support.errors import UserError
 from support.files import atomic_write, check_writable, parse_json
-from tasks import TASKS
+from tasks import task_table
 
 log = logging.getLogger("smart_bert")
 READ_BYTES = 2**18  # of one read
@@ -115,7 +115,7 @@ def answer_all(
     """
     if parallel.size() > 1:
         raise UserError("--task: one process answers; start it without torchrun")
-    task = TASKS[str(config.task)]
+    task = task_table(config.own)[str(config.task)]
     if config.output:
         check_writable(config.output, "--output")
         if config.input and os.path.realpath(config.input) == os.path.realpath(config.output):

@@ -15,7 +15,7 @@ from torch import nn
 
 from support.errors import UserError
 
-SAME = ("model_name_or_path", "pooling", "similarity", "max_length")  # settings that must agree
+SAME = ("model_name_or_path", "pooling", "similarity", "max_length", "own")  # settings that must agree
 
 
 def averaged(folders: Sequence[str], load: Callable[[str], tuple[Any, Any, dict]]) -> tuple[Any, Any, dict]:

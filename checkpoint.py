@@ -57,7 +57,7 @@ LOCK = "run.lock"  # its text says who holds it
 # Settings that may change when a run is resumed, since its numbers stay the same. Files may, because their
 # content is compared; epochs may only grow.
 FREE_TO_CHANGE = {"epochs", "logging_steps", "log_level", "save_steps", "output_dir", "data_dir", "files"}
-FREE_TO_CHANGE |= {"unlabelled_file", "use_gpu", "resume", "skip_nonfinite", "no_report"}
+FREE_TO_CHANGE |= {"unlabelled_file", "test_file", "use_gpu", "resume", "skip_nonfinite", "no_report"}
 FREE_TO_CHANGE |= {"eval_steps", "patience"}  # which model is the best, not what is trained
 
 # ------------------------------------------------------------------------------- checkpoint folders

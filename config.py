@@ -7,25 +7,27 @@ A field of TrainConfig is a flag of the same name, so a new setting is one field
 """
 
 import argparse
-import difflib
 import json
 import logging
 import math
+import os
 import re
 import shlex
 import sys
 import textwrap
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import mysmartloss
 from base_bert import EMBEDDED
 from datasets import SCHEDULES
 from support.devices import COMPUTE_TYPES
-from support.errors import UserError, one_line
-from tasks import TASKS
+from support.errors import UserError, did_you_mean, one_line
+from support.files import read_json
+from tasks import TASKS, name_rule, task_table
 
 log = logging.getLogger("smart_bert")
 SPLITS = ("train", "dev", "test")
@@ -36,6 +38,7 @@ WRITES_A_RUN = (*RESUMABLE, "average")
 COURSE_TASKS = ("sst", "para", "sts")
 # the course's --fine-tune-mode (since 2024) and the --option that it means
 FINE_TUNE_MODES = {"last-linear-layer": "pretrain", "full-model": "finetune"}
+COLUMNS = ("text_column", "label_column")  # their values are names of columns, whatever letters these have
 RAW_TEXT = ("task", "text", "text_pair", "input", "output")  # the flags for texts of the user's own
 UNLABELLED = "unlabelled"  # stands for --unlabelled_file where a task's name would
 SMART_TERMS = ("smart", "bregman")  # the terms of --use_smart; they need no labels
@@ -79,27 +82,21 @@ ABOVE_0_TO_1 = must_be("above 0 and at most 1", lambda value: 0 < value <= 1)
 FROM_0_TO_BELOW_1 = must_be("at least 0 and below 1", lambda value: 0 <= value < 1)
 
 
-def did_you_mean(word: str, names: Iterable[str], dashes: str = "") -> str:
-    """`; did you mean NAME?` with the name nearest to the word, or "". dashes: stand before the name."""
-    by_lower = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.65)
-    return f"; did you mean {dashes}{by_lower[near[0]]}?" if near else ""
-
-
-def tasks_rule(names: str | tuple[str, ...]) -> str:
-    """The rule for the name or the names of tasks."""
+def tasks_rule(names: str | tuple[str, ...], own: str | None = None) -> str:
+    """The rule for the name or the names of tasks. own: the name of the user's own task."""
     names = (names,) if isinstance(names, str) else names
     for name in names:
-        if name not in TASKS:
-            hint = did_you_mean(name, TASKS) or ";"
+        if name not in (*TASKS, own):
+            hint = did_you_mean(name, filter(None, (*TASKS, own))) or ";"
             listed = ", ".join(f"{task} ({TASKS[task].label_column})" for task in TASKS)
+            listed += f", {own}" if own else ""
             return f"there is no task {name!r}{hint} the tasks are {listed}"
     return "" if names and len(set(names)) == len(names) else "must be one task or more, each once"
 
 
-def weight_rule(weight: Weight) -> str:
+def weight_rule(weight: Weight, own: str | None = None) -> str:
     """The rule for a weight, or weights by task."""
-    unknown = tasks_rule(tuple(weight)) if isinstance(weight, dict) else ""
+    unknown = tasks_rule(tuple(weight), own) if isinstance(weight, dict) else ""
     numbers = weight.values() if isinstance(weight, dict) else [weight]
     valid = all(0 <= number < math.inf for number in numbers)
     return unknown or ("" if valid else "must be at least 0 and finite")
@@ -179,6 +176,24 @@ class TrainConfig:
         None, "unlabelled texts for R_s and D_Breg: a text a line, a pair with a tab, or a file of the course"
     )
     unlabelled_task: str | None = flag(None, "task of --unlabelled_file (default: the only task)", tasks_rule)
+    train_file: str | None = flag(
+        None,
+        "training rows: .csv or .tsv with a header, or .jsonl. Their labels say what the task is: words and"
+        " whole numbers are classes, numbers with a dot and more than 20 numbers scores",
+        group="your own task",
+    )
+    dev_file: str | None = flag(None, "dev rows (default: a tenth of the training rows, always the same)")
+    test_file: str | None = flag(None, "rows to predict, without labels")
+    text_column: tuple[str, ...] = flag(
+        None, "column of texts, or two columns for pairs (default: the only one beside label and id)"
+    )
+    label_column: tuple[str, ...] = flag(
+        ("label",),
+        "column of labels",
+        must_be("one column: several labels at once are not handled", lambda names: len(names) == 1),
+    )
+    task_name: str = flag("own", "name of the task, for --tasks and --task", name_rule)
+    regression: bool | None = flag(None, "the labels are scores; --no-regression: they are classes")
     task: str | None = flag(
         None,
         "for predict: task of your own texts, which come from --text, --input or standard input",
@@ -281,13 +296,17 @@ class TrainConfig:
     log_level: str = flag("info", "info: a line an interval; debug: all that is logged", ("info", "debug"))
     # the course's path flags, where given: {"sst_train": path, "sst_dev_out": path}
     files: dict[str, str] = field(default_factory=dict)
+    # the record of the user's own task, see `tasks.own_task`; its name alone until the training file is read
+    own: dict[str, Any] = field(default_factory=dict)
     # for the report: the command line (a resumed run keeps its first), the settings that differ
     command: str = ""
     differing: str = ""
 
     def __post_init__(self) -> None:
+        if self.train_file and not self.own:
+            object.__setattr__(self, "own", {"name": self.task_name})
         for setting in flags(self):
-            check_value(setting, getattr(self, setting.name))
+            check_value(setting, getattr(self, setting.name), self.own.get("name"))
         self._fill_in()
         for name, wrong, why in self._conflicts():
             if wrong:
@@ -295,12 +314,14 @@ class TrainConfig:
 
     def _fill_in(self) -> None:
         """The defaults that depend on other settings."""
-        tasks = self.tasks or (COURSE_TASKS if self.option in RESUMABLE else None)
+        own = (self.own["name"],) if self.own else ()
+        tasks = self.tasks or ((own or COURSE_TASKS) if self.option in RESUMABLE else None)
         eval_tasks = tasks
         if self.option == "submit":
             eval_tasks = tasks or COURSE_TASKS
         elif self.option == "predict" and not tasks:
             given = tuple(task for task in TASKS if f"{task}_test" in self.files)
+            given += own if self.test_file else ()
             eval_tasks = (self.task,) if self.task else given or None
         lr = self.lr or (1e-3 if self.option == "pretrain" else 1e-4)
         defaults = {
@@ -328,7 +349,8 @@ class TrainConfig:
         for name in RAW_TEXT:
             wrong = getattr(self, name) and (self.option != "predict" or not self.task)
             yield name, wrong, f"needs --option predict and --task, one of {', '.join(TASKS)}"
-        others = self.eval_tasks != (self.task,) or self.files
+        yield from self._conflicts_of_own()
+        others = self.eval_tasks != (self.task,) or self.files or self.test_file
         yield "task", self.task and others, "not with --tasks, --eval_tasks or one of the course's files"
         yield "input", self.text and self.input, "not with --text; give one of the two"
         yield "text_pair", self.text_pair and not self.text, "needs --text, the first text of the pair"
@@ -337,6 +359,22 @@ class TrainConfig:
         if self.option in TRAINING:
             yield from self._conflicts_of_steps()
             yield from self._conflicts_of_losses()
+
+    def _conflicts_of_own(self) -> Iterator[tuple[str, object, str]]:
+        """The task of the user's own, as `_conflicts`."""
+        trains = self.option in TRAINING
+        yield "train_file", self.train_file and not trains, "only for --option finetune and pretrain"
+        no_task = not self.own or self.option == "submit"
+        needs = "needs --train_file, or by --checkpoint a model with a task of its own"
+        yield "dev_file", self.dev_file and (no_task or self.option == "predict"), needs
+        yield "test_file", self.test_file and no_task, needs
+        for name in (*COLUMNS, "task_name", "regression"):
+            default = next(setting.default for setting in flags(self) if setting.name == name)
+            wrong = getattr(self, name) != default and not self.train_file
+            yield name, wrong, "needs --train_file"
+        if trains and self.train_file:
+            untrained = self.own["name"] not in self.tasks
+            yield "train_file", untrained, f"its task, {self.own['name']}, is not one of --tasks"
 
     def _conflicts_of_steps(self) -> Iterator[tuple[str, object, str]]:
         """What a step trains on, as `_conflicts`."""
@@ -367,7 +405,7 @@ class TrainConfig:
         some_loss = any(self.task_weight(task) or self.weights(task) for task in self.sources)
         yield "task_weights", not some_loss, "nothing is left to train on"
         if self.similarity == "cosine":
-            pairs = any(TASKS[task].cosine_scale for task in self.tasks)
+            pairs = any(TASKS[task].cosine_scale for task in self.tasks if task in TASKS)
             yield "similarity", not pairs, f"needs sts, and {trained}"
             yield "similarity", frozen, "not with --option pretrain: a cosine has no weights to train"
         if self.contrastive_weight:
@@ -414,7 +452,7 @@ class TrainConfig:
             weights |= dict.fromkeys(SMART_TERMS, 0.0)
         if self.adversary == "freelb":  # it takes the place of the task's own loss, see `has_freelb`
             weights["smart"] = 0.0
-        if TASKS[task].alike_label is None:
+        if task not in TASKS or TASKS[task].alike_label is None:
             weights["contrastive"] = 0.0
         return {term: weight for term, weight in weights.items() if weight}
 
@@ -463,8 +501,8 @@ def of_task(weight: Weight, task: str, left_out: float = 0.0) -> float:
     return weight.get(task, left_out) if isinstance(weight, dict) else weight
 
 
-def check_value(setting: "Field[Any]", value: Any) -> None:
-    """Check a setting alone. Raises UserError that names the flag."""
+def check_value(setting: "Field[Any]", value: Any, own: str | None = None) -> None:
+    """Check a setting alone. own: the name of the user's own task. Raises UserError that names the flag."""
     if value is None and setting.default is None:  # filled in later
         return
     allowed = weight_rule if setting.type == Weight else setting.metadata["allowed"]
@@ -474,7 +512,7 @@ def check_value(setting: "Field[Any]", value: Any) -> None:
     elif isinstance(allowed, tuple) and value not in allowed:
         problem = f"must be one of {', '.join(allowed)}{did_you_mean(value, allowed)}"
     elif callable(allowed):
-        problem = allowed(value)
+        problem = allowed(value, own) if allowed in (tasks_rule, weight_rule) else allowed(value)
     if problem:
         raise UserError(f"{as_flag(setting.name, value)}: {problem}")
 
@@ -498,7 +536,7 @@ def as_flag(name: str, value: Any) -> str:
 
 def describe_settings(config: TrainConfig, everything: bool = False) -> str:
     """The settings as flags, a group a line of 100 columns: those that are not the defaults, or all."""
-    defaults = TrainConfig(option=config.option, checkpoint=config.checkpoint)
+    defaults = TrainConfig(option=config.option, checkpoint=config.checkpoint, own=config.own)
     # where only --tasks is given, --eval_tasks follows it; so does --head_lr the flag --lr
     defaults = replace(defaults, eval_tasks=config.tasks or defaults.eval_tasks, head_lr=config.lr)
     groups: dict[str, list[str]] = {}
@@ -576,6 +614,7 @@ def parse_weight(text: str) -> Weight:
 
 HOW_TO_READ: dict[Any, dict[str, Any]] = {  # arguments of argparse, by the type of a field
     bool: {"action": "store_true"},
+    bool | None: {"action": argparse.BooleanOptionalAction},
     int: {"type": int, "metavar": "N"},
     float: {"type": float, "metavar": "X"},
     str: {"metavar": "NAME"},
@@ -600,6 +639,8 @@ def add_flag(group: Any, setting: "Field[Any]") -> None:
 EXAMPLES = """examples:
   python multitask_classifier.py --option finetune --use_smart
       train on all three tasks with SMART
+  python multitask_classifier.py --train_file my.csv --text_column review --label_column stars
+      train on a file of your own
   python multitask_classifier.py --resume --output_dir runs/finetune
       continue an interrupted run
   python multitask_classifier.py --option predict --checkpoint runs/finetune --sst_test my-sentences.csv
@@ -609,6 +650,27 @@ EXAMPLES = """examples:
   python multitask_classifier.py --option submit --output_dir runs/finetune
       check the run's predictions and pack them into the course's zip
 """
+
+
+def saved_own_record(settings: dict[str, Any]) -> dict[str, Any]:
+    """The record of the own task of the saved model or of the run to be resumed; {} where it has none.
+
+    Of a model that is not there yet, such as one that a page names, the task of --task may be one.
+    """
+    (folder, *_) = settings.get("checkpoint") or (
+        settings.get("resume") and settings.get("output_dir", "runs/finetune"),
+    )
+    if not folder:
+        return {}
+    for place in ("best/run.json", "last/run.json", "last.previous/run.json", "run.json"):
+        try:
+            own = read_json(Path(folder) / place)["config"].get("own", {})
+            task_table(own)
+            return own
+        except (UserError, LookupError, AttributeError, TypeError, ValueError):
+            continue  # whoever opens the folder says what is wrong
+    name = settings.get("task", "sst")
+    return {} if os.path.exists(folder) or name.lower() in TASKS else {"name": name}
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, set[str]]:
@@ -649,8 +711,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[TrainConfig
     for name, value in settings.items():
         if isinstance(value, list):
             tasks = re.split(r"\s*,\s*|\s+", " ".join(value).strip())  # `sst,para`, `sst para`, `sst, para`
-            settings[name] = tuple(value if name in (*RAW_TEXT, "checkpoint") else tasks)
+            settings[name] = tuple(value if name in (*RAW_TEXT, *COLUMNS, "checkpoint") else tasks)
     if given:
         settings["files"] = given
+    settings["own"] = saved_own_record(settings)
     command = shlex.join(["python", "multitask_classifier.py", *words])
-    return TrainConfig(**settings, command=command), set(settings)
+    return TrainConfig(**settings, command=command), {*settings} - {"own"}

@@ -1,6 +1,6 @@
 """From the course's files to batches, and which batch each step takes.
 
-    1. read_examples     *.csv -> list of Example
+    1. read_examples     *.csv, *.tsv, *.jsonl -> list of Example
     2. tokenize          list of Example -> TokenizedDataset, token ids of all rows
     3. length_buckets    lengths of the rows -> row numbers of each batch of an epoch
     4. collate           TokenizedDataset, row numbers -> Batch
@@ -20,7 +20,7 @@ from collections import Counter, abc
 from dataclasses import dataclass, field, replace
 from logging import getLogger
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -28,12 +28,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from support import two_datasets
-from support.errors import UserError
-from support.tables import read_table, read_utf8
-from tasks import Task
+from support.errors import UserError, did_you_mean
+from support.tables import Table, has_csv_quotes, read_table, read_utf8
+from tasks import TASKS, Task, UnknownLabel, own_record
 
 log = getLogger("smart_bert")
 MAX_STEPS = 10**7  # months of training; a longer plan would not fit into memory
+HELD_OUT = 10  # one in so many training rows is for dev, where a task has no dev file
 MAX_BAD_SHARE = 0.01  # of a labelled file's rows; with more bad rows the file is probably another file
 
 
@@ -61,6 +62,8 @@ def __getattr__(name: str) -> Any:
 def read_examples(path: str | Path, task: Task, labelled: bool = True) -> list[Example]:
     """The rows of a file in the course's layout: a header, fields separated by tabs or commas, CSV quoting.
 
+    A .jsonl or .json file holds an object a row, with the columns' names. Columns may have the names of the
+    task's `other_columns`; GLUE's files, of those with tabs, have no quoting.
     A column `id` is optional. Without it the id of a row is its number: 1 for the first row below the header,
     blank lines not counted, bad rows counted. Repeated ids give a warning.
     Bad rows have another number of fields than the header, a bad id, or, if `labelled`, an empty text or a
@@ -69,9 +72,8 @@ def read_examples(path: str | Path, task: Task, labelled: bool = True) -> list[E
     Raises UserError with file and line if the file is missing, empty or not UTF-8, if a needed column is
     missing or occurs twice, if a quote is never closed, or if more than 1 % of the rows are bad.
     """
-    table = read_table(path)
+    table, columns = _open_table(path, task, labelled)
     where = f"{path}:{table.header_line}"
-    columns = _find_columns(where, table.header, task, labelled)
     width = len(table.header)
     examples: list[Example] = []
     bad: list[tuple[int, ValueError]] = []  # with the line number
@@ -85,7 +87,7 @@ def read_examples(path: str | Path, task: Task, labelled: bool = True) -> list[E
                 raise ValueError(f"{len(row)} fields, not {width}{hint}")
             example = _read_row(row, str(number), columns, task, labelled)
         except ValueError as problem:
-            if not labelled:
+            if not labelled or isinstance(problem, UnknownLabel):
                 raise UserError(f"{path}:{line}: {problem}") from None
             bad.append((line, problem))
             continue
@@ -105,7 +107,23 @@ def read_examples(path: str | Path, task: Task, labelled: bool = True) -> list[E
         if len(bad) > MAX_BAD_SHARE * total:
             raise UserError(f"{path}:{bad[0][0]}: {found}; at most 1 % may be")
         log.warning("%s: %s; skipped", path, found)
-    return examples
+    return _rescaled(path, examples, table, task, labelled)
+
+
+def _rescaled(
+    path: str | Path, examples: list[Example], table: Table, task: Task, labelled: bool
+) -> list[Example]:
+    """The examples; scores times 5 if they are those of sentence-transformers' STS-B, from 0 to 1."""
+    other = task.other_columns.get(task.label_column)
+    header = [name.strip() for name in table.header]
+    if not (labelled and examples and task.cosine_scale and other in header and "genre" not in header):
+        return examples
+    scores = [cast(float, example.label) for example in examples]
+    if max(scores) > 1 or {*scores} <= {0.0, 1.0}:
+        return examples
+    log.warning("%s: scores from 0 to 1, read as %g times as much", path, task.cosine_scale)
+    factor = task.cosine_scale
+    return [example._replace(label=factor * score) for example, score in zip(examples, scores, strict=True)]
 
 
 def read_unlabelled(path: str | Path, task: Task) -> list[Example]:
@@ -130,23 +148,51 @@ def read_unlabelled(path: str | Path, task: Task) -> list[Example]:
     return examples
 
 
-def _find_columns(where: str, header: list[str], task: Task, labelled: bool) -> dict[str, int]:
-    """Position of each column that is read, by its name; `id` is left out where the header has none.
+def _open_table(path: str | Path, task: Task, labelled: bool) -> tuple[Table, dict[str, int]]:
+    """The table in a file, and the position of each column that is read; see `_find_columns`."""
+    table = read_table(path)
+    columns = _find_columns(f"{path}:{table.header_line}", table, task, labelled)
+    if table.separator == "tab":
+        used = {table.header[place].strip() for place in columns.values()}
+        of_glue = used & {*task.other_columns.values()} or {"index", "genre"} <= {*table.header}
+        if of_glue or (task.name not in TASKS and not has_csv_quotes(path)):
+            table = read_table(path, quoting=False)
+    return table, columns
+
+
+def _find_columns(where: str, table: Table, task: Task, labelled: bool) -> dict[str, int]:
+    """Position of each column that is read, by its name here; `id` is left out where the header has none.
 
     Raises UserError if a column is missing or occurs twice.
     """
-    names = ["id" if name.strip().lower() == "id" else name.strip() for name in header]
+    names = ["id" if name.strip().lower() == "id" else name.strip() for name in table.header]
     needed = [*task.text_columns, *([task.label_column] if labelled else [])]
-    for name in needed:
-        if name not in names:
-            found = ", ".join(map(repr, names))[:200]
-            other = len(names) == 1 or any(";" in name for name in names)
-            hint = "; columns must be separated by tabs or commas" if other else ""
-            raise UserError(f"{where}: no column {name!r} in the header (it has {found}){hint}")
+    columns = {}
     for name in ("id", *needed):
-        if names.count(name) > 1:
-            raise UserError(f"{where}: {names.count(name)} columns named {name!r} in the header")
-    return {name: names.index(name) for name in ("id", *needed) if name in names}
+        found = name if name in names else task.other_columns.get(name, name)
+        if found in names:
+            columns[name] = names.index(found)
+        elif name in needed:
+            raise UserError(f"{where}: {_missing(name, names, table, task)}")
+        if names.count(found) > 1:
+            raise UserError(f"{where}: {names.count(found)} columns named {found!r} in the header")
+    return columns
+
+
+def _missing(name: str, names: list[str], table: Table, task: Task | None) -> str:
+    """What is wrong with a header that lacks a column, and how to mend it. task: one of TASKS, or None."""
+    found = ", ".join(map(repr, names))[:200]
+    hint = did_you_mean(name, names)
+    if table.separator and (len(names) == 1 or any(";" in other for other in names)):
+        hint = "; columns must be separated by tabs or commas"
+    elif task and name == task.label_column and "label" in names:
+        place = names.index("label")
+        values = len({row[place] for _, row in table.rows if len(row) > place})
+        texts = " ".join(task.text_columns)
+        mend = f"--train_file FILE --text_column {texts} --label_column label"
+        kind = f"{len(task.label_names)} classes" if task.label_names else "scores"
+        hint = f"; 'label' has {values} values and {task.name} {kind}: train a task of its own, {mend}"
+    return f"no column {name!r} in the header (it has {found}){hint}"
 
 
 def _read_row(row: list[str], number: str, columns: dict[str, int], task: Task, labelled: bool) -> Example:
@@ -164,6 +210,63 @@ def _read_row(row: list[str], number: str, columns: dict[str, int], task: Task, 
     if not all(texts):
         raise ValueError("empty text")
     return Example(id, texts, task.read_label(fields[task.label_column]))
+
+
+def read_own_record(
+    path: str | Path,
+    name: str,
+    text_columns: abc.Sequence[str] | None,
+    label_column: str,
+    regression: bool | None,
+) -> dict[str, Any]:
+    """The record of a task from its training file alone, for `tasks.own_task`: its columns, its labels.
+
+    text_columns: by default the only column beside the label's and `id`; names joined by a comma are two.
+    Raises UserError with the file if a column is missing or the labels don't make a task.
+    """
+    table = read_table(path)
+    if table.separator == "tab" and not has_csv_quotes(path):
+        table = read_table(path, quoting=False)
+    names = [field.strip() for field in table.header]
+    where = f"{path}:{table.header_line}"
+
+    def columns(flag: str, given: abc.Sequence[str]) -> list[str]:
+        found = [] if set(given) <= set(names) else [part.strip() for part in ",".join(given).split(",")]
+        for column in found:
+            if column not in names:
+                raise UserError(f"{where}: {flag}: {_missing(column, names, table, None)}")
+        return found or list(given)
+
+    labels = columns("--label_column", [label_column])
+    if len(labels) > 1:
+        raise UserError(
+            f"--label_column {label_column}: several labels at once are not handled; name one column"
+        )
+    others = [column for column in names if column not in labels and column.lower() not in ("id", "")]
+    if not text_columns and len(others) != 1:
+        raise UserError(f"{where}: --text_column must name the column of texts; it has {', '.join(names)}")
+    texts = columns("--text_column", text_columns or others)
+    if len(texts) > 2 or len({*texts, *labels}) < len(texts) + 1:
+        why = "one column, or two for pairs, each other than the label's"
+        raise UserError(f"--text_column {' '.join(texts)}: must be {why}")
+    place = names.index(labels[0])
+    try:
+        fields = [row[place] for _, row in table.rows if len(row) > place]
+        return own_record(name, texts, labels[0], fields, regression)
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+
+
+def held_out(examples: list[Example]) -> dict[str, list[Example]]:
+    """The rows of a file as `train` and `dev`: one in HELD_OUT at random, of each label its share.
+
+    Every run gets the same ones, whatever its seed.
+    """
+    order = np.random.default_rng(0).permutation(len(examples)).tolist()
+    order.sort(key=lambda place: cast(float, examples[place].label))
+    chosen = {*order[min(HELD_OUT, len(order)) // 2 :: HELD_OUT]}
+    train = [example for place, example in enumerate(examples) if place not in chosen]
+    return {"train": train, "dev": [examples[place] for place in sorted(chosen)]}
 
 
 def sample_rows(examples: list[Example], limit: int | None) -> list[Example]:

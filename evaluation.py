@@ -236,7 +236,9 @@ def answers(
     predictions = task.predict(logits).tolist()
     if not task.label_names:
         return [{"value": six_digits(value)} for value in predictions], dataset.num_truncated
-    found = [{"label": int(label), "name": task.label_names[int(label)]} for label in predictions]
+    found: list[dict[str, Any]] = [
+        {"label": task.written(int(label)), "name": task.label_names[int(label)]} for label in predictions
+    ]
     if task.probabilities is not None:
         for answer, row in zip(found, task.probabilities(logits).tolist(), strict=True):
             answer["probabilities"] = dict(zip(task.label_names, map(six_digits, row), strict=True))
@@ -248,7 +250,9 @@ def six_digits(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def write_predictions(path: str | Path, column: str, ids: Iterable[str], predictions: np.ndarray) -> None:
+def write_predictions(
+    path: str | Path, column: str, ids: Iterable[str], predictions: np.ndarray | Sequence[Any]
+) -> None:
     """Write the course's prediction file: the header `id \\t COLUMN `, then a line `ID , VALUE ` a row.
 
     The file is replaced completely or not at all. Raises UserError if it cannot be written.

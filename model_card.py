@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from base_bert import EMBEDDED
-from tasks import TASKS
+from tasks import TASKS, task_table
 
 # encoders whose licence is known: by the name that the user gives, the name on the hub; all are Apache-2.0
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -61,6 +61,7 @@ def model_card(run: dict[str, Any]) -> str:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData  # here, so that training starts sooner
 
     config = run["config"]
+    tasks = task_table(config.get("own", {}))
     encoder = config["model_name_or_path"]
     is_hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", encoder) and not os.path.exists(encoder)
     base_model = ENCODERS.get(encoder, encoder if is_hub_id else None)
@@ -68,7 +69,7 @@ def model_card(run: dict[str, Any]) -> str:
     name = f"SMART-BERT on {', '.join(run['trained_tasks'])}"
     results = [
         EvalResult(
-            task_type="text-classification" if TASKS[task].label_names else "sentence-similarity",
+            task_type="text-classification" if tasks[task].label_names else "sentence-similarity",
             dataset_type=task,
             dataset_name=_dataset_name(run, task),
             dataset_split="dev",
@@ -89,7 +90,7 @@ def model_card(run: dict[str, Any]) -> str:
         eval_results=results,
     )
     row = "| `{0.dataset_type}` | {0.dataset_name} | {0.metric_name} | {0.metric_value:.3f} |"
-    first = TASKS[run["trained_tasks"][0]]
+    first = tasks[run["trained_tasks"][0]]
     text = TEXT.format(
         name=name,
         tasks=", ".join(f"`{task}`" for task in run["trained_tasks"]),
@@ -106,10 +107,14 @@ def model_card(run: dict[str, Any]) -> str:
 
 def _dataset_name(run: dict[str, Any], task: str) -> str:
     """Which rows the scores are of."""
+    config = run["config"]
+    if task not in TASKS:  # of the user's own file
+        held_out = f"a tenth of {os.path.basename(config['train_file'])}, held out"
+        return os.path.basename(config["dev_file"]) if config["dev_file"] else held_out
     usual = TASKS[task].filename("dev")
     if run["data"] == "sample":
         return f"{usual} of the project's own sample"
-    return os.path.basename(run["config"]["files"].get(f"{task}_dev", usual))
+    return os.path.basename(config["files"].get(f"{task}_dev", usual))
 
 
 def _limits(run: dict[str, Any]) -> list[str]:

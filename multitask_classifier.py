@@ -39,7 +39,7 @@ from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, se
 from bert import BertModel
 from checkpoint import ENDINGS, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from config import NORMS, UNLABELLED, TrainConfig, describe_settings, parse_arguments, warn_of_unused_flags
-from datasets import Batch, Loader, Plan, TokenizedDataset, plan_steps, split_pairs
+from datasets import Batch, Loader, Plan, TokenizedDataset, plan_steps, read_own_record, split_pairs
 from evaluation import answers, checked_rows, evaluate, predict, untrained_scores
 from model_card import model_card
 from optimizer import (
@@ -53,13 +53,17 @@ from optimizer import (
 )
 from run_files import (
     Data,
+    Key,
     check_outputs,
     find_files,
     load_data,
     make_report,
+    own_files,
     prepare_folder,
+    say_own,
     write_all_predictions,
     write_dev_rows,
+    write_own_rows,
 )
 from support import messages, parallel
 from support.devices import (
@@ -78,7 +82,7 @@ from support.log import RunLog, SilentLog
 from support.messages import out_of_memory_advice
 from support.progress import Progress
 from support.screen import cut, duration, numbers_line, scores_table, step_line, table
-from tasks import TASKS, Task, constant_loss, in_batch_negatives
+from tasks import TASKS, Task, constant_loss, in_batch_negatives, task_table
 
 log = logging.getLogger("smart_bert")
 NAME = "multitask_classifier.py"
@@ -105,7 +109,8 @@ class MultitaskBERT(nn.Module):
 
     precision: compute type of the encoder's layers, `fp32`, `bf16` or `fp16` by autocast. Weights,
     embeddings, sentence vector and heads are fp32 in any case: a score of 4 in bf16 has steps of 1/32.
-    tasks: names of the tasks that get a head, by default all of TASKS. seed: of the heads' initial weights.
+    tasks: the tasks that get a head, by name or as records, by default all of TASKS. seed: of the heads'
+    initial weights.
     similarity: `head`, or `cosine` for 5 times the cosine of the texts' mean vectors where a task allows it.
     """
 
@@ -115,7 +120,7 @@ class MultitaskBERT(nn.Module):
         pooling: str = "mean",
         hidden_dropout_prob: float = 0.1,
         precision: str = "fp32",
-        tasks: Iterable[str] | None = None,
+        tasks: Iterable[str | Task] | None = None,
         seed: int = 0,
         similarity: str = "head",
     ) -> None:
@@ -127,9 +132,12 @@ class MultitaskBERT(nn.Module):
         self.tokenizer: Tokenizer | None = None  # a saved model comes with its own
         self.max_length = bert.config.max_position_embeddings
         self.heads = nn.ModuleDict()
-        for name in TASKS if tasks is None else tasks:
+        records = [
+            TASKS[task] if isinstance(task, str) else task for task in (TASKS if tasks is None else tasks)
+        ]
+        self.tasks = {task.name: task for task in records}
+        for name, task in self.tasks.items():
             # the first weights depend on the seed and the name alone, not on which other heads there are
-            task = TASKS[name]
             if similarity == "cosine" and task.cosine_scale:
                 self.heads[name] = Cosine(task.cosine_scale)
                 continue
@@ -205,10 +213,10 @@ class MultitaskBERT(nn.Module):
             raise UserError("predict: the model has no tokenizer; open a saved one by from_pretrained")
         if task not in self.heads:
             raise UserError(f"predict: no head for {task!r}; the model has heads for {', '.join(self.heads)}")
-        rows = checked_rows(TASKS[task], texts)
+        rows = checked_rows(self.tasks[task], texts)
         was_training = self.training
         try:
-            return answers(self, self.tokenizer, TASKS[task], self.max_length, batch_size, rows)[0]
+            return answers(self, self.tokenizer, self.tasks[task], self.max_length, batch_size, rows)[0]
         finally:
             self.train(was_training)
 
@@ -252,6 +260,7 @@ def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
     try:
         run = saved.records["run"]
         settings = TrainConfig.from_dict(run["config"])
+        tasks = task_table(settings.own)
         if run["trained_tasks"] != list(settings.tasks):
             raise ValueError("its trained_tasks are not its --tasks")
         where = f"{folder}/config.json"
@@ -259,8 +268,8 @@ def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
         bert.load_published(saved.tensors["model"], f"{folder}/model.safetensors")
         heads = {name.rpartition(".")[0] for name in saved.tensors["heads"]}
         if settings.similarity == "cosine":  # a head without weights
-            heads |= {name for name in (*settings.tasks, *settings.eval_tasks) if TASKS[name].cosine_scale}
-        if unknown := heads - set(TASKS):
+            heads |= {name for name in (*settings.tasks, *settings.eval_tasks) if tasks[name].cosine_scale}
+        if unknown := heads - set(tasks):
             raise ValueError(f"it has a head for {', '.join(sorted(unknown))}, a task that tasks.py lacks")
         if lacking := set(settings.tasks) - heads:
             raise ValueError(f"it has no head for {', '.join(sorted(lacking))}, which it was trained on")
@@ -268,7 +277,7 @@ def load_model(folder: str | Path) -> tuple[MultitaskBERT, Tokenizer, dict]:
             bert,
             settings.pooling,
             settings.hidden_dropout_prob,
-            tasks=sorted(heads),
+            tasks=[tasks[name] for name in sorted(heads)],
             similarity=settings.similarity,
         )
         model.heads.load_state_dict(saved.tensors["heads"])
@@ -706,7 +715,7 @@ def finish(config: TrainConfig, model: MultitaskBERT, tests: list[TokenizedDatas
     print(f"\n{scores_table(results['dev'], untrained)}")
     print(f"mean {results['dev_mean']:.3f}{which}; everything is in {folder}")
     for task, score in untrained.items():
-        reached = results["dev"][task][TASKS[task].main_metric]
+        reached = results["dev"][task][task_table(config.own)[task].main_metric]
         if reached < score:
             print(f"{task}: {reached:.3f} is below the {score:.3f} of the untrained encoder: train longer")
     if results["data"] == "sample":
@@ -740,13 +749,42 @@ def check_compiled(model: MultitaskBERT, config: TrainConfig) -> None:
         raise UserError(f"--compile: {why}, and SMART needs the same ones; leave out one of the two")
 
 
+def input_files(config: TrainConfig, wanted: Sequence[Key], needs_test: bool) -> tuple[dict[Key, Path], str]:
+    """`find_files`, and for the user's own task `own_files`: of the flags, or what its run has left."""
+    own = [key for key in wanted if key[0] not in TASKS]
+    others = [key for key in wanted if key[0] in TASKS]
+    files, source = find_files(others, config.data_dir, config.files, needs_test)
+    flags = {"train": config.train_file, "dev": config.dev_file, "test": config.test_file}
+    folders: list[Path] = []
+    if config.checkpoint:
+        folders = [Path(config.checkpoint[0]), Path(config.checkpoint[0]).parent]
+    elif config.resume:  # the rows that it was started with
+        folders = [Path(config.output_dir)]
+        flags = {"test": flags["test"] if os.path.isfile(flags["test"] or "") else None}
+    else:
+        flags["dev"] = flags["dev"] or flags["train"]
+    return files | own_files(own, flags, folders, needs_test), source
+
+
+def with_own_task(config: TrainConfig) -> TrainConfig:
+    """The settings with the whole record of the user's own task, read from --train_file. Raises UserError."""
+    if not config.train_file or set(config.own) != {"name"}:
+        return config
+    columns = (config.text_column, config.label_column[0])
+    return replace(
+        config, own=read_own_record(config.train_file, config.task_name, *columns, config.regression)
+    )
+
+
 def fit(config: TrainConfig) -> None:
     """--option finetune and pretrain: train, keep the best epoch, test it."""
+    config = with_own_task(config)
+    tasks = task_table(config.own)
     device = pick_device(config.use_gpu)
     folder = Path(config.output_dir)
     evaluated = [(name, split) for name in config.eval_tasks for split in ("dev", "test")]
     wanted = [*((name, "train") for name in config.tasks), *evaluated]
-    files, source = find_files(wanted, config.data_dir, config.files, needs_test=False)
+    files, source = input_files(config, wanted, needs_test=False)
     if config.unlabelled_file and config.unlabelled_task:
         files[config.unlabelled_task, UNLABELLED] = Path(config.unlabelled_file)
     check_outputs(folder, config.files, evaluated, files.values(), trains=True)
@@ -771,8 +809,11 @@ def fit(config: TrainConfig) -> None:
     if bert.new_pooler and config.pooling == "cls":
         log.warning("%s has no pooler: --pooling cls starts with a new one", where)
     limits = {"train": config.max_train_samples, "dev": config.max_eval_samples}
-    data = load_data(files, tokenizer, config.max_length, limits)
-    heads = (*config.tasks, *config.eval_tasks)
+    data = load_data(files, tasks, tokenizer, config.max_length, limits)
+    own = next((name for name in config.tasks if name not in TASKS), None)
+    if own:
+        say_own(own, data, files)
+    heads = [tasks[name] for name in (*config.tasks, *config.eval_tasks)]
     model = MultitaskBERT(
         bert,
         config.pooling,
@@ -788,7 +829,8 @@ def fit(config: TrainConfig) -> None:
         check_compiled(model.train(), config)
     if not config.resume and parallel.rank() == 0:
         prepare_folder(folder, config.overwrite_output_dir)
-    with_cosine = [name for name in config.eval_tasks if name in config.tasks and TASKS[name].from_cosines]
+    write_own_rows(folder, ((split, rows) for (name, split), rows in data.items() if name == own))
+    with_cosine = [name for name in config.eval_tasks if name in config.tasks and tasks[name].from_cosines]
     pairs = [(data[name, "train"], data[name, "dev"]) for name in with_cosine]
     untrained = untrained_scores(model, pairs, config.batch_size)
     # dropout starts from here, whatever was drawn before; each process has other rows and so other masks
@@ -833,9 +875,10 @@ def evaluate_checkpoint(config: TrainConfig) -> None:
     config, model, tokenizer, run = open_checkpoint(config)
     folder = Path(config.output_dir)
     wanted = [(name, split) for name in config.eval_tasks for split in ("dev", "test")]
-    files, source = find_files(wanted, config.data_dir, config.files, needs_test=False)
+    files, source = input_files(config, wanted, needs_test=False)
     check_outputs(folder, config.files, wanted, files.values(), trains=False)
-    data = load_data(files, tokenizer, config.max_length, {"dev": config.max_eval_samples})
+    tasks = task_table(config.own)
+    data = load_data(files, tasks, tokenizer, config.max_length, {"dev": config.max_eval_samples})
     dev = [data[name, "dev"] for name in config.eval_tasks]
     begin = time.perf_counter()
     result = evaluate(model, dev, config.batch_size, run["trained_tasks"])
@@ -870,9 +913,9 @@ def predict_with_checkpoint(config: TrainConfig) -> int | None:
     config, model, tokenizer, _ = open_checkpoint(config)
     folder = Path(config.output_dir)
     wanted = [(name, "test") for name in config.eval_tasks]
-    files, _ = find_files(wanted, config.data_dir, config.files, needs_test=True)
+    files, _ = input_files(config, wanted, needs_test=True)
     check_outputs(folder, config.files, wanted, files.values(), trains=False)
-    tests = list(load_data(files, tokenizer, config.max_length, {}).values())
+    tests = list(load_data(files, task_table(config.own), tokenizer, config.max_length, {}).values())
     predictions = {test.task.name: predict(model, test, config.batch_size) for test in tests}
     paths = write_all_predictions(config.files, folder, "test", tests, predictions)
     for test, path in zip(tests, paths, strict=True):

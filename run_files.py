@@ -1,6 +1,7 @@
 """The files that a run reads, and the folder that it writes.
 
     find_files ─> paths by (task, split) ─ load_data ─> TokenizedDataset by (task, split)
+    own_files names the files of a task from a user's own file; write_own_rows copies its rows to the folder
     check_outputs, prepare_folder before a run; write_all_predictions, write_dev_rows after each of its
     evaluations; make_report at its end
 
@@ -17,23 +18,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from config import UNLABELLED
-from datasets import Example, TokenizedDataset, read_examples, read_unlabelled, sample_rows, tokenize
+from datasets import (
+    Example,
+    TokenizedDataset,
+    held_out,
+    read_examples,
+    read_unlabelled,
+    sample_rows,
+    tokenize,
+)
 from evaluation import Evaluation, six_digits, write_predictions
 from support import parallel
 from support.errors import UserError, one_line
 from support.files import check_writable, is_stream, write_text
 from support.screen import cut
-from tasks import TASKS
+from tasks import TASKS, Task
 
 log = logging.getLogger("smart_bert")
 HERE = Path(__file__).resolve().parent
 # what a run leaves in its folder
 RUN_FILES = ["last", "last.previous", "last.damaged", "best", "metrics.jsonl", "results.json"]
 RUN_FILES += ["predictions", "tensorboard", "report.html"]
+OWN_DATA = "own_data"  # the rows of the user's own task
+RUN_FILES += [OWN_DATA]
+HELD_OUT_SPLITS = ("train", "dev")
 RECORD = "download.json"  # of data.download: where the data files beside it are from
 UNKNOWN_SHARE = 0.2  # of a training file's word pieces, from which on a line says so
 Key = tuple[str, str]  # (task, split)
@@ -54,7 +67,7 @@ def find_files(
     given = {key: Path(flags["_".join(key)]) for key in wanted if "_".join(key) in flags}
     files = {(task, split): folder / TASKS[task].filename(split) for task, split in wanted} | given
     missing = [key for key, path in files.items() if not os.path.isfile(path)]
-    if len(missing) == len(files) and not chosen and not given:
+    if wanted and len(missing) == len(files) and not chosen and not given:
         sample = {key: HERE / "data" / "sample" / TASKS[key[0]].filename(key[1]) for key in wanted}
         if all(path.is_file() for path in sample.values()):
             fetch = "python -m data.download fetches real ones"
@@ -69,23 +82,55 @@ def find_files(
     return files, str(folder) if len(given) < len(files) else "files given by flag"
 
 
+def own_files(
+    wanted: Sequence[Key], flags: Mapping[str, str | None], folders: Sequence[Path], needs_test: bool
+) -> dict[Key, Path]:
+    """The path of each (task, split) of a task from a user's own file.
+
+    flags: path by split, the first choice. folders: runs that may have left their rows (`write_own_rows`). A
+    test file may be missing, unless `needs_test`. Raises UserError that names the flag.
+    """
+    files = {}
+    for task, split in wanted:
+        saved = [folder / OWN_DATA / f"{split}.jsonl" for folder in folders]
+        flag = f"--{split}_file"
+        if path := flags.get(split):
+            if not os.path.isfile(path):
+                raise UserError(f"{flag} {path}: no such file")
+            files[task, split] = Path(path)
+        elif there := [path for path in saved if path.is_file()]:
+            files[task, split] = there[0]
+        elif split != "test" or needs_test:
+            raise UserError(f"{task}: its {split} rows are not with the model; give them with {flag}")
+    return files
+
+
 def load_data(
-    files: Mapping[Key, Path], tokenizer: Tokenizer, max_length: int, limits: Mapping[str, int | None]
+    files: Mapping[Key, Path],
+    tasks: Mapping[str, Task],
+    tokenizer: Tokenizer,
+    max_length: int,
+    limits: Mapping[str, int | None],
 ) -> Data:
     """Read and tokenise every file; warns of rows that were cut, and of texts that the encoder cannot read.
 
-    limits: number of rows by split.
+    limits: number of rows by split. If an own task has one file for train and dev, a part of its rows is held
+    out for dev.
     """
     data = {}
     bar = tqdm(files.items(), desc="reading", leave=False, disable=parallel.bar_disabled())
     for (name, split), path in bar:
-        task = TASKS[name]
+        task = tasks[name]
+        own = name not in TASKS
         if split == UNLABELLED:
             examples = read_unlabelled(path, task)
         else:
-            examples = sample_rows(read_examples(path, task, split != "test"), limits.get(split))
+            examples = read_examples(path, task, split != "test")
+            if own and split in HELD_OUT_SPLITS and len({files.get((name, s)) for s in HELD_OUT_SPLITS}) == 1:
+                examples = held_out(examples)[split]
+            examples = sample_rows(examples, limits.get(split))
         dataset = tokenize(examples, task, tokenizer, max_length)
-        if split == "dev":
+        if split == "dev" or (own and split != UNLABELLED):
             dataset = replace(dataset, texts=[example.texts for example in examples])
         if dataset.num_truncated:
             words = "%s: %d of %d rows cut to --max_length %d tokens"
@@ -113,6 +158,27 @@ def warn_of_unknown(
     example = cut(repr(" | ".join(examples[worst].texts)), 80)
     words = "%s: %.0f %% of the word pieces are %s, which the encoder cannot read; for example %s"
     log.warning(words, source, 100 * share, tokenizer.model.unk_token, example)
+
+
+def say_own(name: str, data: Data, files: Mapping[Key, Path]) -> None:
+    """Print what was read from a user's own file: classes with their rows, or the range of scores."""
+    train, dev = data[name, "train"], data[name, "dev"]
+    assert train.labels is not None and dev.labels is not None
+    names = train.task.label_names
+    if names:
+        counts = [
+            torch.bincount(labels.long(), minlength=len(names)) for labels in (train.labels, dev.labels)
+        ]
+        listed = ", ".join(f"{label} ({a} + {b})" for label, a, b in zip(names, *counts, strict=True))
+        hint = "; --regression learns them as scores" if isinstance(train.task.labels[-1], int) else ""
+        print(f"{name}: {len(names)} classes, rows for training + dev: {cut(listed, 2000)}{hint}")
+    else:
+        scores = torch.cat([train.labels, dev.labels])
+        sizes = f"{len(train):,} + {len(dev):,} rows for training + dev"
+        hint = "--no-regression learns them as classes"
+        print(f"{name}: scores from {scores.min():g} to {scores.max():g}, {sizes}; {hint}")
+    if files[name, "train"] == files[name, "dev"]:
+        print(f"{name}: a tenth of {files[name, 'train']} is held out for dev, the same rows in every run")
 
 
 # --------------------------------------------------------------------------------- the run's folder
@@ -174,8 +240,23 @@ def write_all_predictions(
         name = dataset.task.name
         paths.append(prediction_path(flags, folder, name, split))
         if parallel.rank() == 0:
-            write_predictions(paths[-1], dataset.task.prediction_column, dataset.ids, predictions[name])
+            values = [dataset.task.written(value) for value in predictions[name]]
+            write_predictions(paths[-1], dataset.task.prediction_column, dataset.ids, values)
     return paths
+
+
+def write_own_rows(folder: Path, datasets: Iterable[tuple[str, TokenizedDataset]]) -> None:
+    """Copy the rows of an own task, by split, to `folder`/own_data, so that the run needs no other file."""
+    for split, dataset in datasets if parallel.rank() == 0 else ():
+        task = dataset.task
+        labels = [] if dataset.labels is None else dataset.labels.numpy()
+        lines = []
+        for i, id in enumerate(dataset.ids):
+            row: dict[str, Any] = {"id": id, **dict(zip(task.text_columns, dataset.texts[i], strict=True))}
+            if dataset.labels is not None:  # str of an fp32 number reads back as the same number
+                row[task.label_column] = task.written(labels[i]) if task.labels else float(str(labels[i]))
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        write_text(folder / OWN_DATA / f"{split}.jsonl", "".join(lines))
 
 
 def write_dev_rows(folder: Path, datasets: list[TokenizedDataset], result: Evaluation) -> None:

@@ -40,10 +40,10 @@ def submit(config: TrainConfig) -> None:
         config = replace(config, data_dir=run.data_dir, files=run.files)
     wanted = [(task, split) for task in config.eval_tasks for split in ("dev", "test")]
     paths = {key: prediction_path(config.files, folder, *key) for key in wanted}
-    if missing := [str(path) for path in paths.values() if not path.is_file()]:
-        others = "name others by --<task>_dev_out and --<task>_test_out"
+    if missing := [path.name for path in paths.values() if not path.is_file()]:
+        others = "name others by --sst_dev_out, ..."
         mend = f"a run of all tasks writes them at its end; {others}"
-        raise UserError(f"{', '.join(missing)}: no such file; {mend}")
+        raise UserError(f"{folder}: no {', '.join(missing)}; {mend}")
     files, source = find_files(wanted, config.data_dir, config.files, needs_test=True)
     code = [*HERE.glob("*.py"), *HERE.glob("support/*.py")]
     members = {path.relative_to(HERE).as_posix(): path for path in sorted(code)}

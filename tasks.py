@@ -2,23 +2,33 @@
 
     field of the label column ─ read_label ─> label ─ loss(logits, labels) ─> scalar
     logits (B,C) ─ predict ─> predictions (B,) ─ metrics ─> scores
+    run.json's record of a task from a user's own file ─ own_task ─> Task
 
 B batch, C outputs; rows are all rows of a data set. Losses and divergences are means over the batch.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import mysmartloss
+from support.errors import UserError
 from support.screen import cut
 
 log = logging.getLogger("smart_bert")
+
+
+class UnknownLabel(ValueError):
+    """A class that the training file of an own task does not have."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,10 @@ class Task:
     file_stem: str  # <stem>-train.csv, <stem>-dev.csv, <stem>-test-student.csv
     prediction_column: str  # header of prediction files
     label_names: tuple[str, ...] = ()  # names of the classes, index = class; empty for regression
+    # what the label column holds for each class, where that is not its index
+    labels: tuple[int | str, ...] = ()
+    # names that columns have in the data set's files elsewhere (GLUE, Kaggle), by the name here
+    other_columns: Mapping[str, str] = field(default_factory=dict)
     first_output: float = 0.0  # bias of a new head: 0, or the middle of the scores' range
     # logits (B,C) -> probabilities (B,classes) in the order of label_names; None for regression
     probabilities: Callable[[Tensor], Tensor] | None = None
@@ -55,10 +69,14 @@ class Task:
         """Name of the file of a split: train, dev or test."""
         return f"{self.file_stem}-{'test-student' if split == 'test' else split}.csv"
 
+    def written(self, prediction: Any) -> Any:
+        """A prediction as answers and prediction files have it: as the label column would."""
+        return self.labels[int(prediction)] if self.labels else prediction
+
     def read_label(self, text: str) -> float:
         """The label that a field of the label column means: a number, or a class by its name in any case.
 
-        Raises ValueError that lists the classes.
+        Raises ValueError that lists the classes, UnknownLabel for a class that an own task lacks.
         """
         try:
             return self.parse_label(text)
@@ -67,9 +85,12 @@ class Task:
             name = " ".join(text.split()).casefold()
             if name in names:
                 return float(names.index(name))
-        allowed = cut(", ".join(f"{i} ({name})" for i, name in enumerate(self.label_names)), 200)
+        numbers = [] if self.labels else [f"{i} ({name})" for i, name in enumerate(self.label_names)]
+        allowed = cut(", ".join(numbers or self.label_names), 200)
+        allowed += ", the classes of the training file" if self.labels else ""
         problem = f"is not one of {allowed}" if allowed else "is out of range or not a number"
-        raise ValueError(f"{self.label_column} {text[:20]!r} {problem}")
+        kind = UnknownLabel if self.labels and text.strip() else ValueError
+        raise kind(f"{self.label_column} {text[:20]!r} {problem}")
 
 
 # -------------------------------------------------------------------------------------------- labels
@@ -95,6 +116,19 @@ def class_label(count: int) -> Callable[[str], float]:
 def score_label(low: float, high: float) -> Callable[[str], float]:
     """A parser for a number in [low, high]."""
     return _parser(lambda value: low <= value <= high)
+
+
+def plain_label(text: str) -> str:
+    """A label without extra spaces; a whole number without a dot or a zero in front: `1.0` is `1`."""
+    text = " ".join(text.split())
+    if re.fullmatch(r"[+-]?[0-9]{1,15}(\.0*)?", text):
+        return str(int(float(text)))
+    return text
+
+
+def label_of(names: Sequence[str]) -> Callable[[str], float]:
+    """A parser for the names of classes, index = class. It raises ValueError for other texts."""
+    return lambda text: float(names.index(plain_label(text)))
 
 
 # ------------------------------------------------------------------------------- losses, predictions
@@ -250,6 +284,7 @@ RECORDS = (
         metrics=CLASS_METRICS,
         probabilities=softmax_probabilities,
         prediction_column="Predicted_Sentiment",
+        other_columns={"sentence": "Phrase", "sentiment": "Sentiment", "id": "PhraseId"},  # Kaggle's
     ),
     Task(
         name="para",
@@ -265,6 +300,7 @@ RECORDS = (
         metrics=CLASS_METRICS,
         probabilities=sigmoid_probabilities,
         prediction_column="Predicted_Is_Paraphrase",
+        other_columns={"sentence1": "question1", "sentence2": "question2", "id": "test_id"},  # QQP's
         from_cosines=cosines_above_threshold,
         alike_label=1.0,
     ),
@@ -280,6 +316,7 @@ RECORDS = (
         predict=output_itself,
         metrics={"pearson": pearson, "spearman": spearman},
         prediction_column="Predicted_Similiary",  # spelled as the course spells it
+        other_columns={"similarity": "score", "id": "index"},  # STS-B's
         first_output=2.5,
         from_cosines=cosines_themselves,
         cosine_scale=5.0,
@@ -301,3 +338,115 @@ RECORDS = (
     ),
 )
 TASKS = {task.name: task for task in RECORDS}
+
+
+# ------------------------------------------------------------------------- a task from a file alone
+
+
+OWN_RANGE = 5.0  # the scores of an own regression are learned on the scale from 0 to 5, as those of sts
+MAX_CLASSES = 20  # more whole numbers than these are scores, unless the user says otherwise
+NUMBERS_SHARE = 0.99  # of the labels of a regression; the rest is not usable
+
+
+def name_rule(name: str) -> str:
+    """What is wrong with the name of a new task, or ""."""
+    if name.lower() in TASKS:
+        return f"there is a task of that name already, as {', '.join(TASKS)} are; give another"
+    # a head is found by its task's name, which must not be a method of torch's container
+    plain = re.fullmatch(r"[A-Za-z]\w{0,39}", name, re.ASCII) and not hasattr(nn.ModuleDict(), name)
+    reserved = ("mean", "unlabelled")
+    return "" if plain and name not in reserved else "is not a plain word that is free, such as stars"
+
+
+def own_record(
+    name: str, text_columns: Sequence[str], label_column: str, labels: Sequence[str], regression: bool | None
+) -> dict[str, Any]:
+    """The record of a task, as JSON can hold it, from the fields of its label column: `own_task` makes it.
+
+    Numbers are scores if one has a dot or there are more than MAX_CLASSES of them, or as `regression` says;
+    other labels are classes, in sorted order. Raises UserError that says what is wrong with the labels.
+    """
+    counts = Counter(map(plain_label, labels))
+    counts.pop("", None)
+    numbers = {label: float(label) for label in counts if _is_number(label)}
+    share = sum(counts[label] for label in numbers) / max(1, counts.total())
+    if regression is None:
+        dotted = any("." in label for label in labels if _is_number(label))
+        regression = share >= NUMBERS_SHARE and (dotted or len(numbers) > MAX_CLASSES)
+    shown = cut(", ".join(counts), 60)
+    if len(counts) < 2 or (regression and len({*numbers.values()}) < 2):
+        raise UserError(f"{label_column!r} has one label ({shown}); a task needs two or more")
+    record = {"name": name, "text_columns": list(text_columns), "label_column": label_column}
+    if regression:
+        if share < NUMBERS_SHARE:
+            other = next(label for label in counts if label not in numbers)
+            raise UserError(f"--regression needs numbers, and {label_column!r} has {other[:20]!r}")
+        return record | {"range": [min(numbers.values()), max(numbers.values())]}
+    if listed := [label for label in counts if _lists_several(label, counts)]:
+        found = f"{label_column!r} has several labels at once ({listed[0][:40]!r})"
+        raise UserError(f"{found}; that is not handled, a row has one label")
+    if len(counts) > max(MAX_CLASSES, counts.total() // 2):
+        found = f"{label_column!r} has {len(counts):,} labels in {counts.total():,} rows ({shown})"
+        raise UserError(f"{found}; is it the label column?")
+    if len(numbers) == len(counts):
+        names = sorted(counts, key=float)
+        whole = all(label == str(int(value)) for label, value in numbers.items())
+        return record | {"labels": [int(label) if whole else label for label in names]}
+    return record | {"labels": sorted(counts)}
+
+
+def _is_number(text: str) -> bool:
+    """Whether the text is a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _lists_several(label: str, labels: Mapping[str, int]) -> bool:
+    """Whether a label is a list, as JSON and pandas write it, or joins labels that occur alone as well."""
+    parts = re.split(r"\s*[,;|]\s*", label)
+    return (label[0] + label[-1] == "[]") or (len(parts) > 1 and all(part in labels for part in parts))
+
+
+def own_task(record: Mapping[str, Any]) -> Task:
+    """The task of a record that `own_record` made: softmax over classes, or squared error of scores."""
+    common: dict[str, Any] = {
+        "name": record["name"],
+        "file_stem": record["name"],
+        "text_columns": tuple(record["text_columns"]),
+        "label_column": record["label_column"],
+        "prediction_column": record["label_column"],
+    }
+    if "labels" in record:
+        names = tuple(map(str, record["labels"]))
+        return Task(
+            **common,
+            parse_label=label_of(names),
+            label_names=names,
+            labels=tuple(record["labels"]),
+            num_outputs=len(names),
+            loss=cross_entropy,
+            divergence=mysmartloss.sym_kl_loss,
+            predict=largest_logit,
+            metrics=CLASS_METRICS,
+            probabilities=softmax_probabilities,
+        )
+    low, high = record["range"]
+    unit = (high - low) / OWN_RANGE
+    return Task(
+        **common,
+        parse_label=_parser(math.isfinite),
+        num_outputs=1,
+        loss=lambda outputs, scores: mean_squared_error(outputs, (scores - low) / unit),
+        divergence=mysmartloss.squared_error,
+        predict=lambda outputs: output_itself(outputs) * unit + low,
+        metrics={"pearson": pearson, "spearman": spearman},
+        first_output=OWN_RANGE / 2,
+        from_cosines=cosines_themselves if len(record["text_columns"]) > 1 else None,
+    )
+
+
+def task_table(record: Mapping[str, Any]) -> dict[str, Task]:
+    """All tasks by name: those above, and that of the record, which may be empty."""
+    return TASKS | ({record["name"]: own_task(record)} if record else {})

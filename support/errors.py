@@ -1,9 +1,10 @@
 """The project's error type, and what a program says of it."""
 
+import difflib
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 LONGEST = 300  # characters of a message on the screen
 
@@ -39,6 +40,13 @@ class OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record's message alone."""
         return shown(record.getMessage())
+
+
+def did_you_mean(word: str, names: Iterable[str], dashes: str = "") -> str:
+    """`; did you mean NAME?` with the name nearest to the word, or "". dashes: stand before the name."""
+    by_lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.65)
+    return f"; did you mean {dashes}{by_lower[near[0]]}?" if near else ""
 
 
 def exit_status(name: str, program: Callable[[], int]) -> int:

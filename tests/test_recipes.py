@@ -23,6 +23,7 @@ DIFFS = re.findall(r"^### (.+?)\n.*?^```diff\n(.+?)^```", TEXT, flags=re.MULTILI
 RECIPES = {re.match(r"(?:A |Another |Something )(\w+)", title)[1]: diff for title, diff in DIFFS}
 FILES = {
     "task": {"tasks.py"},
+    "regression": {"tasks.py"},
     "divergence": {"mysmartloss.py", "tasks.py"},
     "term": {"multitask_classifier.py", "config.py"},
     "optimizer": {"multitask_classifier.py"},
@@ -137,6 +138,20 @@ def test_a_task(run, tmp_path, encoder):
     run("task", *sst, tmp_path / "sst_there")
     said([sys.executable, "multitask_classifier.py", *map(str, [*sst, tmp_path / "sst_here"])], ROOT)
     assert training_records(tmp_path / "sst_there") == training_records(tmp_path / "sst_here")
+
+
+def test_a_regression(run, tmp_path):
+    """Guards against a regression that needs more than its record, or whose R_s, as of one class, is 0."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    rows = [f"{text},{score}" for text, score in {"how do you do": 3, "it is": 0.5, "yo": -3}.items()]
+    for split in ("train", "dev"):
+        text = "\n".join(["sentence,formality", *rows * 4]) + "\n"
+        (data / f"formality-{split}.csv").write_text(text)
+    run("regression", *RUN, "--tasks", "formality", "--data_dir", data, "--output_dir", out)
+    dev = json.loads((out / "results.json").read_text())["dev"]
+    assert set(dev["formality"]) == {"pearson", "spearman"}
+    assert len(training_records(out)) == 5 and all(record["smart"] > 0 for record in training_records(out))
 
 
 def test_a_divergence(run, tmp_path):

@@ -15,6 +15,7 @@ FLAGS = """
 option tasks eval_tasks model_name_or_path checkpoint pooling hidden_dropout_prob max_length precision
 similarity use_gpu deterministic compile
 data_dir max_train_samples max_eval_samples unlabelled_file unlabelled_task
+train_file dev_file test_file text_column label_column task_name regression
 task text text_pair input output
 schedule task_weights gradient_surgery epochs eval_steps patience steps_per_epoch batch_size
 gradient_accumulation_steps max_tokens lr

@@ -71,7 +71,7 @@ def test_texts_that_the_encoder_cannot_read(tokenizer, tmp_path, caplog, text, s
     """Guards against hours of training on [UNK], as emoji and other scripts are read, without a word."""
     file = tmp_path / "texts.csv"
     file.write_text(f"id\tsentence\tsentiment\n1\t{text}\t3\n2\t{text}\t1\n", encoding="utf-8")
-    load_data({("sst", split): file}, tokenizer, 64, {})
+    load_data({("sst", split): file}, TASKS, tokenizer, 64, {})
     expected = (
         f"{file}: {said} of the word pieces are [UNK], which the encoder cannot read; for example {text!r}"
     )

@@ -1,12 +1,24 @@
-"""Whole runs on a folder of the user's own: comma-separated, without ids, without test files."""
+"""Data of the user's own: a folder in the course's layout, and a task made from a file alone."""
 
 import csv
 import json
+import shutil
+from pathlib import Path
 
 import pytest
+import torch
 
-from helpers import sample_examples
-from tasks import TASKS
+from base_bert import seeded_linear
+from bert import BertModel
+from checkpoint import load_checkpoint
+from config import TrainConfig
+from datasets import held_out, read_examples, read_own_record
+from helpers import run_program, sample_examples
+from multitask_classifier import MultitaskBERT, training_loss
+from mysmartloss import BregmanProximal
+from support.errors import UserError
+from tasks import TASKS, name_rule, own_record, own_task
+from tiny_bert import TINY, tiny_batch
 
 SIZE = ["--epochs=1", "--steps_per_epoch=4", "--batch_size=4"]
 DEV = dict.fromkeys(("sst-dev-output.csv", "sts-dev-output.csv"), [str(i) for i in range(1, 13)])
@@ -78,3 +90,336 @@ def test_what_is_named_or_needed_must_be_there(main, own, capsys, arguments, nam
     printed = capsys.readouterr()
     assert named in printed.err and printed.err.count("\n") == 1 and "no test file" not in printed.out
     assert not (own.parent / "run").exists() and not (own.parent / "out.csv").exists()
+
+
+# ------------------------------------------------------------------------- a task from a file alone
+
+
+STARS = ["--text_column", "review", "--label_column", "stars", "--task_name", "stars"]
+
+
+@pytest.fixture
+def reviews(tmp_path, monkeypatch) -> Path:
+    """A file of 60 reviews with 1, 2, 4 or 5 stars, and a dev file of 12; here is the working folder."""
+    monkeypatch.chdir(tmp_path)
+    rows = [example for example in sample_examples("sst") if example.label != 2]
+    for name, part in {"my.csv": rows[:60], "dev.csv": rows[60:72]}.items():
+        lines = [[example.texts[0], int(example.label) + 1] for example in part]
+        write_csv(tmp_path / name, ["review", "stars"], lines)
+    return tmp_path
+
+
+def write_csv(path: Path, header: list[str], rows: list[list]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("labels", "regression", "expected"),
+    [
+        ("10 9 2 9", None, [2, 9, 10]),  # by value, not as text
+        ("0 1 1", None, [0, 1]),
+        ("-1 1 01", None, [-1, 1]),
+        ("good bad Ugly bad", None, ["Ugly", "bad", "good"]),
+        ("1 2 n/a", None, ["1", "2", "n/a"]),
+        ("0.5 3 5", None, (0.5, 5.0)),
+        ("1.0 2.0 5.0", None, (1.0, 5.0)),
+        ("1.0 2.0 5.0", False, [1, 2, 5]),
+        ("1 2 5", True, (1.0, 5.0)),
+        (" ".join(map(str, range(20))), None, list(range(20))),
+        (" ".join(map(str, range(21))), None, (0.0, 20.0)),
+        (" ".join(f"{i % 40}" for i in range(80)), False, list(range(40))),
+        (" ".join(["n/a", *(f"{i}.5" for i in range(100))]), None, (0.5, 99.5)),  # a bad row in a hundred
+    ],
+)
+def test_labels_say_what_the_task_is(labels, regression, expected):
+    """Guards against classes in another order than written, and numbers that are taken for the other kind."""
+    record = own_record("t", ["x"], "y", labels.split(), regression)
+    assert record == json.loads(json.dumps(record))
+    assert record.get("labels", tuple(record.get("range", ()))) == expected
+    task = own_task(record)
+    names = expected if isinstance(expected, list) else []
+    assert [task.read_label(str(name)) for name in names] == list(range(len(names)))
+    assert [task.written(i) for i in range(len(names))] == names
+
+
+@pytest.mark.parametrize(
+    ("labels", "regression", "words"),
+    [
+        (["1", "1", ""], None, "has one label"),
+        ([], None, "has one label"),
+        (["1.5", "1.50"], True, "has one label"),
+        (["1", "2", "high"], True, "needs numbers, and 'y' has 'high'"),
+        (["['a', 'b']", "['a']"], None, "several labels at once"),
+        (["a", "b", "a, b"], None, "several labels at once"),
+        (["a", "b", "a|b"], None, "several labels at once"),
+        ([f"text {i}" for i in range(50)], None, "50 labels in 50 rows"),
+    ],
+)
+def test_labels_that_make_no_task(labels, regression, words):
+    """Guards against a head with one class, a class for each list of labels, and one for each row."""
+    with pytest.raises(UserError) as error:
+        own_record("t", ["x"], "y", labels, regression)
+    assert words in str(error.value)
+
+
+def test_a_name_must_be_free():
+    """Guards against a head that torch refuses with a traceback, and a score that stands for the mean."""
+    assert [name_rule(name) for name in ("stars", "Task_2")] == ["", ""]
+    for name in ("sst", "STS", "mean", "unlabelled", "train", "keys", "two words", "a.b", "9", "", "ä"):
+        assert name_rule(name), name
+
+
+TEXT = 'He said "fine", and\tleft.'
+RAW_TSV = """review\tstars\n"Open quote\t1\nA "b" c\t2\n"Closed," he said\t1\n"""
+OWN_FILES = {
+    "a.csv": ('"review","stars"\n"He said ""fine"", and\tleft.",1\nok,2\n', [TEXT, "ok"]),
+    "a.tsv": ('review\tstars\n"He said ""fine"", and left."\t1\nok\t2\n', [TEXT.replace("\t", " "), "ok"]),
+    "raw.tsv": (RAW_TSV, ['"Open quote', 'A "b" c', '"Closed," he said']),
+    "a.jsonl": (
+        json.dumps({"stars": 1, "review": TEXT}) + '\n\n{"review": "ok", "stars": 2}\n',
+        [TEXT, "ok"],
+    ),
+    "a.JSON": (json.dumps([{"review": TEXT, "stars": 1}, {"stars": 2, "review": "ok"}]), [TEXT, "ok"]),
+}
+
+
+@pytest.mark.parametrize("name", OWN_FILES)
+def test_kinds_of_files(tmp_path, name):
+    """Guards against rows that are joined at a quote, and quotes or tabs that a text loses."""
+    content, texts = OWN_FILES[name]
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    task = own_task(read_own_record(path, "t", ("review",), "stars", None))
+    examples = read_examples(path, task)
+    assert [example.texts for example in examples] == [(text,) for text in texts]
+    assert [example.label for example in examples] == [0.0, 1.0, 0.0][: len(texts)]
+
+
+QQP = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+STSB = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
+ELSEWHERE = {  # task, labelled, content -> id, texts and label of each row, as the rows say
+    "glue-qqp.tsv": ("para", True, QQP + '7\t1\t2\t"Why?\tWhy "so?\t1\n8\t3\t4\tA?\tB?"\t0\n')
+    + ([("7", '"Why?', 'Why "so?', 1), ("8", "A?", 'B?"', 0)],),
+    "kaggle-qqp.csv": ("para", True, QQP.replace("\t", ",") + '"7","1","2","Why, ""so""?","Why?","1"\n')
+    + ([("7", 'Why, "so"?', "Why?", 1)],),
+    "kaggle-qqp-test.csv": ("para", False, "test_id,question1,question2\n5,A?,B?\n")
+    + ([("5", "A?", "B?", None)],),
+    "qqp.jsonl": ("para", True, '{"question1": "A?", "question2": "B?", "is_duplicate": 1}\n')
+    + ([("1", "A?", "B?", 1)],),
+    "glue-stsb.tsv": ("sts", True, STSB + '0\tx\tx\t2012\t1\tn\tn\t"A\tB\t0.500\n')
+    + ([("0", '"A', "B", 0.5)],),
+    "sbert-stsb.csv": ("sts", True, "sentence1,sentence2,score\nA,B,0.5\nC,D,1.0\n")
+    + ([("1", "A", "B", 2.5), ("2", "C", "D", 5)],),
+    "kaggle-sst.tsv": ("sst", True, "PhraseId\tSentenceId\tPhrase\tSentiment\n9\t1\tfine\t4\n")
+    + ([("9", "fine", 4)],),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_columns_of_glue_and_kaggle(tmp_path, name):
+    """Guards against GLUE's quotes that swallow rows, and scores of 0 to 1 among those of 0 to 5."""
+    task, labelled, content, expected = ELSEWHERE[name]
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    rows = read_examples(path, TASKS[task], labelled)
+    assert [(row.id, *row.texts, row.label) for row in rows] == expected
+
+
+def test_two_classes_are_not_the_five_of_sst(tmp_path):
+    """Guards against GLUE's SST-2, whose 1 is positive, in a task whose 1 is negative."""
+    path = tmp_path / "train.tsv"
+    path.write_text("sentence\tlabel\nfine\t1\nbad\t0\n")
+    with pytest.raises(UserError) as error:
+        read_examples(path, TASKS["sst"])
+    assert "'label' has 2 values and sst 5 classes: train a task of its own, --train_file" in str(error.value)
+
+
+def test_held_out_rows_have_every_label_in_its_share():
+    """Guards against dev rows that are in training, other dev rows in each run, and a class without any."""
+    rows = [example._replace(id=str(i)) for i, example in enumerate(sample_examples("sst"))]  # 40 of each
+    parts = held_out(rows)
+    ids = {name: [int(row.id) for row in part] for name, part in parts.items()}
+    assert sorted(ids["train"] + ids["dev"]) == list(range(200)) and len(ids["dev"]) == 20
+    assert ids["train"] == sorted(ids["train"]) and ids["dev"] == sorted(ids["dev"])
+    assert [sum(row.label == label for row in parts["dev"]) for label in range(5)] == [4] * 5
+    assert held_out(rows) == parts and [len(part) for part in held_out(rows[:2]).values()] == [1, 1]
+
+
+@pytest.mark.parametrize("labels", [["good", "bad"], ["0", "1", "2"], ["0.5", "9"]])
+def test_smart_works_on_an_own_task(labels):
+    """Guards against a divergence of the wrong kind, which is 0 or has no gradient in the encoder."""
+    task = own_task(own_record("t", ["x"], "y", labels, None))
+    model = MultitaskBERT(BertModel(TINY), tasks=[task]).train()
+    losses = training_loss(
+        model, task, tiny_batch("sst"), TrainConfig(use_smart=True), BregmanProximal(model)
+    )
+    assert losses["smart"].item() > 0
+    losses["smart"].backward()
+    layers = [*model.bert.bert_layers.parameters()]
+    assert sum(layer.grad is not None and layer.grad.abs().max() > 0 for layer in layers) >= 8
+
+
+def test_scores_are_learned_on_the_scale_of_sts():
+    """Guards against scores from 0 to 1000, whose loss would be a million times that of others.
+
+    By hand: 20 of 10 to 30 is 2.5 of 0 to 5, and (2 - 2.5)² = 0.25.
+    """
+    task = own_task({"name": "t", "text_columns": ["x"], "label_column": "y", "range": [10, 30]})
+    outputs, scores = torch.tensor([[2.0], [5.0]]), torch.tensor([20.0, 30.0])
+    assert task.loss(outputs, scores).item() == pytest.approx(0.125)
+    assert task.predict(outputs).tolist() == [18.0, 30.0]
+    assert seeded_linear(TINY, 1, task.first_output, (0,)).bias.item() == 2.5
+    sts = own_task({"name": "t", "text_columns": ["x"], "label_column": "y", "range": [0, 5]})
+    assert sts.loss(outputs, scores) == TASKS["sts"].loss(outputs, scores)
+
+
+def test_a_run_on_a_file_alone(main, reviews, capsys, monkeypatch):
+    """Guards against a model or a run that needs the training file again, other rows after resuming, which
+    `load_last` would refuse, and labels that come back as the numbers of classes."""
+    size = ["--use_smart", "--max_length=32", "--steps_per_epoch=4", "--batch_size=4", "--precision=fp32"]
+    own = ["--train_file", "my.csv", *STARS, *size]
+    assert main(*own, "--epochs", 1, "--output_dir", "run") == 0
+    said = capsys.readouterr().out
+    rows = lines_of(reviews / "run" / "own_data" / "dev.jsonl")
+    counts = [sum(row["stars"] == label for row in rows) for label in (1, 2, 4, 5)]
+    assert "stars: 4 classes, rows for training + dev: 1 (" in said and f"+ {counts[0]})" in said
+    assert "a tenth of my.csv is held out for dev" in said and len(rows) == 6
+    (reviews / "my.csv").rename(reviews / "gone.csv")
+
+    assert main("--resume", "--epochs", 2, "--output_dir", "run") == 0
+
+    capsys.readouterr()
+    shutil.copytree(reviews / "run" / "best", reviews / "elsewhere" / "model")
+    for folder in ("run", "elsewhere/model"):
+        ask = ["--option", "predict", "--checkpoint", folder, "--task", "stars", "--text", "fine"]
+        assert run_program(*ask, "--precision", "fp32") == 0
+    answers = lines_of_text(capsys.readouterr().out)
+    assert answers[0] == answers[1] and answers[0]["label"] in (1, 2, 4, 5)
+    assert answers[0]["name"] == str(answers[0]["label"])
+    assert list(answers[0]["probabilities"]) == ["1", "2", "4", "5"]
+    (answer,) = MultitaskBERT.from_pretrained(reviews / "elsewhere" / "model", "fp32").predict(
+        "stars", ["fine"]
+    )
+    assert answer.items() <= answers[0].items()
+
+    results = json.loads((reviews / "run" / "results.json").read_text())
+    evaluate = ["--option", "evaluate", "--checkpoint", "run", "--precision", "fp32", "--output_dir", "again"]
+    assert run_program(*evaluate) == 0
+    assert json.loads((reviews / "again" / "results.json").read_text())["dev"] == results["dev"]
+    test = write_csv(reviews / "test.csv", ["review", "other"], [["fine", 1], ["bad", 2]])
+    predict = ["--option", "predict", "--checkpoint", "run", "--test_file", test, "--output_dir", "new"]
+    assert run_program(*predict) == 0
+    header, *lines = (reviews / "new" / "predictions" / "stars-test-output.csv").read_text().splitlines()
+    assert header == "id \t stars " and [line.split(" , ")[0] for line in lines] == ["1", "2"]
+    assert {line.split(" , ")[1].strip() for line in lines} <= {"1", "2", "4", "5"}
+
+    capsys.readouterr()
+    assert run_program("--option", "evaluate", "--checkpoint", "elsewhere/model", "--output_dir", "x") == 2
+    assert "give them with --dev_file" in capsys.readouterr().err
+    assert main(*own, "--epochs", 2, "--resume", "--output_dir", "run") == 0  # the whole command again
+    card = (reviews / "run" / "best" / "README.md").read_text()
+    assert "a tenth of my.csv, held out" in card and str(reviews) not in card
+    assert "stars" in (reviews / "run" / "report.html").read_text()
+
+
+def lines_of_text(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_words_pairs_and_scores(main, tmp_path, monkeypatch, capsys):
+    """Guards against a pair whose second text is lost, words that come back as numbers, and a regression that
+    answers on the scale of its loss."""
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        [*row.texts, "same" if row.label > 2.5 else "other", row.label * 100]
+        for row in sample_examples("sts")
+    ]
+    write_csv(tmp_path / "pairs.csv", ["a", "b", "kind", "price"], rows[:60])
+    write_csv(tmp_path / "dev.csv", ["a", "b", "kind", "price"], rows[60:80])
+    texts = ["--train_file", "pairs.csv", "--dev_file", "dev.csv", "--text_column", "a", "b"]
+    ask = ["--text", rows[0][0], "--text_pair", rows[0][1], "--option", "predict"]
+    assert main(*texts, "--label_column", "kind", *SIZE, "--task_name", "kind", "--output_dir", "kind") == 0
+    assert len(lines_of(tmp_path / "kind" / "predictions" / "kind-dev-rows.jsonl")) == 20
+    capsys.readouterr()
+    assert run_program(*ask, "--checkpoint", "kind", "--task", "kind") == 0
+    (answer,) = lines_of_text(capsys.readouterr().out)
+    assert answer["label"] == answer["name"] and list(answer["probabilities"]) == ["other", "same"]
+
+    both = ["--tasks", "sst,price", "--task_name", "price", "--label_column", "price"]
+    assert main(*texts, *both, *SIZE, "--output_dir", "price") == 0
+    results = json.loads((tmp_path / "price" / "results.json").read_text())
+    assert list(results["dev"]) == ["sst", "price"] and list(results["dev"]["price"]) == [
+        "pearson",
+        "spearman",
+    ]
+    assert results["untrained_cosine"].keys() == {"price"}
+    rows_of_dev = lines_of(tmp_path / "price" / "predictions" / "price-dev-rows.jsonl")
+    assert all(100 < row["prediction"] < 400 for row in rows_of_dev)  # the head begins in the middle, at 250
+    capsys.readouterr()
+    assert run_program(*ask, "--checkpoint", "price", "--task", "price") == 0
+    assert 100 < lines_of_text(capsys.readouterr().out)[0]["value"] < 400
+
+
+MISTAKES = {
+    "--train_file my.csv --text_column reviw --label_column stars": "no column 'reviw' in the header (it has"
+    " 'review', 'stars'); did you mean review?",
+    "--train_file my.csv --text_column review": "no column 'label' in the header",
+    "--train_file my.csv --text_column review --label_column review": "each other than the label's",
+    "--train_file my.csv --text_column review --label_column stars review": "several labels at once",
+    "--train_file my.csv --text_column review --label_column stars,review": "several labels at once",
+    "--train_file my.csv --label_column stars --task_name sst": "--task_name sst: there is a task",
+    "--train_file my.csv --label_column stars --task_name my-task": "--task_name my-task: is not a",
+    "--train_file my.csv --label_column stars --tasks sst": "its task, own, is not one of --tasks",
+    "--train_file no.csv --label_column stars": "no.csv: cannot be read",
+    "--train_file empty.csv --label_column stars": "empty.csv:1: the file is empty",
+    "--train_file header.csv --label_column stars": "header.csv: 'stars' has one label",
+    "--train_file one.csv --label_column stars": "one.csv: 'stars' has one label (1)",
+    "--train_file three.csv --label_column stars": "--text_column must name the column of texts",
+    "--train_file my.csv --label_column stars --dev_file other.csv": "other.csv:2: stars '3' is not one",
+    "--train_file my.csv --label_column stars --dev_file no.csv": "--dev_file no.csv: no such file",
+    "--train_file my.csv --label_column stars --test_file three.csv": "three.csv:1: no column 'review'",
+    "--train_file bad.jsonl --label_column stars": "bad.jsonl:2: not JSON",
+    "--dev_file my.csv": "--dev_file my.csv: needs --train_file",
+    "--label_column stars": "--label_column stars: needs --train_file",
+    "--regression": "--regression: needs --train_file",
+    "--option evaluate --checkpoint x --train_file my.csv": "--train_file my.csv: only for --option finetune",
+    "--tasks sst,stars": "there is no task 'stars'",
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES.items())
+def test_a_mistake_is_one_line(main, reviews, capsys, arguments, words):
+    """Guards against tracebacks, half-written folders, and a dev label that is skipped in silence."""
+    contents = {"empty.csv": "", "header.csv": "review,stars\n", "one.csv": "review,stars\na,1\nb,1\n"}
+    contents |= {"other.csv": "review,stars\na,3\n", "three.csv": "a,b,stars\nx,y,1\nx,y,2\n"}
+    contents["bad.jsonl"] = '{"review": "a", "stars": 1}\n{"review": "b"\n'
+    for name, content in contents.items():
+        (reviews / name).write_text(content)
+    assert main(*arguments.split(), *SIZE, "--output_dir", "run") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and words in error
+    assert not (reviews / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_real_encoder_learns_an_own_file(reviews, no_course_data, capsys):
+    """Guards against a pipeline that runs to its end and learns nothing: a constant scores a half."""
+    for split, path in {"train": "words.csv", "dev": "words-dev.csv"}.items():
+        rows = [row for row in sample_examples("sst", split) if row.label != 2]
+        texts = [[row.texts[0], "good" if row.label > 2 else "bad"] for row in rows]
+        write_csv(reviews / path, ["text", "label"], texts)
+    flags = ["--epochs", 4, "--batch_size", 16, "--use_smart", "--output_dir", "run"]
+    assert run_program("--train_file", "words.csv", "--dev_file", "words-dev.csv", *flags) == 0
+    assert json.loads((reviews / "run" / "results.json").read_text())["dev"]["own"]["accuracy"] > 0.65
+    saved = load_checkpoint(reviews / "run" / "best").records["run"]["config"]["own"]
+    assert saved["labels"] == ["bad", "good"] and saved["text_columns"] == ["text"]
+    capsys.readouterr()
+    ask = ["--option", "predict", "--checkpoint", "run", "--task", "own"]
+    assert run_program(*ask, "--text", "A wonderful, moving film.") == 0
+    assert lines_of_text(capsys.readouterr().out)[0]["label"] == "good"

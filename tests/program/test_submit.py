@@ -135,5 +135,5 @@ def test_missing_predictions_are_listed(run, capsys, tmp_path):
     """Guards against one error after the other, a file at a time."""
     for name in ("sst-dev-output.csv", "sts-test-output.csv"):
         (run / "predictions" / name).unlink()
-    refused(capsys, run, "sst-dev-output.csv, ", "sts-test-output.csv: no such file")
-    refused(capsys, tmp_path / "nowhere", "nowhere", "no such file")
+    refused(capsys, run, "no sst-dev-output.csv, sts-test-output.csv;")
+    refused(capsys, tmp_path / "nowhere", "nowhere: no sst-dev-output.csv")
