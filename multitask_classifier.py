@@ -549,7 +549,10 @@ def train(
     datasets = {name: data[name, "train"] for name in config.tasks}
     if config.unlabelled_task:
         datasets[UNLABELLED] = data[config.unlabelled_task, UNLABELLED]
-    shares = parallel.size() * config.gradient_accumulation_steps  # parts of each batch
+    # a resumed run keeps the batches of the processes that it was started with
+    processes = checkpoint.processes_of(folder) if config.resume else parallel.size()
+    shares = processes * config.gradient_accumulation_steps  # parts of each batch that fit in memory
+    parts = parallel.size() * -(-shares // parallel.size())  # every process computes as many
     loaders = {  # a task's batches depend on the seed and its name alone, not on which other tasks there are
         name: Loader(
             dataset, config.batch_size * shares, (config.seed, *name.encode()), config.max_tokens, shares
@@ -572,13 +575,20 @@ def train(
     optimizer = AdamW(optimizer_groups(model, config), lr=config.lr)
     # fp16 would round small gradients to 0, so the loss is scaled up there
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    if parts != shares and any("contrastive" in config.weights(name) for name in config.tasks):
+        words = "--contrastive_weight: a batch is computed in %d parts now, not %d, so its negatives differ"
+        log.warning(words, parts, shares)
     describe(model, tokenizer, loaders, plan, warmup, config)
     try_largest_batch(model, loaders, config, teacher)
 
-    record = checkpoint.run_record(config, data, source) | {"total_steps": total}
+    record = checkpoint.run_record(config, data, source, processes) | {"total_steps": total}
     progress = Progress()
     if config.resume:
         progress = checkpoint.load_last(folder, models, optimizer, scaler, record)
+        group = optimizer.param_groups[0]
+        planned = config.lr * warmup_decay(progress.step - 1, warmup, total)
+        now = config.lr * warmup_decay(progress.step, warmup, total)
+        messages.say_new_rate(group["lr"] / group["lr_factor"], planned, now, progress.step, total)
     run_log = SilentLog() if parallel.rank() else RunLog(folder, progress.log_bytes, progress.step)
     run = Run(config, folder, tokenizer, record, progress, run_log)
     dev = [data[task, "dev"] for task in config.eval_tasks]
@@ -606,15 +616,15 @@ def train(
             of_tasks = []  # gradients, where PCGrad combines them
             for name, batch in zip(names, batches, strict=True):
                 sums: dict[str, Tensor] = {}  # over the parts that this process computes
-                for number in range(parallel.rank(), shares, parallel.size()):
-                    part = batch.share(number, shares).to(device)
+                for number in range(parallel.rank(), parts, parallel.size()):
+                    part = batch.share(number, parts).to(device)
                     with out_of_memory_advice(*part.input_ids.shape):
                         measure = progress.lacks(name, "ascent_gain")
                         values = training_loss(model, datasets[name].task, part, config, teacher, measure)
-                        scaler.scale(values["total"] * (part.weight * part.batch_weight / shares)).backward()
+                        scaler.scale(values["total"] * (part.weight * part.batch_weight / parts)).backward()
                     for key, value in values.items():
                         sums[key] = sums.get(key, 0.0) + value.detach() * (
-                            part.weight * parallel.size() / shares
+                            part.weight * parallel.size() / parts
                         )
                 losses.append(parallel.all_reduce_mean(sums))
                 if config.gradient_surgery == "pcgrad":
