@@ -38,6 +38,7 @@ RAW_TEXT = ("task", "text", "text_pair", "input", "output")  # the flags for tex
 UNLABELLED = "unlabelled"  # stands for --unlabelled_file where a task's name would
 SMART_TERMS = ("smart", "bregman")  # the terms of --use_smart; they need no labels
 BETAS = {"fitted": mysmartloss.fitted_beta, "paper": mysmartloss.paper_beta}
+METRICS = tuple(dict.fromkeys(name for task in TASKS.values() for name in task.metrics))
 NORMS = {"inf": mysmartloss.inf_norm, "2": mysmartloss.l2_norm}
 
 Weight = float | dict[str, float]  # one number for all tasks, or numbers by task
@@ -259,6 +260,12 @@ class TrainConfig:
         " or best, whichever scores higher on dev where D_Breg is on",
         ("student", "teacher", "best"),
     )
+    select_by: str | None = flag(
+        None,
+        "metric that picks the best epoch, for the tasks that have it, such as macro_f1 for rare classes"
+        " (default: each task's main metric)",
+        METRICS,
+    )
     rdrop_weight: Weight = flag(0.0, "α of R-Drop: a second pass, and α/2 times the symmetric divergence")
     contrastive_weight: Weight = flag(
         0.0,
@@ -346,6 +353,10 @@ class TrainConfig:
         joint = self.schedule == "joint"
         yield "schedule", joint and count < 2, f"needs two --tasks or more, not {self.tasks[0]} alone"
         yield "gradient_surgery", self.gradient_surgery != "none" and not joint, "needs --schedule joint"
+        selecting = [task for task in self.eval_tasks if task in self.tasks] or self.eval_tasks
+        has_metric = any(self.select_by in TASKS[task].metrics for task in selecting)
+        why = f"no metric of {', '.join(selecting)}"
+        yield "select_by", self.select_by and not has_metric, why
         too_large = max(self.lr, self.head_lr) * self.weight_decay >= 1
         yield "weight_decay", too_large, "times the learning rate it must be below 1, or weights change sign"
 

@@ -517,12 +517,16 @@ def score_dev(models: dict[str, MultitaskBERT], dev: list[TokenizedDataset], run
     """Score student and teacher on dev; save the one that --keep allows if it is the best so far."""
     config = run.config
     progress = run.progress
-    results = {role: evaluate(model, dev, config.batch_size, config.tasks) for role, model in models.items()}
+    results = {
+        role: evaluate(model, dev, config.batch_size, config.tasks, config.select_by)
+        for role, model in models.items()
+    }
     for role, result in results.items():
         models[role].train()
         for task, scores in result.scores.items():
             run.log.write(f"{'dev' if role == 'student' else 'teacher'}/{task}", progress.step, scores)
-    kept = progress.take_scores(results, config.keep, when)
+    by = f", best by {config.select_by}" if config.select_by else ""
+    kept = progress.take_scores(results, config.keep, when + by)
     if kept is None:
         return
     save_best(models, run)
@@ -703,11 +707,10 @@ def finish(config: TrainConfig, model: MultitaskBERT, tests: list[TokenizedDatas
     if parallel.rank() == 0:
         text = json.dumps(results | {"config": config.to_dict()}, indent=2)
         write_text(folder / "results.json", text + "\n")
-    which = (
-        f" ({results.get('kept', 'student')} after step {results['best_step']})"
-        if "best_step" in results
-        else ""
-    )
+    which = ""
+    if "best_step" in results:
+        chosen = f", chosen by {config.select_by}" if config.select_by else ""
+        which = f" ({results.get('kept', 'student')} after step {results['best_step']}{chosen})"
     untrained = results.get("untrained_cosine", {})
     print(f"\n{scores_table(results['dev'], untrained)}")
     print(f"mean {results['dev_mean']:.3f}{which}; everything is in {folder}")
