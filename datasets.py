@@ -29,6 +29,7 @@ from torch import Tensor
 
 from support import two_datasets
 from support.errors import UserError
+from support.shapes import text_shape
 from support.tables import read_table, read_utf8
 from tasks import Task
 
@@ -112,10 +113,13 @@ def read_unlabelled(path: str | Path, task: Task) -> list[Example]:
     """Texts without labels: a text a line, or two with a tab between them; or a file in the course's layout.
 
     The file has the course's layout if its first line names the columns of the task's texts; labels there are
-    not read. Blank lines are skipped. Raises UserError with file and line if the file is empty or not UTF-8,
-    or if a line has more or fewer texts than the task.
+    not read. Blank lines are skipped. Raises UserError with file and line if the file is empty, JSON or not
+    UTF-8, or if a line has more or fewer texts than the task.
     """
-    lines = [(number, line) for number, line in enumerate(read_utf8(path).split("\n"), 1) if line.strip()]
+    text = read_utf8(path)
+    if other := text_shape(text):
+        raise UserError(f"{path}:1: {other}")
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError(f"{path}:1: the file is empty")
     if set(task.text_columns) <= {name.strip() for name in re.split(r"[\t,]", lines[0][1])}:
@@ -140,13 +144,56 @@ def _find_columns(where: str, header: list[str], task: Task, labelled: bool) -> 
     for name in needed:
         if name not in names:
             found = ", ".join(map(repr, names))[:200]
-            other = len(names) == 1 or any(";" in name for name in names)
-            hint = "; columns must be separated by tabs or commas" if other else ""
-            raise UserError(f"{where}: no column {name!r} in the header (it has {found}){hint}")
+            hint = _header_hint(names, task, labelled)
+            raise UserError(f"{where}: no column {name!r} in the header (it has {found}); {hint}")
     for name in ("id", *needed):
         if names.count(name) > 1:
             raise UserError(f"{where}: {names.count(name)} columns named {name!r} in the header")
     return {name: names.index(name) for name in ("id", *needed) if name in names}
+
+
+# what other data sets call a column: a single text, the first and second of a pair, the label; in lower case
+OTHER_NAMES = (
+    ("sentence", "text", "review", "phrase", "content", "tweet", "comment"),
+    ("sentence1", "question1", "#1 string", "text1", "premise", "question", "sentence_a", "text_a"),
+    ("sentence2", "question2", "#2 string", "text2", "hypothesis", "sentence", "sentence_b", "text_b"),
+    ("label", "labels", "score", "sentiment", "is_duplicate", "similarity", "quality", "gold_label", "class")
+    + ("target", "rating", "stars", "polarity", "similarity_score", "relatedness_score", "category"),
+)
+# columns of a public data set, in lower case; its name; the task with such labels; whether the columns are its
+# alone
+PUBLIC = (
+    ({"question1", "question2"}, "Quora's pairs (GLUE's QQP, Kaggle)", "para", True),
+    ({"#1 string", "#2 string"}, "GLUE's MRPC", "para", True),
+    ({"sentence1", "sentence2", "score"}, "GLUE's STS-B", "sts", True),
+    ({"phrase", "phraseid"}, "Kaggle's movie reviews", "sst", True),
+    ({"sentence", "label"}, "GLUE's SST-2, with two classes,", "cfimdb", False),
+    ({"review"}, "Kaggle's IMDB reviews, with two classes,", "cfimdb", False),
+)
+
+
+def _header_hint(names: list[str], task: Task, labelled: bool) -> str:
+    """How to mend a header that lacks a column: names to change, or the task of a public data set."""
+    if len(names) == 1 or any(";" in name for name in names):
+        return "columns must be separated by tabs or commas"
+    roles = OTHER_NAMES[:1] if len(task.text_columns) == 1 else OTHER_NAMES[1:3]
+    needed = dict(zip(task.text_columns, roles, strict=True))
+    if labelled:
+        needed[task.label_column] = OTHER_NAMES[3]
+    lower = {name.lower(): name for name in reversed(names)}
+    theirs = {
+        ours: next((lower[other] for other in (ours, *others) if other in lower), None)
+        for ours, others in needed.items()
+    }
+    renamed = [f"{other!r} to {ours!r}" for ours, other in theirs.items() if other not in (None, ours)]
+    hint = f"rename {', '.join(renamed)}"
+    if None in theirs.values() or len(set(theirs.values())) < len(theirs):
+        hint = f"the first line must name the columns {', '.join(needed)}"
+    for columns, title, of_task, certain in PUBLIC:
+        if columns <= lower.keys() and of_task != task.name:
+            for_other = f"data for {of_task} (--{of_task}_train and so on)"
+            return f"this is {title}, {for_other}" if certain else f"{hint}; {title} would be {for_other}"
+    return hint
 
 
 def _read_row(row: list[str], number: str, columns: dict[str, int], task: Task, labelled: bool) -> Example:
