@@ -25,6 +25,7 @@ from base_bert import EMBEDDED
 from datasets import SCHEDULES
 from support.devices import COMPUTE_TYPES
 from support.errors import UserError, one_line
+from support.other_flags import answer
 from tasks import TASKS
 
 log = logging.getLogger("smart_bert")
@@ -548,15 +549,22 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message.removeprefix("argument "))
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's. Raises UserError that answers an unknown flag with the nearest one."""
+        """As argparse's. Raises UserError that says of each unknown flag what to give instead."""
         known, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            word = unknown[0].partition("=")[0]
-            names = [text.lstrip("-") for text in self._option_string_actions]
-            # a text editor may join two dashes
-            hint = did_you_mean(word.lstrip("-\u2013\u2014").replace("-", "_"), names, "--")
-            raise UserError(f"unknown flag {word}{hint or '; --help lists all flags'}")
-        return known
+        if not unknown:
+            return known
+        # a text editor may join two dashes; values of unknown flags are unknown words, too
+        words = [word.partition("=")[0] for word in unknown if re.match(r"[-\u2013\u2014](?!\.?\d)", word)]
+        hints = {word: self._instead_of(word) for word in words or unknown[:1]}
+        if len(hints) == 1:
+            raise UserError("unknown flag {}; {}".format(*hints.popitem()))
+        raise UserError("unknown flags " + ", ".join(f"{word} ({hint})" for word, hint in hints.items()))
+
+    def _instead_of(self, word: str) -> str:
+        """What to give instead of an unknown flag: what is known of other trainers, or the nearest name."""
+        names = [text.lstrip("-") for text in self._option_string_actions]
+        near = did_you_mean(word.lstrip("-\u2013\u2014").replace("-", "_"), names, "--")
+        return answer(word) or near.removeprefix("; ") or "--help lists all flags"
 
 
 def parse_weight(text: str) -> Weight:

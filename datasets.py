@@ -160,7 +160,7 @@ OTHER_NAMES = (
     ("label", "labels", "score", "sentiment", "is_duplicate", "similarity", "quality", "gold_label", "class")
     + ("target", "rating", "stars", "polarity", "similarity_score", "relatedness_score", "category"),
 )
-# columns of a public data set, in lower case; its name; the task with such labels; whether the columns are its
+# columns of a public data set, in lower case; its name; the task with such labels; whether they are its
 # alone
 PUBLIC = (
     ({"question1", "question2"}, "Quora's pairs (GLUE's QQP, Kaggle)", "para", True),
