@@ -200,7 +200,8 @@ def adapt(config: TrainConfig) -> None:
     print(f"about {flops / 1e12:,.1f} TFLOP of arithmetic")
 
     models = {"student": model}
-    record = checkpoint.run_record(config, {(NAME, "train"): dataset}, source) | {"total_steps": total}
+    record = checkpoint.run_record(config, {(NAME, "train"): dataset}, source, processes=1)
+    record["total_steps"] = total
     progress = Progress()
     torch.manual_seed(config.seed)  # dropout starts from here
     if config.resume:

@@ -31,6 +31,7 @@ from evaluation import answers, checked_texts
 from support import parallel
 from support.errors import UserError
 from support.files import atomic_write, check_writable, parse_json
+from support.shapes import binary_shape
 from tasks import task_table
 
 log = logging.getLogger("smart_bert")
@@ -59,6 +60,8 @@ def open_source(config: TrainConfig, task: Task) -> Iterator[tuple[str, Any, boo
         yield "--text", io.BytesIO("\n".join(lines).encode()), True
     elif config.input:
         with open(config.input, "rb") as stream:
+            if other := binary_shape(stream.peek()):
+                raise UserError(f"--input {config.input}: {other}")
             yield config.input, stream, config.input.lower().endswith((".json", ".jsonl"))
     else:
         if sys.stdin.isatty():

@@ -165,13 +165,18 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
 # ----------------------------------------------------------------------------- the last checkpoint
 
 
-def run_record(config: TrainConfig, data: Mapping[tuple[str, str], TokenizedDataset], source: str) -> dict:
-    """The record of a run in each of its checkpoints. source: where the data is from, in a word or two."""
+def run_record(
+    config: TrainConfig, data: Mapping[tuple[str, str], TokenizedDataset], source: str, processes: int
+) -> dict:
+    """The record of a run in each of its checkpoints.
+
+    source: where the data is from, in a word or two. processes: how many the run was started with.
+    """
     return {
         "config": config.to_dict(),
         "trained_tasks": list(config.tasks),
         "data": source,
-        "processes": parallel.size(),
+        "processes": processes,
         "versions": {package.__name__: package.__version__ for package in (torch, np, tokenizers)},
         "content": {f"{task}_{split}": fingerprint(dataset) for (task, split), dataset in data.items()},
     }
@@ -225,7 +230,7 @@ def load_last(
     """Restore models, optimizer, scaler and RNG states, in place, from `folder`/last.
 
     Warns if `folder`/best is damaged: the best of the remaining evaluations takes its place. Raises UserError
-    if `last` is not this run's: other data, processes, model or optimizer.
+    if `last` is not this run's: other data, model or optimizer.
     """
     saved = load_checkpoint(folder / "last")
     try:
@@ -236,12 +241,6 @@ def load_last(
             if expected != digest:
                 name = "unlabelled_file" if name.endswith(f"_{UNLABELLED}") else name
                 raise UserError(f"--{name}: its content is not what the run in {folder} was started with")
-        count = before["processes"]
-        if count != run_record["processes"]:
-            mend = f"restart with --nproc_per_node {count}" if count != 1 else "restart without torchrun"
-            raise UserError(
-                f"{folder}: its run has {count} process(es), not {run_record['processes']}; {mend}"
-            )
         progress = Progress.from_dict(saved.records["progress"])
         for role, model in models.items():
             model.load_state_dict(saved.tensors[role])
@@ -267,8 +266,20 @@ def load_last(
 
 
 def restore_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Restore this rank's RNG states. Warns if the run moved to another kind of device."""
+    """Restore this rank's RNG states.
+
+    Warns if the run moved to another kind of device, or to another number of processes. A rank without saved
+    states gets a stream of its own, by rank 0's state.
+    """
     rank = parallel.rank()
+    saved = sum(name.startswith("cpu.") for name in states)  # number of ranks
+    if saved != parallel.size():
+        words = "the run goes from %d to %d process(es): its dropout masks differ from here on"
+        log.warning(words + ", its batches stay the same", saved, parallel.size())
+    if rank >= saved:
+        torch.set_rng_state(states["cpu.0"])
+        torch.manual_seed(int(torch.randint(2**62, ())) + rank)  # of all devices
+        return
     torch.set_rng_state(states[f"cpu.{rank}"])
     kinds = {name.partition(".")[0] for name in states} - {"cpu"} or {"cpu"}  # of the device it ran on
     if device.type in kinds:
@@ -322,6 +333,14 @@ def started_with(folder: str) -> dict:
         raise UserError(f"{last}: not a checkpoint of a run") from None
 
 
+def processes_of(folder: Path) -> int:
+    """How many processes the run in `folder` was started with: its batches are made for so many."""
+    try:
+        return int(read_json(place_of(folder / "last") / "run.json")["processes"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{folder / 'last'}: not a checkpoint of a run") from None
+
+
 def restore_last(folder: Path) -> None:
     """Put `last.previous` in the place of a damaged `last`, with a warning. That one becomes `last.damaged`.
 
@@ -347,6 +366,8 @@ def restore_last(folder: Path) -> None:
 def resumed_config(config: TrainConfig, given: Iterable[str], started: dict) -> TrainConfig:
     """The settings of a resumed run: those that it was `started` with, and the `given` flags that are free.
 
+    A file flag replaces that file alone; the others stay.
+
     Raises UserError that names a given flag that would change the run's result.
     """
     try:
@@ -364,6 +385,7 @@ def resumed_config(config: TrainConfig, given: Iterable[str], started: dict) -> 
         why = f"the run was started with {started['epochs']}; it can only be given more"
         raise UserError(f"--epochs {config.epochs}: {why}")
     free = {name: getattr(config, name) for name in given if name in FREE_TO_CHANGE}
+    free["files"] = started["files"] | config.files
     return TrainConfig.from_dict(started | free)
 
 

@@ -27,6 +27,7 @@ from datasets import SCHEDULES
 from support.devices import COMPUTE_TYPES
 from support.errors import UserError, did_you_mean, one_line
 from support.files import read_json
+from support.other_flags import answer
 from tasks import TASKS, name_rule, task_table
 
 log = logging.getLogger("smart_bert")
@@ -43,6 +44,7 @@ RAW_TEXT = ("task", "text", "text_pair", "input", "output")  # the flags for tex
 UNLABELLED = "unlabelled"  # stands for --unlabelled_file where a task's name would
 SMART_TERMS = ("smart", "bregman")  # the terms of --use_smart; they need no labels
 BETAS = {"fitted": mysmartloss.fitted_beta, "paper": mysmartloss.paper_beta}
+METRICS = tuple(dict.fromkeys(name for task in TASKS.values() for name in task.metrics))
 NORMS = {"inf": mysmartloss.inf_norm, "2": mysmartloss.l2_norm}
 
 Weight = float | dict[str, float]  # one number for all tasks, or numbers by task
@@ -279,6 +281,12 @@ class TrainConfig:
         " or best, whichever scores higher on dev where D_Breg is on",
         ("student", "teacher", "best"),
     )
+    select_by: str | None = flag(
+        None,
+        "metric that picks the best epoch, for the tasks that have it, such as macro_f1 for rare classes"
+        " (default: each task's main metric)",
+        METRICS,
+    )
     rdrop_weight: Weight = flag(0.0, "α of R-Drop: a second pass, and α/2 times the symmetric divergence")
     contrastive_weight: Weight = flag(
         0.0,
@@ -393,6 +401,10 @@ class TrainConfig:
         joint = self.schedule == "joint"
         yield "schedule", joint and count < 2, f"needs two --tasks or more, not {self.tasks[0]} alone"
         yield "gradient_surgery", self.gradient_surgery != "none" and not joint, "needs --schedule joint"
+        selecting = [task for task in self.eval_tasks if task in self.tasks] or self.eval_tasks
+        has_metric = any(task not in TASKS or self.select_by in TASKS[task].metrics for task in selecting)
+        why = f"no metric of {', '.join(selecting)}"
+        yield "select_by", self.select_by and not has_metric, why
         too_large = max(self.lr, self.head_lr) * self.weight_decay >= 1
         yield "weight_decay", too_large, "times the learning rate it must be below 1, or weights change sign"
 
@@ -586,15 +598,22 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message.removeprefix("argument "))
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's. Raises UserError that answers an unknown flag with the nearest one."""
+        """As argparse's. Raises UserError that says of each unknown flag what to give instead."""
         known, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            word = unknown[0].partition("=")[0]
-            names = [text.lstrip("-") for text in self._option_string_actions]
-            # a text editor may join two dashes
-            hint = did_you_mean(word.lstrip("-\u2013\u2014").replace("-", "_"), names, "--")
-            raise UserError(f"unknown flag {word}{hint or '; --help lists all flags'}")
-        return known
+        if not unknown:
+            return known
+        # a text editor may join two dashes; values of unknown flags are unknown words, too
+        words = [word.partition("=")[0] for word in unknown if re.match(r"[-\u2013\u2014](?!\.?\d)", word)]
+        hints = {word: self._instead_of(word) for word in words or unknown[:1]}
+        if len(hints) == 1:
+            raise UserError("unknown flag {}; {}".format(*hints.popitem()))
+        raise UserError("unknown flags " + ", ".join(f"{word} ({hint})" for word, hint in hints.items()))
+
+    def _instead_of(self, word: str) -> str:
+        """What to give instead of an unknown flag: what is known of other trainers, or the nearest name."""
+        names = [text.lstrip("-") for text in self._option_string_actions]
+        near = did_you_mean(word.lstrip("-\u2013\u2014").replace("-", "_"), names, "--")
+        return answer(word) or near.removeprefix("; ") or "--help lists all flags"
 
 
 def parse_weight(text: str) -> Weight:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from support import two_datasets
 from support.errors import UserError, did_you_mean
+from support.shapes import text_shape
 from support.tables import Table, has_csv_quotes, read_table, read_utf8
 from tasks import TASKS, Task, UnknownLabel, own_record
 
@@ -130,10 +131,13 @@ def read_unlabelled(path: str | Path, task: Task) -> list[Example]:
     """Texts without labels: a text a line, or two with a tab between them; or a file in the course's layout.
 
     The file has the course's layout if its first line names the columns of the task's texts; labels there are
-    not read. Blank lines are skipped. Raises UserError with file and line if the file is empty or not UTF-8,
-    or if a line has more or fewer texts than the task.
+    not read. Blank lines are skipped. Raises UserError with file and line if the file is empty, JSON or not
+    UTF-8, or if a line has more or fewer texts than the task.
     """
-    lines = [(number, line) for number, line in enumerate(read_utf8(path).split("\n"), 1) if line.strip()]
+    text = read_utf8(path)
+    if other := text_shape(text):
+        raise UserError(f"{path}:1: {other}")
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError(f"{path}:1: the file is empty")
     if set(task.text_columns) <= {name.strip() for name in re.split(r"[\t,]", lines[0][1])}:
@@ -183,6 +187,8 @@ def _missing(name: str, names: list[str], table: Table, task: Task | None) -> st
     """What is wrong with a header that lacks a column, and how to mend it. task: one of TASKS, or None."""
     found = ", ".join(map(repr, names))[:200]
     hint = did_you_mean(name, names)
+    if task:  # which of the user's columns is meant is the user's to say
+        hint = "; rename the column, or train a task of its own: --train_file FILE --text_column ..."
     if table.separator and (len(names) == 1 or any(";" in other for other in names)):
         hint = "; columns must be separated by tabs or commas"
     elif task and name == task.label_column and "label" in names:

@@ -80,8 +80,9 @@ class Evaluation(NamedTuple):
     predictions: task -> (rows,), in file order.
     logits: task -> (rows,C), in file order.
     dev_mean: mean of the main metrics of all evaluated tasks.
-    selection_mean: mean of the main metrics of the trained tasks, or dev_mean if none of them was trained.
-        It picks the best epoch, so untrained tasks are ignored there.
+    selection_mean: mean over the trained tasks, or all if none of them was trained, of `select_by`, or of the
+        main metric. It picks the best epoch, so untrained tasks are ignored there.
+    select_by: a metric that takes the main one's place in `selection_mean`, for the tasks that have it.
     """
 
     scores: dict[str, dict[str, float]]
@@ -89,12 +90,22 @@ class Evaluation(NamedTuple):
     logits: dict[str, Tensor]
     dev_mean: float
     selection_mean: float
+    select_by: str | None = None
 
     @property
     def main_scores(self) -> dict[str, float]:
-        """Main metric of each task, and as `mean` the one that picks the best epoch."""
-        main = {name: next(iter(values.values())) for name, values in self.scores.items()}
-        return main | {"mean": self.selection_mean}
+        """Main metric of each task, and as `mean` the one that picks the best epoch.
+
+        With `select_by` a task that has this metric has both, under `sst accuracy` and `sst macro_f1`.
+        """
+        shown: dict[str, float] = {}
+        for name, values in self.scores.items():
+            main = next(iter(values))
+            if self.select_by in values and self.select_by != main:
+                shown |= {f"{name} {metric}": values[metric] for metric in (main, self.select_by)}
+            else:
+                shown[name] = values[main]
+        return shown | {"mean": self.selection_mean}
 
 
 def model_outputs(model: nn.Module, dataset: TokenizedDataset, batch_size: int, bar: bool = True) -> Tensor:
@@ -122,13 +133,21 @@ def predict(model: nn.Module, dataset: TokenizedDataset, batch_size: int) -> np.
 
 
 def evaluate(
-    model: nn.Module, datasets: list[TokenizedDataset], batch_size: int, trained: Collection[str]
+    model: nn.Module,
+    datasets: list[TokenizedDataset],
+    batch_size: int,
+    trained: Collection[str],
+    select_by: str | None = None,
 ) -> Evaluation:
-    """Scores and predictions on labelled data. `trained` names the tasks that the model was trained on."""
+    """Scores and predictions on labelled data. `trained` names the tasks that the model was trained on.
+
+    select_by: metric that picks the best epoch, for the tasks that have it; by default each task's main one.
+    """
     scores: dict[str, dict[str, float]] = {}
     predictions: dict[str, np.ndarray] = {}
     logits: dict[str, Tensor] = {}
     main: dict[str, float] = {}  # task -> its main metric
+    selecting: dict[str, float] = {}  # task -> the metric that picks the best epoch
     for dataset in datasets:
         assert dataset.labels is not None  # evaluation files are read with labels
         name = dataset.task.name
@@ -136,15 +155,17 @@ def evaluate(
         predictions[name] = dataset.task.predict(logits[name]).numpy()
         scores[name] = score(dataset.task, predictions[name], dataset.labels.numpy())
         main[name] = scores[name][dataset.task.main_metric]
+        selecting[name] = scores[name].get(select_by or "", main[name])
         if name not in trained:
             scores[name]["trained"] = False
-    selected = [value for name, value in main.items() if name in trained]
+    selected = [value for name, value in selecting.items() if name in trained]
     return Evaluation(
         scores=scores,
         predictions=predictions,
         logits=logits,
         dev_mean=statistics.fmean(main.values()),
-        selection_mean=statistics.fmean(selected or main.values()),
+        selection_mean=statistics.fmean(selected or selecting.values()),
+        select_by=select_by,
     )
 
 

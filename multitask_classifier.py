@@ -530,12 +530,16 @@ def score_dev(models: dict[str, MultitaskBERT], dev: list[TokenizedDataset], run
     """Score student and teacher on dev; save the one that --keep allows if it is the best so far."""
     config = run.config
     progress = run.progress
-    results = {role: evaluate(model, dev, config.batch_size, config.tasks) for role, model in models.items()}
+    results = {
+        role: evaluate(model, dev, config.batch_size, config.tasks, config.select_by)
+        for role, model in models.items()
+    }
     for role, result in results.items():
         models[role].train()
         for task, scores in result.scores.items():
             run.log.write(f"{'dev' if role == 'student' else 'teacher'}/{task}", progress.step, scores)
-    kept = progress.take_scores(results, config.keep, when)
+    by = f", best by {config.select_by}" if config.select_by else ""
+    kept = progress.take_scores(results, config.keep, when + by)
     if kept is None:
         return
     save_best(models, run)
@@ -562,7 +566,10 @@ def train(
     datasets = {name: data[name, "train"] for name in config.tasks}
     if config.unlabelled_task:
         datasets[UNLABELLED] = data[config.unlabelled_task, UNLABELLED]
-    shares = parallel.size() * config.gradient_accumulation_steps  # parts of each batch
+    # a resumed run keeps the batches of the processes that it was started with
+    processes = checkpoint.processes_of(folder) if config.resume else parallel.size()
+    shares = processes * config.gradient_accumulation_steps  # parts of each batch that fit in memory
+    parts = parallel.size() * -(-shares // parallel.size())  # every process computes as many
     loaders = {  # a task's batches depend on the seed and its name alone, not on which other tasks there are
         name: Loader(
             dataset, config.batch_size * shares, (config.seed, *name.encode()), config.max_tokens, shares
@@ -585,13 +592,20 @@ def train(
     optimizer = AdamW(optimizer_groups(model, config), lr=config.lr)
     # fp16 would round small gradients to 0, so the loss is scaled up there
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    if parts != shares and any("contrastive" in config.weights(name) for name in config.tasks):
+        words = "--contrastive_weight: a batch is computed in %d parts now, not %d, so its negatives differ"
+        log.warning(words, parts, shares)
     describe(model, tokenizer, loaders, plan, warmup, config)
     try_largest_batch(model, loaders, config, teacher)
 
-    record = checkpoint.run_record(config, data, source) | {"total_steps": total}
+    record = checkpoint.run_record(config, data, source, processes) | {"total_steps": total}
     progress = Progress()
     if config.resume:
         progress = checkpoint.load_last(folder, models, optimizer, scaler, record)
+        group = optimizer.param_groups[0]
+        planned = config.lr * warmup_decay(progress.step - 1, warmup, total)
+        now = config.lr * warmup_decay(progress.step, warmup, total)
+        messages.say_new_rate(group["lr"] / group["lr_factor"], planned, now, progress.step, total)
     run_log = SilentLog() if parallel.rank() else RunLog(folder, progress.log_bytes, progress.step)
     run = Run(config, folder, tokenizer, record, progress, run_log)
     dev = [data[task, "dev"] for task in config.eval_tasks]
@@ -619,15 +633,15 @@ def train(
             of_tasks = []  # gradients, where PCGrad combines them
             for name, batch in zip(names, batches, strict=True):
                 sums: dict[str, Tensor] = {}  # over the parts that this process computes
-                for number in range(parallel.rank(), shares, parallel.size()):
-                    part = batch.share(number, shares).to(device)
+                for number in range(parallel.rank(), parts, parallel.size()):
+                    part = batch.share(number, parts).to(device)
                     with out_of_memory_advice(*part.input_ids.shape):
                         measure = progress.lacks(name, "ascent_gain")
                         values = training_loss(model, datasets[name].task, part, config, teacher, measure)
-                        scaler.scale(values["total"] * (part.weight * part.batch_weight / shares)).backward()
+                        scaler.scale(values["total"] * (part.weight * part.batch_weight / parts)).backward()
                     for key, value in values.items():
                         sums[key] = sums.get(key, 0.0) + value.detach() * (
-                            part.weight * parallel.size() / shares
+                            part.weight * parallel.size() / parts
                         )
                 losses.append(parallel.all_reduce_mean(sums))
                 if config.gradient_surgery == "pcgrad":
@@ -706,11 +720,10 @@ def finish(config: TrainConfig, model: MultitaskBERT, tests: list[TokenizedDatas
     if parallel.rank() == 0:
         text = json.dumps(results | {"config": config.to_dict()}, indent=2)
         write_text(folder / "results.json", text + "\n")
-    which = (
-        f" ({results.get('kept', 'student')} after step {results['best_step']})"
-        if "best_step" in results
-        else ""
-    )
+    which = ""
+    if "best_step" in results:
+        chosen = f", chosen by {config.select_by}" if config.select_by else ""
+        which = f" ({results.get('kept', 'student')} after step {results['best_step']}{chosen})"
     untrained = results.get("untrained_cosine", {})
     print(f"\n{scores_table(results['dev'], untrained)}")
     print(f"mean {results['dev_mean']:.3f}{which}; everything is in {folder}")

@@ -343,6 +343,15 @@ def ascent_gradient(
     return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
+def _check_gradients(name: str, *tensors: Tensor) -> None:
+    """Raises RuntimeError under `torch.inference_mode`, or for tensors made there: no ascent is possible."""
+    if torch.is_inference_mode_enabled() or any(tensor.is_inference() for tensor in tensors):
+        raise RuntimeError(
+            f"{name}: the ascent needs gradients, which torch.inference_mode does not allow; use"
+            " torch.no_grad there, also for the pass that makes embeddings and logits"
+        )
+
+
 class SMARTLoss:
     """R_s of the SMART paper (equation 2): the divergence of the outputs under the worst perturbation of the
     embeddings within a ball of radius ε.
@@ -412,10 +421,13 @@ class SMARTLoss:
         """The perturbation δ (B,T,H) after the ascent: detached, fp32 or wider, 0 where mask (B,T) is 0.
 
         embed (B,T,H) are the embeddings x, state (B,C) the clean logits f(x). Only δ is differentiated: no
-        parameter gets a gradient. The RNG state is restored afterwards.
+        parameter gets a gradient. The RNG state is restored afterwards. Raises RuntimeError under
+        `torch.inference_mode`, except for num_steps = 0.
         """
         embed = embed.detach()
         state = logits_of(state).detach()
+        if self.num_steps:
+            _check_gradients("SMARTLoss", embed, state)
         # ±ε is below the resolution of bf16 for most coordinates, so δ and the sum x + δ are fp32.
         dtype = torch.promote_types(embed.dtype, torch.float32)
         real = (torch.ones_like(embed[..., 0]) if mask is None else mask)[..., None].to(dtype)  # (B,T,1)
@@ -536,7 +548,9 @@ def freelb_loss(
 
     encode: embeddings (B,T,H) -> logits (B,C), always with the same dropout masks. mask: (B,T) or None.
     noise: standard normal, (B,T,H). step_size, epsilon: α and ε, 2-norms of a whole text's move.
+    Raises RuntimeError under `torch.inference_mode`.
     """
+    _check_gradients("freelb_loss", embeddings)
     real = (torch.ones_like(embeddings[..., 0]) if mask is None else mask).to(torch.float32)[..., None]
 
     def whole_norm(x: Tensor) -> Tensor:

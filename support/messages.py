@@ -5,6 +5,7 @@ Losses are those of the first 20 steps, as (task, losses by name) for each batch
 
 import contextlib
 import logging
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -41,6 +42,16 @@ def say_first_steps(first_losses: FirstLosses, step: int, seconds: float, total:
     if step == 20:
         pace = f"about {duration(seconds / 20 * total)} of training"
         tqdm.write(f"{pace} at the pace of the first 20 steps, evaluation apart")
+
+
+def say_new_rate(last: float, planned: float, now: float, step: int, total: int) -> None:
+    """Say if a resumed run leaves the learning rate that it was on, since it has more epochs than before.
+
+    last: learning rate of the step before. planned: what the run's schedule now has for that step.
+    """
+    if step < total and not math.isclose(last, planned, rel_tol=1e-6):
+        why = f"with more epochs the decay ends at step {total}"
+        print(f"--epochs: the learning rate goes from {last:.3g} to {now:.3g} at step {step + 1}: {why}")
 
 
 def warn_of_first_losses(

@@ -1,7 +1,7 @@
 """Several processes that train one model together, started by `torchrun`.
 
 Built on `torch.distributed`: gloo between CPUs, nccl between GPUs. Without `torchrun` there is one process,
-and every function returns at once. Not handled: a number of processes that changes during a run.
+and every function returns at once. A resumed run may have another number of processes.
 """
 
 import logging
@@ -20,19 +20,25 @@ from torch import Tensor
 from support.errors import UserError, one_line
 
 Value = TypeVar("Value")
+START = "start several processes by torchrun; for a single one, unset RANK and WORLD_SIZE"
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun sets all four
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
     """Connect the processes of `torchrun` within the block. Only rank 0 prints and logs.
 
-    Barrier at exit, so that no rank quits while rank 0 saves: torchrun would end the whole run.
+    Barrier at exit, so that no rank quits while rank 0 saves: torchrun would end the whole run. Raises
+    UserError if the variables of a launcher are incomplete, or if the processes cannot connect.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if launched_size() == 1:
         yield
         return
-    # numbers and objects on the host go through gloo, which needs no GPU sync
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        # numbers and objects on the host go through gloo, which needs no GPU sync
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    except (RuntimeError, TypeError, ValueError) as error:  # of a port: no number, or too large a one
+        raise UserError(f"the processes cannot connect ({one_line(error)[:200]}); {START}") from None
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
         logging.disable(logging.WARNING if rank() else logging.NOTSET)
         try:
@@ -40,6 +46,25 @@ def process_group() -> Iterator[None]:
             barrier()
         finally:
             dist.destroy_process_group()
+
+
+def launched_size() -> int:
+    """The number of processes, by the environment variables of a launcher; 1 if there are none.
+
+    Raises UserError that names the variable which is missing or wrong.
+    """
+    given = {name: value for name in LAUNCHED if (value := os.environ.get(name, "").strip())}
+    if given.get("WORLD_SIZE") == "1" or not given.keys() & {"RANK", "WORLD_SIZE"}:
+        return 1  # an address alone starts nothing
+    for name in LAUNCHED:
+        if name not in given:
+            found = ", ".join(f"{other}={value}" for other, value in given.items())
+            raise UserError(f"the environment has {found[:200]} but no {name}; {START}")
+    numbers = {name: int(given[name]) if given[name].isdecimal() else -1 for name in ("RANK", "WORLD_SIZE")}
+    if not 0 <= numbers["RANK"] < numbers["WORLD_SIZE"]:
+        found = f"RANK={given['RANK'][:50]}, WORLD_SIZE={given['WORLD_SIZE'][:50]}"
+        raise UserError(f"the environment has {found}, not a rank below a number of processes; {START}")
+    return numbers["WORLD_SIZE"]
 
 
 def rank() -> int:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from support.errors import UserError, one_line
 from support.files import parse_json, read_bytes
+from support.shapes import binary_shape, text_shape
 
 JSON_ENDINGS = (".jsonl", ".json")
 SEPARATORS = {"tab": "\t", "comma": ","}
@@ -37,13 +38,20 @@ class Table(NamedTuple):
 
 
 def read_utf8(path: str | Path) -> str:
-    """The text of a file, without a byte-order mark. Raises UserError with the line if it is not UTF-8."""
+    """The text of a file, without a byte-order mark.
+
+    Raises UserError that says what the file is instead, or which line is not UTF-8.
+    """
+    data = read_bytes(path)
+    if other := binary_shape(data):
+        raise UserError(f"{path}:1: {other}")
     try:
-        return read_bytes(path).decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = error.object[: error.start]  # without the byte-order mark
         line = 1 + before.count(b"\n") + before.count(b"\r") - before.count(b"\r\n")
-        raise UserError(f"{path}:{line}: not UTF-8 (byte 0x{error.object[error.start]:02x})") from None
+        wrong = f"not UTF-8 (byte 0x{error.object[error.start]:02x})"
+        raise UserError(f"{path}:{line}: {wrong}; save it in UTF-8") from None
 
 
 def read_table(path: str | Path, quoting: bool = True) -> Table:
@@ -51,11 +59,13 @@ def read_table(path: str | Path, quoting: bool = True) -> Table:
 
     A file of one column counts as tab-separated, so its texts may hold commas without quotes.
     quoting: without it a quote is a letter like others where tabs separate.
-    Raises UserError with file and line if the file cannot be read, is empty, is not UTF-8 or not JSON.
+    Raises UserError with file and line if the file cannot be read, is empty or has another shape.
     """
     text = read_utf8(path)
     if str(path).lower().endswith(JSON_ENDINGS):
         return _json_table(path, text)
+    if other := text_shape(text):
+        raise UserError(f"{path}:1: {other}")
     csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters is too small for long documents
     names: list[str] = next(filter(None, csv.reader(io.StringIO(text, newline=""))), [])
     strict = not any("\t" in name for name in names)
@@ -109,8 +119,9 @@ def _rows(
 
     Raises UserError with file and line at an open quote.
     """
+    lines = list(io.StringIO(text, newline=""))
     reader = csv.reader(
-        io.StringIO(text, newline=""),
+        lines,
         delimiter=SEPARATORS[separator],
         quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE,
         strict=strict,  # an error if text follows a closing quote, or the file ends within quotes
@@ -123,8 +134,10 @@ def _rows(
             width = width or len(row)
             # an open quote joins lines, so the row has more fields than the header
             swallowed = reader.line_num > line and any(row[width:])
-            if swallowed or (not strict and any("\t" in field for field in row)):
+            if swallowed:
                 raise csv.Error
+            if not strict and any("\t" in field for field in row):
+                _check_quotes(lines[line - 1 : reader.line_num])
             if row:
                 yield line, row
             line = reader.line_num + 1
@@ -132,3 +145,13 @@ def _rows(
         quotes = "a quote is not closed or not doubled"
         hint = f", or a text that holds a {separator} is not in quotes" if strict else ""
         raise UserError(f"{path}:{line}: {quotes}{hint}") from None
+
+
+def _check_quotes(lines: list[str]) -> None:
+    """Raises csv.Error if the lines of a row with a tab in a field are not one line with proper quotes.
+
+    A tab and a line break together are more often an open quote that a later row closes.
+    """
+    if len(lines) > 1:
+        raise csv.Error
+    next(csv.reader(lines, delimiter="\t", strict=True))

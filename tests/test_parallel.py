@@ -16,6 +16,7 @@ from checkpoint import locked
 from datasets import Batch
 from helpers import ROOT, run_program, sample_batch
 from kill_and_resume import HERE, PROGRAM, RUN, outcome, wait_for
+from support.parallel import launched_size
 from tiny_bert import tiny_encoder
 
 
@@ -95,8 +96,8 @@ def test_a_lost_worker_ends_the_run_and_resuming_is_bit_identical(encoder, tmp_p
 
 def test_processes_hold_their_folder_and_stop_together(encoder, no_course_data, tmp_path, capsys):
     """Guards against processes that lock each other out, against a second start beside a living run, against
-    processes that stop at different steps and then wait for each other for ever, against a lock that outlives
-    its run, and against a run resumed by another number of processes, with other batches."""
+    processes that stop at different steps and then wait for each other for ever, and against a lock that
+    outlives its run."""
     folder = tmp_path / "run"
     places = ["--model_name_or_path", encoder, "--output_dir", folder]
     process = start(2, *RUN, "--epochs=500", *places)
@@ -113,8 +114,97 @@ def test_processes_hold_their_folder_and_stop_together(encoder, no_course_data, 
         process.kill()
     with locked(folder):
         pass
-    assert run_program("--resume", "--output_dir", folder) == 2
-    assert capsys.readouterr().err.endswith("restart with --nproc_per_node 2\n")
+
+
+# The program, but its third step gets SIGTERM.
+STOPS = """
+import os, signal, sys
+sys.path.insert(0, {project!r})
+import multitask_classifier as program
+from optimizer import AdamW
+whole, steps = AdamW.step, []
+def step(*arguments, **named):
+    steps.append(1)
+    if len(steps) == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return whole(*arguments, **named)
+AdamW.step = step
+sys.exit(program.main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("counts", [(2, 1, 2), (1, 3, 2)], ids=str)
+def test_the_number_of_processes_may_change(tmp_path, no_course_data, counts):
+    """Guards against a resumed run whose batches grow or shrink with the processes, against rows that one of
+    three processes leaves out, and against other dropout masks without a word."""
+    encoder = tiny_encoder(tmp_path / "tiny", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    size = ["--max_train_samples=25", "--max_eval_samples=21", "--epochs=1", "--steps_per_epoch=9"]
+    smart = ["--use_smart", "--smart_epsilon=0.1", "--smart_step_size=0.1", "--max_tokens=250"]
+    settings = ["--model_name_or_path", encoder, "--hidden_dropout_prob=0", "--lr=1e-3", *size, *smart]
+    settings += ["--precision=fp32", "--no_report"]
+    whole, changed = tmp_path / "whole", tmp_path / "changed"
+    accumulated = [f"--batch_size={8 // counts[0]}", f"--gradient_accumulation_steps={counts[0]}"]
+    assert run_program(*settings, *accumulated, "--output_dir", whole) == 0
+    script = tmp_path / "stops.py"
+    script.write_text(STOPS.format(project=str(ROOT)))
+    arguments = [*settings, f"--batch_size={8 // counts[0]}"]
+    for count, before in zip(counts, (None, *counts), strict=False):
+        last = count == counts[2] and before == counts[1]
+        status, said, complained = run(
+            count, *arguments, "--output_dir", changed, script=PROGRAM if last else script
+        )
+        assert (status == 0) == last, complained
+        moved = f"the run goes from {before} to {count} process(es): its dropout masks differ from here on"
+        assert (moved in complained) == (before is not None)
+        arguments = ["--resume"]
+    assert "everything is in" in said
+    for role in ("student", "teacher", "optimizer"):
+        one, other = (load_file(folder / "last" / f"{role}.safetensors") for folder in (whole, changed))
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-5)
+    assert outcome(changed)["scores"]["dev_mean"] == pytest.approx(
+        outcome(whole)["scores"]["dev_mean"], abs=1e-4
+    )
+
+
+@pytest.fixture
+def variables(monkeypatch):
+    """Sets the variables of a launcher to `NAME=VALUE NAME=VALUE`, and unsets the others."""
+
+    def set_to(text: str) -> None:
+        for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            monkeypatch.delenv(name, raising=False)
+        for word in text.split():
+            monkeypatch.setenv(*word.split("="))
+
+    return set_to
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ("WORLD_SIZE=2", "has WORLD_SIZE=2 but no RANK"),
+        ("RANK=0", "has RANK=0 but no WORLD_SIZE"),
+        ("RANK=0 WORLD_SIZE=2", "has RANK=0, WORLD_SIZE=2 but no MASTER_ADDR"),
+        ("RANK=0 WORLD_SIZE= MASTER_ADDR=::1 MASTER_PORT=1", "but no WORLD_SIZE"),
+        ("RANK=2 WORLD_SIZE=2 MASTER_ADDR=::1 MASTER_PORT=1", "has RANK=2, WORLD_SIZE=2, not a rank below"),
+        ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=::1 MASTER_PORT=x", "cannot connect (invalid"),
+    ],
+)
+def test_an_environment_without_a_launcher_is_one_line(variables, tmp_path, capsys, environment, said):
+    """Guards against a traceback, or a wait for ever, in a shell that keeps a cluster's variables."""
+    variables(environment)
+    assert run_program("--output_dir", tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and said in error and "torchrun" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("environment", ["", "WORLD_SIZE=1 RANK=0", "MASTER_ADDR=::1 MASTER_PORT=1"])
+def test_one_process_needs_no_launcher(variables, environment):
+    """Guards against a run of one process on a cluster, or under a launcher of one, that is refused."""
+    variables(environment)
+    assert launched_size() == 1
 
 
 # ------------------------------------------------------------------------------------------- shares

@@ -14,6 +14,7 @@ import torch
 import checkpoint
 import kill_and_resume
 import multitask_classifier
+from config import TrainConfig, parse_arguments
 from helpers import SAMPLE, run_program
 from kill_and_resume import compare, killed_and_resumed, outcome
 
@@ -105,6 +106,7 @@ def test_a_signal_saves_and_says_how_to_go_on(main, uninterrupted, tmp_path, mon
         assert main(*RUN, "--save_steps", 1000, "--output_dir", tmp_path / "run") == 143
     assert f"--resume --output_dir {tmp_path / 'run'}" in capsys.readouterr().err
     assert main("--resume", "--output_dir", tmp_path / "run") == 0
+    assert "the learning rate goes" not in capsys.readouterr().out
     assert outcome(tmp_path / "run") == outcome(uninterrupted)
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -119,6 +121,18 @@ def test_resuming_with_another_setting(main, uninterrupted, tmp_path, capsys):
     assert main("--resume", "--epochs", 3, "--logging_steps", 2, "--output_dir", run) == 0
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps) and steps[-1] == 21
+    # 1e-4 times (14 - 13) / (14 - 1), and times (21 - 14) / (21 - 2)
+    assert "the learning rate goes from 7.69e-06 to 3.68e-05 at step 15" in capsys.readouterr().out
+
+
+def test_a_file_flag_keeps_the_other_files():
+    """Guards against a resumed run that scores, without a word, another dev file than before."""
+    files = {"sst_train": "a.csv", "sst_dev": "dev.csv", "sst_dev_out": "out.csv"}
+    started = TrainConfig(lr=0.5, files=files).to_dict()
+    given = parse_arguments(["--resume", "--sst_train", "b.csv", "--sts_dev", "c.csv"])
+    config = checkpoint.resumed_config(*given, started)
+    assert config.files == files | {"sst_train": "b.csv", "sts_dev": "c.csv"} and config.lr == 0.5
+    assert checkpoint.resumed_config(*parse_arguments(["--resume"]), started).files == files
 
 
 @pytest.mark.parametrize(("old", "new"), [("film", "movie"), ("\t0\n", "\t1\n")], ids=["text", "label"])

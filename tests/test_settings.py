@@ -21,7 +21,7 @@ schedule task_weights gradient_surgery epochs eval_steps patience steps_per_epoc
 gradient_accumulation_steps max_tokens lr
 head_lr layer_lr_decay warmup_steps
 weight_decay max_grad_norm skip_nonfinite seed use_smart adversary smart_weight smart_epsilon smart_step_size
-smart_noise_var smart_steps smart_norm smart_every bregman_weight bregman_beta keep rdrop_weight
+smart_noise_var smart_steps smart_norm smart_every bregman_weight bregman_beta keep select_by rdrop_weight
 contrastive_weight output_dir logging_steps save_steps no_report resume overwrite_output_dir log_level
 """.split()  # noqa: SIM905
 

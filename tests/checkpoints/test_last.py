@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from checkpoint import load_checkpoint, load_last, save_checkpoint, save_last
+from checkpoint import load_checkpoint, load_last, restore_generators, save_checkpoint, save_last
 from optimizer import AdamW
+from support import parallel
 from support.errors import UserError
 from support.progress import Progress
 
@@ -100,6 +101,23 @@ def test_the_scale_of_fp16_comes_back(tmp_path):
     save_last(tmp_path, {"student": model}, optimizer, scalers[0], RECORD, Progress())
     load_last(tmp_path, {"student": model}, optimizer, scalers[1], RECORD)
     assert scalers[1].get_scale() == 8.0
+
+
+def test_another_number_of_processes_is_said(tmp_path, caplog, monkeypatch):
+    """Guards against a refusal, and against two ranks that draw the same masks: rank 1 was not saved."""
+    saved(tmp_path)
+    states = load_checkpoint(tmp_path / "last").tensors["random"]
+    drawn = []
+    for rank in (0, 1, 2):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(parallel, "size", lambda: 3)
+        restore_generators(states, torch.device("cpu"))
+        drawn.append(torch.rand(4))
+    assert "goes from 1 to 3 process(es): its dropout masks differ from here on" in caplog.text
+    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+    monkeypatch.setattr(parallel, "rank", lambda: 0)
+    restore_generators(states, torch.device("cpu"))
+    assert torch.equal(torch.rand(4), drawn[0])  # rank 0 goes on where it was
 
 
 def test_another_kind_of_device_is_said(tmp_path, caplog):

@@ -36,6 +36,7 @@ def good_rows(count: int) -> list[str]:
 
 VALID = {
     "doubled quotes": (lines(HEADER, '0\ta\t"say ""no"" twice"\t3'), 'say "no" twice'),
+    "a tab in quotes": (lines(HEADER, '0\ta\t"one\ttwo, ""three"""\t3'), 'one\ttwo, "three"'),
     "quotes within": (lines(HEADER, '0\ta\tsay "no" twice\t3'), 'say "no" twice'),
     "BOM, CRLF": ("\ufeff" + lines(HEADER, "0\ta\tplain\t3", end="\r\n"), "plain"),
     "line separators": (lines(HEADER, "0\ta\tone\u2028two\x85three\t3"), "one\u2028two\x85three"),
@@ -173,6 +174,13 @@ UNUSABLE = {
     "open quote": (lines(HEADER, ROW, '1\tb\t"open\t1', *good_rows(300)), True, 3, "not closed"),
     "open quote, closed later": (
         lines(HEADER, '0\ta\t"open\t1', '1\tb\tan "x" row\t1'),
+        True,
+        2,
+        "not closed",
+    ),
+    "a tab in quotes that end too early": (lines(HEADER, '0\ta\t"one\ttwo" three\t1'), True, 2, "not closed"),
+    "open quote, closed by a later row's end": (
+        lines(HEADER, '0\ta\t"open\t1', '1\tb\tend"\t1'),
         True,
         2,
         "not closed",

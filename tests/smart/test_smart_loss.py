@@ -232,6 +232,19 @@ def test_ascent_works_without_outer_gradients():
         assert SMARTLoss(eval_fn, sym_kl_loss, step_size=0.03, epsilon=0.03)(embed, eval_fn(embed)) > 0
 
 
+@pytest.mark.parametrize("made_there", [False, True])
+def test_inference_mode_is_one_clear_sentence(made_there):
+    """Guards against autograd's "element 0 of tensors does not require grad", which says nothing of why."""
+    _, encode, embed = toy()
+    smart = SMARTLoss(encode, sym_kl_loss)
+    with torch.inference_mode():
+        clean = encode(embed.clone())
+    with torch.inference_mode(not made_there), pytest.raises(RuntimeError, match="^SMARTLoss: .*no_grad"):
+        smart(embed, clean)
+    with torch.inference_mode():  # no ascent, so no gradient
+        assert SMARTLoss(encode, sym_kl_loss, num_steps=0)(embed, clean) >= 0
+
+
 def test_loss_last_fn_is_returned_and_loss_fn_climbed():
     """Guards against the two losses being swapped."""
     _, eval_fn, embed = toy()
