@@ -3,7 +3,7 @@
     1. argv ─ Parser ─> the flags that were given, by name ─ parse_arguments ─> TrainConfig
     2. TrainConfig ─ to_dict ─> run.json, results.json ─ from_dict ─> TrainConfig
 
-A field of TrainConfig is a flag of the same name, so a new setting is one field.
+A field of TrainConfig is a flag of the same name, so a new setting is one field. Nothing here imports torch.
 """
 
 import argparse
@@ -20,11 +20,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, NoReturn, cast
 
-import mysmartloss
-from base_bert import EMBEDDED
-from datasets import SCHEDULES
-from support.devices import COMPUTE_TYPES
 from support.errors import UserError, one_line
+from support.schedules import SCHEDULES
 from tasks import TASKS
 
 log = logging.getLogger("smart_bert")
@@ -37,8 +34,7 @@ FINE_TUNE_MODES = {"last-linear-layer": "pretrain", "full-model": "finetune"}
 RAW_TEXT = ("task", "text", "text_pair", "input", "output")  # the flags for texts of the user's own
 UNLABELLED = "unlabelled"  # stands for --unlabelled_file where a task's name would
 SMART_TERMS = ("smart", "bregman")  # the terms of --use_smart; they need no labels
-BETAS = {"fitted": mysmartloss.fitted_beta, "paper": mysmartloss.paper_beta}
-NORMS = {"inf": mysmartloss.inf_norm, "2": mysmartloss.l2_norm}
+BETAS = ("fitted", "paper")
 
 Weight = float | dict[str, float]  # one number for all tasks, or numbers by task
 
@@ -139,7 +135,7 @@ class TrainConfig:
         tasks_rule,
     )
     model_name_or_path: str = flag(
-        EMBEDDED, "encoder: minilm (installed with the requirements), a folder, or a hub name", group="model"
+        "minilm", "encoder: minilm (installed with the requirements), a folder, or a hub name", group="model"
     )
     checkpoint: str | None = flag(None, "folder of the saved model, for evaluate and predict")
     pooling: str = flag("mean", "sentence vector: mean of all tokens, or cls, BERT's pooler", ("mean", "cls"))
@@ -148,7 +144,7 @@ class TrainConfig:
     precision: str = flag(
         None,
         "data type of matrix products; weights stay fp32 (default: bf16 if the device computes in it)",
-        tuple(COMPUTE_TYPES),
+        ("fp32", "bf16", "fp16"),
     )
     similarity: str = flag(
         "head",
@@ -239,7 +235,7 @@ class TrainConfig:
     smart_step_size: float = flag(0.01, "η, length of an ascent step", AT_LEAST_0)
     smart_noise_var: float = flag(1e-5, "σ², variance of the noise that the ascent starts from", AT_LEAST_0)
     smart_steps: int = flag(1, "T, number of ascent steps; with 0 the noise stays, as in R3F", AT_LEAST_0)
-    smart_norm: str = flag("inf", "norm that ε limits: inf, the largest coordinate, or 2", tuple(NORMS))
+    smart_norm: str = flag("inf", "norm that ε limits: inf, the largest coordinate, or 2", ("inf", "2"))
     smart_every: int = flag(
         1,
         "lazy regularisation: R_s and D_Breg in every N-th batch of a task alone, with N times their weight;"
@@ -427,7 +423,10 @@ class TrainConfig:
     def beta(self, step: int, total_steps: int) -> float:
         """β of the Bregman teacher after step 0, 1, ..."""
         if self.bregman_beta in BETAS:
-            return BETAS[self.bregman_beta](step, total_steps)
+            import mysmartloss  # imported here, so that --help needs no torch
+
+            schedule = {"fitted": mysmartloss.fitted_beta, "paper": mysmartloss.paper_beta}[self.bregman_beta]
+            return schedule(step, total_steps)
         return float(self.bregman_beta)
 
     def to_dict(self) -> dict[str, Any]:
@@ -643,3 +642,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[TrainConfig
         settings["files"] = given
     command = shlex.join(["python", "multitask_classifier.py", *words])
     return TrainConfig(**settings, command=command), set(settings)
+
+
+def check_arguments() -> int:
+    """0 if the command line (`sys.argv`) is right; --help ends the process. Raises UserError."""
+    parse_arguments()
+    return 0

@@ -23,6 +23,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
+from config import (
+    UNLABELLED,
+    TrainConfig,
+    check_arguments,
+    describe_settings,
+    parse_arguments,
+    warn_of_unused_flags,
+)
+from support.errors import UserError, exit_status, one_line
+
+NAME = "multitask_classifier.py"
+# importing torch takes seconds: --help and wrong flags are answered before
+if __name__ == "__main__" and (status := exit_status(NAME, check_arguments)):
+    sys.exit(status)
+
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
@@ -36,7 +51,6 @@ import submit
 from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, seeded_linear
 from bert import BertModel
 from checkpoint import ENDINGS, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
-from config import NORMS, UNLABELLED, TrainConfig, describe_settings, parse_arguments, warn_of_unused_flags
 from datasets import Batch, Loader, Plan, TokenizedDataset, plan_steps, split_pairs
 from evaluation import answers, checked_rows, evaluate, predict, untrained_scores
 from model_card import model_card
@@ -69,7 +83,6 @@ from support.devices import (
     start_watch,
 )
 from support.dropout import Dropout
-from support.errors import UserError, exit_status, one_line
 from support.files import write_text
 from support.hub import hub_folder
 from support.log import RunLog, SilentLog
@@ -79,7 +92,7 @@ from support.screen import cut, duration, numbers_line, scores_table, step_line,
 from tasks import TASKS, Task, constant_loss, in_batch_negatives
 
 log = logging.getLogger("smart_bert")
-NAME = "multitask_classifier.py"
+NORMS = {"inf": mysmartloss.inf_norm, "2": mysmartloss.l2_norm}  # of --smart_norm
 SAVE_SECONDS = 120.0  # between checkpoints, unless --save_steps
 FLOOR_DELTA = 1e-5  # largest coordinate of a δ that bf16 and fp16 round away; embeddings are about 0.5
 
@@ -876,9 +889,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns the exit status: 0, 1 if a text had no answer, or that of `exit_status`.
     """
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    # a path or a text that the terminal's encoding lacks must not end a run
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
     return exit_status(NAME, lambda: run_program(arguments))
 
 

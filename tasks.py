@@ -6,17 +6,28 @@
 B batch, C outputs; rows are all rows of a data set. Losses and divergences are means over the batch.
 """
 
+from __future__ import annotations  # names of types are not looked up
+
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-import mysmartloss
+from support.late import LateModule
 from support.screen import cut
+
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+
+    import mysmartloss
+else:  # --help needs no more of the tasks than their names, and torch takes seconds
+    torch = LateModule("torch")
+    F = LateModule("torch.nn.functional")
+    mysmartloss = LateModule("mysmartloss")
 
 log = logging.getLogger("smart_bert")
 
@@ -128,8 +139,10 @@ def in_batch_negatives(anchors: Tensor, positives: Tensor, scale: float = 20.0) 
 
 def constant_loss(task: Task, labels: Tensor) -> float:
     """The lowest mean loss of a model that gives every row the same outputs; labels (rows,)."""
+    from torch.optim import LBFGS  # imported here, as torch is late
+
     outputs = torch.zeros(1, task.num_outputs, requires_grad=True)
-    optimizer = torch.optim.LBFGS([outputs], max_iter=100)
+    optimizer = LBFGS([outputs], max_iter=100)
 
     def loss() -> float:
         optimizer.zero_grad()
