@@ -829,6 +829,8 @@ def open_checkpoint(config: TrainConfig) -> tuple[TrainConfig, MultitaskBERT, To
     if untrained := set(names) - set(run["trained_tasks"]):
         listed = ", ".join(sorted(untrained))
         log.warning("%s was not trained on %s: what it predicts there is chance", config.checkpoint, listed)
+    if run.get("data") == "sample":
+        log.warning("%s was trained on the project's own sample, too small to learn much", config.checkpoint)
     precision = choose_precision(device, config.precision)
     model.compute_type = COMPUTE_TYPES[precision.name]
     trained_with = {name: run["config"][name] for name in ("max_length", "pooling")}

@@ -29,7 +29,7 @@ from support.files import check_writable, is_stream, write_text
 from tasks import TASKS
 
 log = logging.getLogger("smart_bert")
-HERE = Path(__file__).resolve().parent
+SAMPLE = Path(__file__).resolve().parent / "data" / "sample"
 # what a run leaves in its folder
 RUN_FILES = ["last", "last.previous", "last.damaged", "best", "metrics.jsonl", "results.json"]
 RUN_FILES += ["predictions", "tensorboard", "report.html"]
@@ -53,7 +53,7 @@ def find_files(
     files = {(task, split): folder / TASKS[task].filename(split) for task, split in wanted} | given
     missing = [key for key, path in files.items() if not os.path.isfile(path)]
     if len(missing) == len(files) and not chosen and not given:
-        sample = {key: HERE / "data" / "sample" / TASKS[key[0]].filename(key[1]) for key in wanted}
+        sample = {key: SAMPLE / TASKS[key[0]].filename(key[1]) for key in wanted}
         if all(path.is_file() for path in sample.values()):
             fetch = "python -m data.download fetches real ones"
             print(f"No course files found: this run uses data/sample. {fetch}.")
@@ -64,6 +64,8 @@ def find_files(
             mend = f"give it with --{task}_{split}, or its folder with --data_dir (see data/README.md)"
             raise UserError(f"{path}: no such file; {mend}")
         print(f"no test file {path}: no test predictions for {task}")
+    if all(path.resolve().parent == SAMPLE for path in files.values()):
+        return files, "sample"
     return files, str(folder) if len(given) < len(files) else "files given by flag"
 
 
