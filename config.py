@@ -484,6 +484,16 @@ def as_flag(name: str, value: Any) -> str:
     return f"--{name}" if value is True else f"--{name} {as_text(value)}"
 
 
+def as_hparams(config: TrainConfig) -> dict[str, int | float | str]:
+    """The settings for TensorBoard's table of runs: numbers, or text; without those left open."""
+    hparams: dict[str, int | float | str] = {}
+    for name, value in [(setting.name, getattr(config, setting.name)) for setting in flags(config)]:
+        if value is not None:
+            text = as_text(value).encode(errors="backslashreplace").decode()
+            hparams[name] = value if type(value) in (int, float) else text
+    return hparams
+
+
 def describe_settings(config: TrainConfig, everything: bool = False) -> str:
     """The settings as flags, a group a line of 100 columns: those that are not the defaults, or all."""
     defaults = TrainConfig(option=config.option, checkpoint=config.checkpoint)

@@ -26,6 +26,7 @@ from typing import NamedTuple, cast
 from config import (
     UNLABELLED,
     TrainConfig,
+    as_hparams,
     check_arguments,
     describe_settings,
     parse_arguments,
@@ -691,6 +692,8 @@ def train(
             if progress.out_of_patience(config.patience):
                 tqdm.write(f"early stopping: {progress.stale} scorings without a better mean on dev")
                 break
+        if left:  # a run that was finished before has it
+            run_log.write_hparams(progress.step, as_hparams(config), progress.best_scores())
     parallel.barrier()  # until `best` is written
     return progress.best | progress.cost() | peak_memory(device)
 

@@ -32,7 +32,8 @@ log = logging.getLogger("smart_bert")
 SAMPLE = Path(__file__).resolve().parent / "data" / "sample"
 # what a run leaves in its folder
 RUN_FILES = ["last", "last.previous", "last.damaged", "best", "metrics.jsonl", "results.json"]
-RUN_FILES += ["predictions", "tensorboard", "report.html"]
+RUN_FILES += ["predictions", "tensorboard", "report.html"]  # earlier versions' event files are in tensorboard
+EVENTS = "events.out.tfevents.*"  # TensorBoard's
 RECORD = "download.json"  # of data.download: where the data files beside it are from
 Key = tuple[str, str]  # (task, split)
 Data = dict[Key, TokenizedDataset]
@@ -127,6 +128,7 @@ def check_outputs(
 def prepare_folder(folder: Path, overwrite: bool) -> None:
     """Raises UserError if the folder holds a run; with `overwrite` deletes the run."""
     there = [folder / name for name in RUN_FILES if os.path.lexists(folder / name)]
+    there += folder.glob(EVENTS)
     if there and not overwrite:
         mend = "go on with it by --resume, delete it by --overwrite_output_dir, or name another"
         raise UserError(f"--output_dir {folder}: holds a run; {mend}")

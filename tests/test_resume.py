@@ -10,12 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.plugins.hparams.metadata import (
+    EXPERIMENT_TAG,
+    SESSION_END_INFO_TAG,
+    SESSION_START_INFO_TAG,
+    parse_session_start_info_plugin_data,
+)
+from tensorboard.util import tensor_util
 
 import checkpoint
 import kill_and_resume
 import multitask_classifier
 from helpers import SAMPLE, run_program
 from kill_and_resume import compare, killed_and_resumed, outcome
+from run_files import prepare_folder
 
 # The later of two values counts.
 RUN = [*kill_and_resume.RUN, "--steps_per_epoch=7", "--save_steps=2"]
@@ -239,3 +249,34 @@ def test_a_second_signal_acts_at_once():
         assert stop.received == signal.SIGTERM
         os.kill(os.getpid(), signal.SIGTERM)
     assert stopped.value.args == (signal.SIGTERM,)
+
+
+def test_tensorboard_has_a_run_under_its_name_with_flags_and_scores_once(main, tmp_path, monkeypatch):
+    """Guards against rows of TensorBoard's table (HParams) under a second name, without scores, or twice."""
+    folder = tmp_path / "mine"
+    with monkeypatch.context() as patch:
+        raise_at(patch, multitask_classifier, "training_loss", 9, kill)
+        with pytest.raises(Killed):
+            main(*RUN, "--smart_weight=sst=1,para=0.5", "--output_dir", folder)
+    for _ in range(2):  # the second time nothing is left to do
+        assert main("--resume", "--output_dir", folder) == 0
+    runs = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    assert set(runs.Runs()) == {"mine"}
+    tags = [
+        value.tag
+        for file in sorted(folder.glob("*tfevents*"))
+        for event in EventFileLoader(str(file)).Load()
+        for value in event.summary.value
+    ]
+    once = (EXPERIMENT_TAG, SESSION_START_INFO_TAG, SESSION_END_INFO_TAG)
+    assert [tags.count(tag) for tag in once] == [1, 1, 1]
+    started = runs.SummaryMetadata("mine", SESSION_START_INFO_TAG).plugin_data.content
+    shown = parse_session_start_info_plugin_data(started).hparams
+    assert shown["batch_size"].number_value == 4 and shown["smart_weight"].string_value == "sst=1,para=0.5"
+    results = json.loads((folder / "results.json").read_text())
+    expected = {"mean": results["dev_mean"], "sts/spearman": results["dev"]["sts"]["spearman"]}
+    for tag, value in expected.items():
+        (score,) = runs.Tensors("mine", f"best/{tag}")
+        assert tensor_util.make_ndarray(score.tensor_proto) == pytest.approx(value)
+    prepare_folder(folder, overwrite=True)
+    assert not list(folder.glob("*tfevents*"))
