@@ -435,6 +435,12 @@ class Loader:
         return replace(batch, batch_weight=len(rows) / self.batch_size) if self.max_tokens else batch
 
 
+def typical_batch(dataset: TokenizedDataset, rows: int) -> Batch:
+    """The `rows` rows (B,) whose lengths are nearest to the mean length."""
+    lengths = dataset.lengths
+    return collate(dataset, np.argsort(abs(lengths - lengths.mean()), kind="stable")[:rows])
+
+
 def evaluation_batches(dataset: TokenizedDataset, batch_size: int) -> list[Batch]:
     """All rows once, the longest first: if the first batch fits in memory, all batches do."""
     order = np.argsort(-dataset.lengths, kind="stable")

@@ -18,6 +18,7 @@ import math
 import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,8 +53,8 @@ import submit
 from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, seeded_linear
 from bert import BertModel
 from checkpoint import ENDINGS, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
-from datasets import Batch, Loader, Plan, TokenizedDataset, plan_steps, split_pairs
-from evaluation import answers, checked_rows, evaluate, predict, untrained_scores
+from datasets import Batch, Loader, Plan, TokenizedDataset, plan_steps, split_pairs, typical_batch
+from evaluation import answers, checked_rows, evaluate, predict, predicting_seconds, untrained_scores
 from model_card import model_card
 from optimizer import (
     AdamW,
@@ -487,22 +488,62 @@ def try_largest_batch(
 
     Drops its gradients and restores the random state. Raises UserError that names the flag to lower.
     """
-    device = next(model.parameters()).device
     batches = {name: loader.largest_batch() for name, loader in loaders.items()}
     name = max(batches, key=lambda name: batches[name].input_ids.numel())
-    batch = batches[name].to(device)
-    rows, tokens = batch.input_ids.shape
+    rows, tokens = batches[name].input_ids.shape
     print(f"memory: trying the largest batch, {rows} rows of {tokens} tokens", end="", flush=True)
-    begin = time.perf_counter()
+    seconds = try_batch(model, loaders[name].dataset.task, batches[name], config, teacher)
+    peaks = peak_memory(next(model.parameters()).device)
+    peak = peaks.get("peak_gpu_memory_gib", peaks.get("peak_memory_gib", math.nan))
+    print(f": {duration(seconds)}, {peak:.2g} GiB at most so far")
+
+
+def try_batch(
+    model: MultitaskBERT,
+    task: Task,
+    batch: Batch,
+    config: TrainConfig,
+    teacher: mysmartloss.BregmanProximal | None,
+) -> float:
+    """Seconds of a batch, forward and backward. Drops its gradients and restores the random state."""
+    device = next(model.parameters()).device
     state = mysmartloss.generator_state(device)
-    with out_of_memory_advice(rows, tokens), mysmartloss.generator_at(device, state):
-        loss = training_loss(model, loaders[name].dataset.task, batch, config, teacher)["total"]
+    begin = time.perf_counter()
+    with out_of_memory_advice(*batch.input_ids.shape), mysmartloss.generator_at(device, state):
+        loss = training_loss(model, task, batch.to(device), config, teacher)["total"]
         loss.backward()
         float(loss.detach())  # syncs a GPU
     model.zero_grad()
-    peaks = peak_memory(device)
-    peak = peaks.get("peak_gpu_memory_gib", peaks.get("peak_memory_gib", math.nan))
-    print(f": {duration(time.perf_counter() - begin)}, {peak:.2g} GiB at most so far")
+    return time.perf_counter() - begin
+
+
+def forecast(
+    models: dict[str, MultitaskBERT],
+    loaders: dict[str, Loader],
+    plan: Plan,
+    data: Data,
+    config: TrainConfig,
+    teacher: mysmartloss.BregmanProximal | None,
+) -> messages.Forecast:
+    """The seconds that the run will take, from a batch of typical length of each data set."""
+    model = models["student"]
+    batches = {}
+    for name, loader in loaders.items():
+        rows = -(-len(loader.dataset) // loader.batches_per_epoch // loader.shares)
+        batch = typical_batch(loader.dataset, rows)
+        for _ in range(2 if config.compile else 1):  # a new shape may be compiled in its first pass
+            seconds = try_batch(model, loader.dataset.task, batch, config, teacher)
+        tried = forward_passes(replace(config, smart_every=1), name)  # --smart_every has R_s in batch 0
+        parts = loader.shares / parallel.size()  # of each batch, for this process
+        batches[name] = parts * seconds * forward_passes(config, name) / tried
+    steps = [sum(batches[name] for name, _ in tasks) for tasks in plan.steps]
+    seconds_of: dict[str, float] = defaultdict(float)  # by split
+    for (_, split), dataset in data.items():
+        if split in ("dev", "test"):
+            seconds_of[split] += predicting_seconds(model, dataset, config.batch_size)
+    model.train()
+    evaluation = len(models) * seconds_of["dev"]
+    return messages.Forecast(steps, config.eval_steps or plan.per_epoch, evaluation, seconds_of["test"])
 
 
 def log_interval(
@@ -601,8 +642,11 @@ def train(
         for name, dataset in datasets.items()
         if dataset.labels is not None
     }
-    saved_at = time.monotonic()
     left = [] if progress.out_of_patience(config.patience) else plan.steps[progress.step :]
+    if left:
+        expected = forecast(models, loaders, plan, data, config, teacher)
+        expected.say(progress.step)
+    saved_at = time.monotonic()
     steps = tqdm(left, "training", total, initial=progress.step, unit="step", disable=parallel.bar_disabled())
     with (
         contextlib.closing(run_log),
@@ -674,8 +718,9 @@ def train(
                 progress.check(datasets, config.skip_nonfinite, scaler)
                 loss = losses[0]["task" if "task" in losses[0] else "total"]
                 steps.set_postfix_str(progress.bar_text(names[0], loss, epoch), refresh=False)
-            messages.say_first_steps(progress.first_losses, progress.step, progress.seconds, total)
+            messages.say_first_step(progress.first_losses, progress.step, progress.seconds)
             if progress.step == 20:
+                expected.say(20, progress.seconds)
                 weights = {name: config.weights(name) for name in config.sources}
                 messages.warn_of_first_losses(progress.first_losses, weights, config.precision)
             if logs:

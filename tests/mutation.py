@@ -38,14 +38,15 @@ MODULES: dict[str, tuple[set[str], list[str]]] = {
     "tasks.py": (set(), ["tests/metrics", "tests/test_tasks.py", *STEP_TESTS]),
     "evaluation.py": ({"outputs", "Evaluation"}, ["tests/metrics", "tests/test_selection.py"]),
     "datasets.py": (
-        {
-            *("length_buckets", "Loader", "collate", "Batch", "split_pairs", "plan_steps"),
-            *("round_robin", "one_after_another", "proportional", "annealed", "joint"),
-        },
+        {"length_buckets", "Loader", "collate", "Batch", "split_pairs", "plan_steps"},
         [
             *("tests/test_datasets.py", "tests/test_split_pairs.py", "tests/program/test_schedules.py"),
             *("tests/test_parallel.py::test_shares_of_a_batch_make_up_the_batch", *STEP_TESTS[:2]),
         ],
+    ),
+    "support/schedules.py": (
+        {"round_robin", "one_after_another", "proportional", "annealed", "joint"},
+        ["tests/program/test_schedules.py"],
     ),
     "multitask_classifier.py": (
         {
