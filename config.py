@@ -3,7 +3,7 @@
     1. argv ─ Parser ─> the flags that were given, by name ─ parse_arguments ─> TrainConfig
     2. TrainConfig ─ to_dict ─> run.json, results.json ─ from_dict ─> TrainConfig
 
-A field of TrainConfig is a flag of the same name, so a new setting is one field.
+A field of TrainConfig is a flag of the same name, so a new setting is one field. Nothing here imports torch.
 """
 
 import argparse
@@ -21,13 +21,10 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-import mysmartloss
-from base_bert import EMBEDDED
-from datasets import SCHEDULES
-from support.devices import COMPUTE_TYPES
 from support.errors import UserError, did_you_mean, one_line
 from support.files import read_json
 from support.other_flags import answer
+from support.schedules import SCHEDULES
 from tasks import TASKS, name_rule, task_table
 
 log = logging.getLogger("smart_bert")
@@ -43,9 +40,8 @@ COLUMNS = ("text_column", "label_column")  # their values are names of columns, 
 RAW_TEXT = ("task", "text", "text_pair", "input", "output")  # the flags for texts of the user's own
 UNLABELLED = "unlabelled"  # stands for --unlabelled_file where a task's name would
 SMART_TERMS = ("smart", "bregman")  # the terms of --use_smart; they need no labels
-BETAS = {"fitted": mysmartloss.fitted_beta, "paper": mysmartloss.paper_beta}
+BETAS = ("fitted", "paper")
 METRICS = tuple(dict.fromkeys(name for task in TASKS.values() for name in task.metrics))
-NORMS = {"inf": mysmartloss.inf_norm, "2": mysmartloss.l2_norm}
 
 Weight = float | dict[str, float]  # one number for all tasks, or numbers by task
 
@@ -141,7 +137,7 @@ class TrainConfig:
         tasks_rule,
     )
     model_name_or_path: str = flag(
-        EMBEDDED, "encoder: minilm (installed with the requirements), a folder, or a hub name", group="model"
+        "minilm", "encoder: minilm (installed with the requirements), a folder, or a hub name", group="model"
     )
     checkpoint: tuple[str, ...] | None = flag(
         None, "folder of a saved model, for evaluate and predict; for average given for each model"
@@ -152,7 +148,7 @@ class TrainConfig:
     precision: str = flag(
         None,
         "data type of matrix products; weights stay fp32 (default: bf16 if the device computes in it)",
-        tuple(COMPUTE_TYPES),
+        ("fp32", "bf16", "fp16"),
     )
     similarity: str = flag(
         "head",
@@ -261,7 +257,7 @@ class TrainConfig:
     smart_step_size: float = flag(0.01, "η, length of an ascent step", AT_LEAST_0)
     smart_noise_var: float = flag(1e-5, "σ², variance of the noise that the ascent starts from", AT_LEAST_0)
     smart_steps: int = flag(1, "T, number of ascent steps; with 0 the noise stays, as in R3F", AT_LEAST_0)
-    smart_norm: str = flag("inf", "norm that ε limits: inf, the largest coordinate, or 2", tuple(NORMS))
+    smart_norm: str = flag("inf", "norm that ε limits: inf, the largest coordinate, or 2", ("inf", "2"))
     smart_every: int = flag(
         1,
         "lazy regularisation: R_s and D_Breg in every N-th batch of a task alone, with N times their weight;"
@@ -486,7 +482,10 @@ class TrainConfig:
     def beta(self, step: int, total_steps: int) -> float:
         """β of the Bregman teacher after step 0, 1, ..."""
         if self.bregman_beta in BETAS:
-            return BETAS[self.bregman_beta](step, total_steps)
+            import mysmartloss  # imported here, so that --help needs no torch
+
+            schedule = {"fitted": mysmartloss.fitted_beta, "paper": mysmartloss.paper_beta}[self.bregman_beta]
+            return schedule(step, total_steps)
         return float(self.bregman_beta)
 
     def to_dict(self) -> dict[str, Any]:
@@ -544,6 +543,16 @@ def as_text(value: Any) -> str:
 def as_flag(name: str, value: Any) -> str:
     """A setting as its flag on the command line."""
     return f"--{name}" if value is True else f"--{name} {as_text(value)}"
+
+
+def as_hparams(config: TrainConfig) -> dict[str, int | float | str]:
+    """The settings for TensorBoard's table of runs: numbers, or text; without those left open."""
+    hparams: dict[str, int | float | str] = {}
+    for name, value in [(setting.name, getattr(config, setting.name)) for setting in flags(config)]:
+        if value is not None:
+            text = as_text(value).encode(errors="backslashreplace").decode()
+            hparams[name] = value if type(value) in (int, float) else text
+    return hparams
 
 
 def describe_settings(config: TrainConfig, everything: bool = False) -> str:
@@ -736,3 +745,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[TrainConfig
     settings["own"] = saved_own_record(settings)
     command = shlex.join(["python", "multitask_classifier.py", *words])
     return TrainConfig(**settings, command=command), {*settings} - {"own"}
+
+
+def check_arguments() -> int:
+    """0 if the command line (`sys.argv`) is right; --help ends the process. Raises UserError."""
+    parse_arguments()
+    return 0

@@ -14,6 +14,7 @@ Not handled: confidence intervals, calibration.
 
 import logging
 import statistics
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,15 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets import Batch, Example, TokenizedDataset, evaluation_batches, split_pairs, tokenize
+from datasets import (
+    Batch,
+    Example,
+    TokenizedDataset,
+    evaluation_batches,
+    split_pairs,
+    tokenize,
+    typical_batch,
+)
 from support import devices, parallel
 from support.errors import UserError
 from support.files import write_text
@@ -125,6 +134,17 @@ def rows_at_a_time(batch_size: int, device: torch.device) -> int:
     On a CPU larger batches would overflow its caches.
     """
     return batch_size * (1 if device.type == "cpu" else 2)
+
+
+def predicting_seconds(model: nn.Module, dataset: TokenizedDataset, batch_size: int) -> float:
+    """About what `predict` will take, from a batch of typical length; sets eval mode."""
+    device = next(model.parameters()).device
+    batch = typical_batch(dataset, rows_at_a_time(batch_size, device)).to(device)
+    model.eval()
+    begin = time.perf_counter()
+    with torch.inference_mode():
+        model(dataset.task.name, *batch.inputs).cpu()  # syncs a GPU
+    return (time.perf_counter() - begin) * len(dataset) / len(batch.rows) / parallel.size()
 
 
 def predict(model: nn.Module, dataset: TokenizedDataset, batch_size: int) -> np.ndarray:

@@ -18,10 +18,27 @@ import math
 import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, cast
+
+from config import (
+    UNLABELLED,
+    TrainConfig,
+    as_hparams,
+    check_arguments,
+    describe_settings,
+    parse_arguments,
+    warn_of_unused_flags,
+)
+from support.errors import OneLine, UserError, exit_status, one_line
+
+NAME = "multitask_classifier.py"
+# importing torch takes seconds: --help and wrong flags are answered before
+if __name__ == "__main__" and (status := exit_status(NAME, check_arguments)):
+    sys.exit(status)
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +55,17 @@ import submit
 from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, seeded_linear, tokenizer_config
 from bert import BertModel
 from checkpoint import ENDINGS, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
-from config import NORMS, UNLABELLED, TrainConfig, describe_settings, parse_arguments, warn_of_unused_flags
-from datasets import Batch, Loader, Plan, TokenizedDataset, plan_steps, read_own_record, split_pairs
-from evaluation import answers, checked_rows, evaluate, predict, untrained_scores
+from datasets import (
+    Batch,
+    Loader,
+    Plan,
+    TokenizedDataset,
+    plan_steps,
+    read_own_record,
+    split_pairs,
+    typical_batch,
+)
+from evaluation import answers, checked_rows, evaluate, predict, predicting_seconds, untrained_scores
 from model_card import model_card
 from optimizer import (
     AdamW,
@@ -75,7 +100,6 @@ from support.devices import (
     start_watch,
 )
 from support.dropout import Dropout
-from support.errors import OneLine, UserError, exit_status, one_line
 from support.files import read_json, write_text
 from support.hub import hub_folder
 from support.log import RunLog, SilentLog
@@ -85,7 +109,7 @@ from support.screen import cut, duration, numbers_line, scores_table, step_line,
 from tasks import TASKS, Task, constant_loss, in_batch_negatives, task_table
 
 log = logging.getLogger("smart_bert")
-NAME = "multitask_classifier.py"
+NORMS = {"inf": mysmartloss.inf_norm, "2": mysmartloss.l2_norm}  # of --smart_norm
 SAVE_SECONDS = 120.0  # between checkpoints, unless --save_steps
 FLOOR_DELTA = 1e-5  # largest coordinate of a δ that bf16 and fp16 round away; embeddings are about 0.5
 
@@ -486,22 +510,62 @@ def try_largest_batch(
 
     Drops its gradients and restores the random state. Raises UserError that names the flag to lower.
     """
-    device = next(model.parameters()).device
     batches = {name: loader.largest_batch() for name, loader in loaders.items()}
     name = max(batches, key=lambda name: batches[name].input_ids.numel())
-    batch = batches[name].to(device)
-    rows, tokens = batch.input_ids.shape
+    rows, tokens = batches[name].input_ids.shape
     print(f"memory: trying the largest batch, {rows} rows of {tokens} tokens", end="", flush=True)
-    begin = time.perf_counter()
+    seconds = try_batch(model, loaders[name].dataset.task, batches[name], config, teacher)
+    peaks = peak_memory(next(model.parameters()).device)
+    peak = peaks.get("peak_gpu_memory_gib", peaks.get("peak_memory_gib", math.nan))
+    print(f": {duration(seconds)}, {peak:.2g} GiB at most so far")
+
+
+def try_batch(
+    model: MultitaskBERT,
+    task: Task,
+    batch: Batch,
+    config: TrainConfig,
+    teacher: mysmartloss.BregmanProximal | None,
+) -> float:
+    """Seconds of a batch, forward and backward. Drops its gradients and restores the random state."""
+    device = next(model.parameters()).device
     state = mysmartloss.generator_state(device)
-    with out_of_memory_advice(rows, tokens), mysmartloss.generator_at(device, state):
-        loss = training_loss(model, loaders[name].dataset.task, batch, config, teacher)["total"]
+    begin = time.perf_counter()
+    with out_of_memory_advice(*batch.input_ids.shape), mysmartloss.generator_at(device, state):
+        loss = training_loss(model, task, batch.to(device), config, teacher)["total"]
         loss.backward()
         float(loss.detach())  # syncs a GPU
     model.zero_grad()
-    peaks = peak_memory(device)
-    peak = peaks.get("peak_gpu_memory_gib", peaks.get("peak_memory_gib", math.nan))
-    print(f": {duration(time.perf_counter() - begin)}, {peak:.2g} GiB at most so far")
+    return time.perf_counter() - begin
+
+
+def forecast(
+    models: dict[str, MultitaskBERT],
+    loaders: dict[str, Loader],
+    plan: Plan,
+    data: Data,
+    config: TrainConfig,
+    teacher: mysmartloss.BregmanProximal | None,
+) -> messages.Forecast:
+    """The seconds that the run will take, from a batch of typical length of each data set."""
+    model = models["student"]
+    batches = {}
+    for name, loader in loaders.items():
+        rows = -(-len(loader.dataset) // loader.batches_per_epoch // loader.shares)
+        batch = typical_batch(loader.dataset, rows)
+        for _ in range(2 if config.compile else 1):  # a new shape may be compiled in its first pass
+            seconds = try_batch(model, loader.dataset.task, batch, config, teacher)
+        tried = forward_passes(replace(config, smart_every=1), name)  # --smart_every has R_s in batch 0
+        parts = loader.shares / parallel.size()  # of each batch, for this process
+        batches[name] = parts * seconds * forward_passes(config, name) / tried
+    steps = [sum(batches[name] for name, _ in tasks) for tasks in plan.steps]
+    seconds_of: dict[str, float] = defaultdict(float)  # by split
+    for (_, split), dataset in data.items():
+        if split in ("dev", "test"):
+            seconds_of[split] += predicting_seconds(model, dataset, config.batch_size)
+    model.train()
+    evaluation = len(models) * seconds_of["dev"]
+    return messages.Forecast(steps, config.eval_steps or plan.per_epoch, evaluation, seconds_of["test"])
 
 
 def log_interval(
@@ -614,8 +678,11 @@ def train(
         for name, dataset in datasets.items()
         if dataset.labels is not None
     }
-    saved_at = time.monotonic()
     left = [] if progress.out_of_patience(config.patience) else plan.steps[progress.step :]
+    if left:
+        expected = forecast(models, loaders, plan, data, config, teacher)
+        expected.say(progress.step)
+    saved_at = time.monotonic()
     steps = tqdm(left, "training", total, initial=progress.step, unit="step", disable=parallel.bar_disabled())
     with (
         contextlib.closing(run_log),
@@ -687,8 +754,9 @@ def train(
                 progress.check(datasets, config.skip_nonfinite, scaler)
                 loss = losses[0]["task" if "task" in losses[0] else "total"]
                 steps.set_postfix_str(progress.bar_text(names[0], loss, epoch), refresh=False)
-            messages.say_first_steps(progress.first_losses, progress.step, progress.seconds, total)
+            messages.say_first_step(progress.first_losses, progress.step, progress.seconds)
             if progress.step == 20:
+                expected.say(20, progress.seconds)
                 weights = {name: config.weights(name) for name in config.sources}
                 messages.warn_of_first_losses(progress.first_losses, weights, config.precision)
             if logs:
@@ -705,6 +773,8 @@ def train(
             if progress.out_of_patience(config.patience):
                 tqdm.write(f"early stopping: {progress.stale} scorings without a better mean on dev")
                 break
+        if left:  # a run that was finished before has it
+            run_log.write_hparams(progress.step, as_hparams(config), progress.best_scores())
     parallel.barrier()  # until `best` is written
     return progress.best | progress.cost() | peak_memory(device)
 
@@ -876,6 +946,8 @@ def open_checkpoint(config: TrainConfig) -> tuple[TrainConfig, MultitaskBERT, To
     if untrained := set(names) - set(run["trained_tasks"]):
         listed = ", ".join(sorted(untrained))
         log.warning("%s was not trained on %s: what it predicts there is chance", folder, listed)
+    if run.get("data") == "sample":
+        log.warning("%s was trained on the project's own sample, too small to learn much", folder)
     precision = choose_precision(device, config.precision)
     model.compute_type = COMPUTE_TYPES[precision.name]
     trained_with = {name: run["config"][name] for name in ("max_length", "pooling")}
@@ -955,9 +1027,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     to_stderr = logging.StreamHandler()
     to_stderr.setFormatter(OneLine())
     logging.basicConfig(handlers=[to_stderr])
-    # a path or a text that the terminal's encoding lacks must not end a run
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
     return exit_status(NAME, lambda: run_program(arguments))
 
 

@@ -40,10 +40,11 @@ from support.screen import cut
 from tasks import TASKS, Task
 
 log = logging.getLogger("smart_bert")
-HERE = Path(__file__).resolve().parent
+SAMPLE = Path(__file__).resolve().parent / "data" / "sample"
 # what a run leaves in its folder
 RUN_FILES = ["last", "last.previous", "last.damaged", "best", "metrics.jsonl", "results.json"]
-RUN_FILES += ["predictions", "tensorboard", "report.html"]
+RUN_FILES += ["predictions", "tensorboard", "report.html"]  # earlier versions' event files are in tensorboard
+EVENTS = "events.out.tfevents.*"  # TensorBoard's
 OWN_DATA = "own_data"  # the rows of the user's own task
 RUN_FILES += [OWN_DATA]
 HELD_OUT_SPLITS = ("train", "dev")
@@ -68,7 +69,7 @@ def find_files(
     files = {(task, split): folder / TASKS[task].filename(split) for task, split in wanted} | given
     missing = [key for key, path in files.items() if not os.path.isfile(path)]
     if wanted and len(missing) == len(files) and not chosen and not given:
-        sample = {key: HERE / "data" / "sample" / TASKS[key[0]].filename(key[1]) for key in wanted}
+        sample = {key: SAMPLE / TASKS[key[0]].filename(key[1]) for key in wanted}
         if all(path.is_file() for path in sample.values()):
             fetch = "python -m data.download fetches real ones"
             print(f"No course files found: this run uses data/sample. {fetch}.")
@@ -79,6 +80,8 @@ def find_files(
             mend = f"give it with --{task}_{split}, or its folder with --data_dir (see data/README.md)"
             raise UserError(f"{path}: no such file; {mend}")
         print(f"no test file {path}: no test predictions for {task}")
+    if all(path.resolve().parent == SAMPLE for path in files.values()):
+        return files, "sample"
     return files, str(folder) if len(given) < len(files) else "files given by flag"
 
 
@@ -217,6 +220,7 @@ def check_outputs(
 def prepare_folder(folder: Path, overwrite: bool) -> None:
     """Raises UserError if the folder holds a run; with `overwrite` deletes the run."""
     there = [folder / name for name in RUN_FILES if os.path.lexists(folder / name)]
+    there += folder.glob(EVENTS)
     if there and not overwrite:
         mend = "go on with it by --resume, delete it by --overwrite_output_dir, or name another"
         raise UserError(f"--output_dir {folder}: holds a run; {mend}")

@@ -7,22 +7,33 @@
 B batch, C outputs; rows are all rows of a data set. Losses and divergences are means over the batch.
 """
 
+from __future__ import annotations  # names of types are not looked up
+
 import logging
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-import mysmartloss
 from support.errors import UserError
+from support.late import LateModule
 from support.screen import cut
+
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor, nn
+
+    import mysmartloss
+else:  # --help needs no more of the tasks than their names, and torch takes seconds
+    torch = LateModule("torch")
+    F = LateModule("torch.nn.functional")
+    nn = LateModule("torch.nn")
+    mysmartloss = LateModule("mysmartloss")
 
 log = logging.getLogger("smart_bert")
 
@@ -162,8 +173,10 @@ def in_batch_negatives(anchors: Tensor, positives: Tensor, scale: float = 20.0) 
 
 def constant_loss(task: Task, labels: Tensor) -> float:
     """The lowest mean loss of a model that gives every row the same outputs; labels (rows,)."""
+    from torch.optim import LBFGS  # imported here, as torch is late
+
     outputs = torch.zeros(1, task.num_outputs, requires_grad=True)
-    optimizer = torch.optim.LBFGS([outputs], max_iter=100)
+    optimizer = LBFGS([outputs], max_iter=100)
 
     def loss() -> float:
         optimizer.zero_grad()
@@ -350,6 +363,8 @@ NUMBERS_SHARE = 0.99  # of the labels of a regression; the rest is not usable
 
 def name_rule(name: str) -> str:
     """What is wrong with the name of a new task, or ""."""
+    if name == "own":  # the default needs no check, which would import torch
+        return ""
     if name.lower() in TASKS:
         return f"there is a task of that name already, as {', '.join(TASKS)} are; give another"
     # a head is found by its task's name, which must not be a method of torch's container

@@ -55,6 +55,9 @@ def exit_status(name: str, program: Callable[[], int]) -> int:
     Returns the exit status: the program's own, 2 for a user's mistake, 128 + its number for a signal (130
     for Ctrl-C). A KeyboardInterrupt may carry the number of another signal.
     """
+    # a path or a text that the terminal's encoding lacks must not end a program
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return program()
     except UserError as error:

@@ -7,16 +7,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from support.errors import UserError, one_line
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 
 class RunLog:
-    """Appends records to `<folder>/metrics.jsonl` and to TensorBoard in `<folder>/tensorboard`.
+    """Appends records to `<folder>/metrics.jsonl` and to an event file of TensorBoard in `<folder>`.
+
+    TensorBoard takes the name of a run from the folder of its event files.
 
     size, step: the length of the file in bytes and the step when the checkpoint was saved. A resumed run
         passes both; later records are removed.
@@ -25,7 +24,7 @@ class RunLog:
 
     def __init__(self, folder: str | Path, size: int = 0, step: int = 0):
         self.path = Path(folder) / "metrics.jsonl"
-        self._board: SummaryWriter | None = None
+        self._board: Any = None  # torch's SummaryWriter
         self._first_step = step
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,9 +48,23 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter
 
             purge_step = self._first_step + 1 if self._first_step else None
-            self._board = SummaryWriter(self.path.parent / "tensorboard", purge_step=purge_step)
+            self._board = SummaryWriter(self.path.parent, purge_step=purge_step)
         for name, value in record.items():
             self._board.add_scalar(f"{kind}/{name}", float(value), step)
+
+    def write_hparams(self, step: int, settings: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+        """At the end of a run, after its records: its row in TensorBoard's table of runs (HParams).
+
+        settings: name -> number or text. scores: metric -> value.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        assert self._board is not None, "a run ends with records"
+        # SummaryWriter.add_hparams would write them to a folder of their own, a second run
+        for summary in hparams(dict(settings), dict(scores)):
+            self._board.file_writer.add_summary(summary)
+        for name, value in scores.items():
+            self._board.add_scalar(name, float(value), step)
 
     def close(self) -> None:
         self._file.close()
@@ -66,6 +79,9 @@ class SilentLog:
         return 0
 
     def write(self, kind: str, step: int, record: Mapping[str, Any]) -> None:
+        pass
+
+    def write_hparams(self, step: int, settings: Mapping[str, Any], scores: Mapping[str, float]) -> None:
         pass
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import logging
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,15 +34,34 @@ def out_of_memory_advice(rows: int, tokens: int) -> Iterator[None]:
         raise UserError(f"out of memory with {rows} rows of {tokens} tokens; try {advice}") from None
 
 
-def say_first_steps(first_losses: FirstLosses, step: int, seconds: float, total: int) -> None:
-    """After step 1 say that the run works, after step 20 how long it will take. seconds: of all steps."""
+def say_first_step(first_losses: FirstLosses, step: int, seconds: float) -> None:
+    """After step 1 say that the run works. seconds: of the step."""
     if step == 1 and first_losses:
         name, losses = first_losses[0]
         loss = float(losses["task" if "task" in losses else "total"])
         tqdm.write(f"the first step worked: {name} loss {loss:.4f}, {duration(seconds)}")
-    if step == 20:
-        pace = f"about {duration(seconds / 20 * total)} of training"
-        tqdm.write(f"{pace} at the pace of the first 20 steps, evaluation apart")
+
+
+class Forecast(NamedTuple):
+    """The seconds that a run will take.
+
+    steps: of each step. every: steps between evaluations on dev; one follows the last step. evaluation: of
+    one of them. test: of predicting the test files.
+    """
+
+    steps: Sequence[float]
+    every: int
+    evaluation: float
+    test: float
+
+    def say(self, step: int, seconds: float | None = None) -> None:
+        """Say after how many steps what the rest will take. seconds: what these steps took in truth."""
+        pace = 1.0 if seconds is None else seconds / sum(self.steps[:step])
+        evaluations = -(-len(self.steps) // self.every) - step // self.every
+        rest = pace * sum(self.steps[step:]) + evaluations * self.evaluation + self.test
+        left = f"{len(self.steps) - step:,} steps and {evaluations} evaluation{'s' * (evaluations > 1)}"
+        how = "" if seconds is None else f", at the pace of the first {step} steps"
+        tqdm.write(f"time: about {duration(rest)} for {left}{how}")
 
 
 def say_new_rate(last: float, planned: float, now: float, step: int, total: int) -> None:

@@ -172,6 +172,13 @@ class Progress:
         dev = "".join(f", {role} dev {scores['mean']:.3f}" for role, scores in self.dev.items())
         return f"{epoch}, {task} loss {float(loss):.3f}{dev}"
 
+    def best_scores(self) -> dict[str, float]:
+        """Every dev score of the best model, and the mean of the main ones, for TensorBoard."""
+        scores = {"best/mean": self.best["dev_mean"]}
+        for task, of_task in self.best["dev"].items():
+            scores |= {f"best/{task}/{name}": value for name, value in of_task.items() if name != "trained"}
+        return scores
+
     def cost(self) -> dict[str, float]:
         """Steps and times of the run, for `results.json`."""
         return {

@@ -17,6 +17,7 @@ SAMPLE = ROOT / "data" / "sample"
 # the flags of a run that takes seconds
 FAST = ["--max_train_samples=32", "--max_eval_samples=24", "--batch_size=8"]
 FAST += ["--epochs=1", "--steps_per_epoch=6", "--logging_steps=3"]
+TRIALS = 4  # batches before the first step of three tasks: the largest one, and a typical one of each task
 
 
 def warnings_of(caplog) -> list[str]:

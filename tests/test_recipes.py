@@ -27,7 +27,7 @@ FILES = {
     "divergence": {"mysmartloss.py", "tasks.py"},
     "term": {"multitask_classifier.py", "config.py"},
     "optimizer": {"multitask_classifier.py"},
-    "schedule": {"datasets.py"},
+    "schedule": {"support/schedules.py"},
     "more": {"checkpoint.py"},
 }
 RUN = ["--epochs=1", "--steps_per_epoch=5", "--batch_size=4", "--logging_steps=1", "--max_eval_samples=8"]

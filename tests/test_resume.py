@@ -6,17 +6,28 @@ import os
 import random
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.plugins.hparams.metadata import (
+    EXPERIMENT_TAG,
+    SESSION_END_INFO_TAG,
+    SESSION_START_INFO_TAG,
+    parse_session_start_info_plugin_data,
+)
+from tensorboard.util import tensor_util
 
 import checkpoint
 import kill_and_resume
 import multitask_classifier
 from config import TrainConfig, parse_arguments
-from helpers import SAMPLE, run_program
+from helpers import SAMPLE, TRIALS, run_program
 from kill_and_resume import compare, killed_and_resumed, outcome
+from run_files import prepare_folder
 
 # The later of two values counts.
 RUN = [*kill_and_resume.RUN, "--steps_per_epoch=7", "--save_steps=2"]
@@ -57,7 +68,7 @@ def kill():
 @pytest.mark.parametrize(
     ("owner", "name", "n"),
     [
-        (multitask_classifier, "training_loss", 7),  # between two checkpoints
+        (multitask_classifier, "training_loss", TRIALS + 6),  # between two checkpoints
         (checkpoint.os, "replace", 3),  # between the renames of one
         (multitask_classifier, "write_all_predictions", 1),  # after `best`, before `last`
     ],
@@ -100,9 +111,8 @@ def test_a_signal_saves_and_says_how_to_go_on(main, uninterrupted, tmp_path, mon
     """Guards against losing the work since the last checkpoint to Ctrl-C or a machine that shuts down."""
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        raise_at(
-            patch, multitask_classifier, "training_loss", 5, lambda: os.kill(os.getpid(), signal.SIGTERM)
-        )
+        stop = partial(os.kill, os.getpid(), signal.SIGTERM)
+        raise_at(patch, multitask_classifier, "training_loss", TRIALS + 4, stop)
         assert main(*RUN, "--save_steps", 1000, "--output_dir", tmp_path / "run") == 143
     assert f"--resume --output_dir {tmp_path / 'run'}" in capsys.readouterr().err
     assert main("--resume", "--output_dir", tmp_path / "run") == 0
@@ -169,15 +179,15 @@ def test_nonfinite_batches(main, tmp_path, monkeypatch, capsys):
     def poisoned(*args, **kwargs):
         losses = real(*args, **kwargs)
         poisoned.calls += 1
-        return losses | {"total": losses["total"] * float("nan")} if poisoned.calls in (6, 8) else losses
+        return losses | {"total": losses["total"] * float("nan")} if poisoned.calls in (5, 7) else losses
 
     monkeypatch.setattr(multitask_classifier, "training_loss", poisoned)
-    poisoned.calls = 0
+    poisoned.calls = -TRIALS
     assert main(*RUN, "--skip_nonfinite", 1, "--output_dir", tmp_path / "a") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "not finite" in error and "step 6, task sst, rows " in error
     assert checkpoint.load_checkpoint(tmp_path / "a" / "last").records["progress"]["step"] == 6
-    poisoned.calls = 0
+    poisoned.calls = -TRIALS
     assert main(*RUN, "--skip_nonfinite", 2, "--output_dir", tmp_path / "b") == 0
 
 
@@ -189,7 +199,7 @@ def test_out_of_memory_says_what_to_try(main, tmp_path, monkeypatch, capsys):
             "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: not enough memory"
         )
 
-    raise_at(monkeypatch, multitask_classifier, "training_loss", 5, no_memory)
+    raise_at(monkeypatch, multitask_classifier, "training_loss", TRIALS + 4, no_memory)
     assert main(*RUN, "--output_dir", tmp_path / "run") == 2
     assert "--batch_size 2" in capsys.readouterr().err
     assert checkpoint.load_checkpoint(tmp_path / "run" / "last").records["progress"]["step"] == 2
@@ -205,7 +215,7 @@ def killed(encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("SMART_BERT_DATA_DIR", raising=False)
-        raise_at(patch, multitask_classifier, "training_loss", 10, kill)
+        raise_at(patch, multitask_classifier, "training_loss", TRIALS + 9, kill)
         with pytest.raises(Killed):
             run_program("--model_name_or_path", encoder, *RUN, "--output_dir", folder)
     return folder
@@ -253,3 +263,34 @@ def test_a_second_signal_acts_at_once():
         assert stop.received == signal.SIGTERM
         os.kill(os.getpid(), signal.SIGTERM)
     assert stopped.value.args == (signal.SIGTERM,)
+
+
+def test_tensorboard_has_a_run_under_its_name_with_flags_and_scores_once(main, tmp_path, monkeypatch):
+    """Guards against rows of TensorBoard's table (HParams) under a second name, without scores, or twice."""
+    folder = tmp_path / "mine"
+    with monkeypatch.context() as patch:
+        raise_at(patch, multitask_classifier, "training_loss", TRIALS + 8, kill)
+        with pytest.raises(Killed):
+            main(*RUN, "--smart_weight=sst=1,para=0.5", "--output_dir", folder)
+    for _ in range(2):  # the second time nothing is left to do
+        assert main("--resume", "--output_dir", folder) == 0
+    runs = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    assert set(runs.Runs()) == {"mine"}
+    tags = [
+        value.tag
+        for file in sorted(folder.glob("*tfevents*"))
+        for event in EventFileLoader(str(file)).Load()
+        for value in event.summary.value
+    ]
+    once = (EXPERIMENT_TAG, SESSION_START_INFO_TAG, SESSION_END_INFO_TAG)
+    assert [tags.count(tag) for tag in once] == [1, 1, 1]
+    started = runs.SummaryMetadata("mine", SESSION_START_INFO_TAG).plugin_data.content
+    shown = parse_session_start_info_plugin_data(started).hparams
+    assert shown["batch_size"].number_value == 4 and shown["smart_weight"].string_value == "sst=1,para=0.5"
+    results = json.loads((folder / "results.json").read_text())
+    expected = {"mean": results["dev_mean"], "sts/spearman": results["dev"]["sts"]["spearman"]}
+    for tag, value in expected.items():
+        (score,) = runs.Tensors("mine", f"best/{tag}")
+        assert tensor_util.make_ndarray(score.tensor_proto) == pytest.approx(value)
+    prepare_folder(folder, overwrite=True)
+    assert not list(folder.glob("*tfevents*"))

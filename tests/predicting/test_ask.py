@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import safetensors.torch
 import torch
 import transformers
 
-from helpers import ROOT
+from checkpoint import load_checkpoint, save_checkpoint
+from helpers import ROOT, SAMPLE, run_program, warnings_of
+from run_files import find_files
 
 TEXTS = ["I loved it", "a dull , slow film", "It is what it is, and it is long. " * 4, "fine"]
 PAIRS = [("a cat sleeps", "a cat naps"), ("How old is she?", "What is her age?"), ("one", "two " * 30)]
@@ -176,7 +179,8 @@ def test_a_pipe_gets_answers_at_once_and_may_be_closed(start):
     process.stdout.close()
     process.stdin.write(b"good\n" * 200)
     process.stdin.close()
-    assert (process.stderr.read(), process.wait()) == (b"", 141)
+    (note,) = process.stderr.read().splitlines()
+    assert b"own sample" in note and process.wait() == 141
 
 
 def test_ctrl_c_is_one_line_and_leaves_nothing(start, tmp_path):
@@ -190,5 +194,32 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(start, tmp_path):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    assert process.wait() == 130 and process.stderr.read() == b"multitask_classifier.py: interrupted\n"
+    said = process.stderr.read().splitlines()
+    assert process.wait() == 130 and said[1:] == [b"multitask_classifier.py: interrupted"]
     assert os.listdir(tmp_path) == []
+
+
+def test_a_model_of_the_sample_says_so(sample_run, tmp_path, caplog, capsys):
+    """Guards against a user who takes the answers of a model of 600 rows for what the method can do."""
+    other = load_checkpoint(sample_run / "best")
+    other.records["run"]["data"] = "data"
+    save_checkpoint(tmp_path / "other", other)
+    asked = [["--task=sst", "--text=fine"], [f"--sst_test={SAMPLE / 'ids-sst-test-student.csv'}"]]
+    for arguments in asked:
+        for model, lines in ((sample_run, 1), (tmp_path / "other", 0)):
+            caplog.clear()
+            flags = ["--option=predict", "--checkpoint", model, "--output_dir", tmp_path / "out"]
+            assert run_program(*flags, *arguments) == 0
+            assert sum("own sample" in warning for warning in warnings_of(caplog)) == lines
+            assert "own sample" not in capsys.readouterr().out
+
+
+def test_the_sample_is_the_sample_however_it_is_named(tmp_path, monkeypatch):
+    """Guards against a model of the sample that passes for one of real data since a flag named the folder."""
+    monkeypatch.chdir(ROOT)
+    wanted = [("sst", "train"), ("sst", "dev")]
+    flags = {f"sst_{split}": str(SAMPLE / f"ids-sst-{split}.csv") for split in ("train", "dev")}
+    for folder, files in ((str(SAMPLE), {}), ("data/sample/", {}), (None, flags)):
+        assert find_files(wanted, folder, files, needs_test=False)[1] == "sample"
+    shutil.copytree(SAMPLE, tmp_path / "sample")
+    assert find_files(wanted, str(tmp_path / "sample"), {}, needs_test=False)[1] == str(tmp_path / "sample")

@@ -294,20 +294,21 @@ def test_a_stopped_run_leaves_a_page_that_says_how_to_resume(main, tmp_path, mon
         return real(*arguments, **named)
 
     monkeypatch.setattr(multitask_classifier, "training_loss", loss)
-    left += [0, 1, 1]  # taken from the end: the largest batch, step 1, Ctrl-C in step 2
+    trials = [1] * 3  # the largest batch, and a typical one of each task
+    left += [0, 1, *trials]  # taken from the end: the trials, step 1, Ctrl-C in step 2
     assert main(*SHORT, "--epochs", 2, "--output_dir", folder) == 130
     text = shown(folder)
     assert (folder / "report.html").exists() and "No epoch has ended" in text and "accuracy" not in text
     assert "Stopped, or still running, after step 2 of 12." in text
     assert f"python multitask_classifier.py --resume --output_dir '{folder}'" in text
-    left += [0, 1, 1, 1, 1, 1, 1]  # step 8
+    left += [0, 1, 1, 1, 1, 1, *trials]  # step 8
     assert main("--resume", "--output_dir", folder) == 130
     text = shown(folder)
     assert "after step 6, the best epoch so far." in text and "accuracy" in text and "step 8 of 12" in text
     assert main("--resume", "--output_dir", folder) == 0
     text = shown(folder)
     assert "Stopped" not in text and "resumed at least once" in text and "--epochs 2 --output_dir" in text
-    left += [0, 1]
+    left += [0, *trials]
     assert main("--resume", "--epochs", 3, "--output_dir", folder) == 130
     assert "after step 13 of 18." in shown(folder)  # results.json is that of an earlier end
 

@@ -4,19 +4,9 @@ import numpy as np
 import pytest
 
 from config import TrainConfig
-from datasets import (
-    SCHEDULES,
-    Loader,
-    Plan,
-    RunLength,
-    annealed,
-    one_after_another,
-    plan_steps,
-    proportional,
-    round_robin,
-    tokenize,
-)
+from datasets import Loader, Plan, plan_steps, tokenize
 from helpers import sample_examples
+from support.schedules import SCHEDULES, RunLength, annealed, one_after_another, proportional, round_robin
 from tasks import TASKS
 
 
