@@ -14,11 +14,9 @@ B batch, T tokens, H hidden, C outputs. Source: the SMARTBert report (Stanford C
 import contextlib
 import json
 import logging
-import math
 import os
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,22 +48,14 @@ import adapt
 import ask
 import average
 import checkpoint
+import dry_run
 import mysmartloss
 import submit
 from base_bert import BertConfig, check_fit, load_tokenizer, parse_tokenizer, seeded_linear, tokenizer_config
 from bert import BertModel
 from checkpoint import ENDINGS, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
-from datasets import (
-    Batch,
-    Loader,
-    Plan,
-    TokenizedDataset,
-    plan_steps,
-    read_own_record,
-    split_pairs,
-    typical_batch,
-)
-from evaluation import answers, checked_rows, evaluate, predict, predicting_seconds, untrained_scores
+from datasets import Batch, Loader, TokenizedDataset, plan_steps, split_pairs
+from evaluation import answers, checked_rows, evaluate, predict, untrained_scores
 from model_card import model_card
 from optimizer import (
     AdamW,
@@ -78,14 +68,13 @@ from optimizer import (
 )
 from run_files import (
     Data,
-    Key,
     check_outputs,
-    find_files,
+    input_files,
     load_data,
     make_report,
-    own_files,
     prepare_folder,
     say_own,
+    with_own_task,
     write_all_predictions,
     write_dev_rows,
     write_own_rows,
@@ -105,7 +94,7 @@ from support.hub import hub_folder
 from support.log import RunLog, SilentLog
 from support.messages import out_of_memory_advice
 from support.progress import Progress
-from support.screen import cut, duration, numbers_line, scores_table, step_line, table
+from support.screen import numbers_line, scores_table, step_line
 from tasks import TASKS, Task, constant_loss, in_batch_negatives, task_table
 
 log = logging.getLogger("smart_bert")
@@ -428,22 +417,6 @@ def contrastive_loss(model: MultitaskBERT, task: Task, batch: Batch, logits: Ten
     return in_batch_negatives(vectors[0::2], vectors[1::2])
 
 
-def forward_passes(config: TrainConfig, task: str) -> float:
-    """What a step on this task costs on average, in forward passes: a backward pass is 2, to δ alone 1.
-
-    A plain step costs 3, SMART with one ascent step 5 more, D_Breg 1 more; with --smart_every 4 a quarter of
-    that.
-    """
-    steps = config.smart_steps
-    every = 1 if task == UNLABELLED else config.smart_every
-    costs = {"smart": (2 * steps + 3) / every, "bregman": 1 / every, "rdrop": 3, "contrastive": 3}
-    terms = config.weights(task)
-    # FreeLB: K passes with their backward, K - 1 of them to the embeddings as well; and the clean pass, which
-    # goes backward for other terms alone
-    freelb = 4 * steps - 1 - (0 if terms else 2) if config.has_freelb(task) else 0
-    return 3 + freelb + sum(costs.get(name, 0) for name in terms)
-
-
 # ----------------------------------------------------------------------------------------- training
 
 
@@ -463,109 +436,6 @@ def optimizer_groups(model: MultitaskBERT, config: TrainConfig) -> list[dict]:
     names = [name for name, _ in model.named_parameters()]
     factors = lr_factors(names, config.head_lr / config.lr, config.layer_lr_decay, model.bert.new_pooler)
     return parameter_groups(model, config.weight_decay, factors)
-
-
-def describe(
-    model: MultitaskBERT,
-    tokenizer: Tokenizer,
-    loaders: dict[str, Loader],
-    plan: Plan,
-    warmup: int,
-    config: TrainConfig,
-) -> None:
-    """Print what the run is about to do and what it will cost."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    several = f", {parallel.size()} processes" if parallel.size() > 1 else ""
-    if config.gradient_accumulation_steps > 1:
-        several += f", {config.gradient_accumulation_steps} batches a step"
-    where = f"{config.option} on {trained[0].device} in {config.precision}{several}"
-    print(f"{where}: {sum(parameter.numel() for parameter in trained):,} parameters to train")
-    rows = [["task", "rows", "batches", "tokens/row", "padding", "steps", "passes"]]
-    examples = []
-    tokens = 0.0  # real ones that the run trains on
-    flops = 0.0
-    encoder = sum(parameter.numel() for parameter in model.bert.bert_layers.parameters())
-    for name, loader in loaders.items():
-        batches = loader.batches_per_epoch
-        steps = sum(task == name for tasks in plan.steps for task, _ in tasks)
-        of_task = steps * loader.dataset.lengths.sum() / batches
-        tokens += of_task
-        flops += 2 * encoder * of_task * forward_passes(config, name)
-        sizes = [f"{len(loader.dataset):,}", f"{batches:,}", f"{loader.dataset.lengths.mean():.1f}"]
-        rows.append([name, *sizes, f"{loader.padding():.1%}", f"{steps:,}", f"{steps / batches:.2f}"])
-        first_row = loader.dataset.tokens[: loader.dataset.starts[1]].tolist()
-        examples.append(cut(f"{name}, for example: {tokenizer.decode(first_row, skip_special_tokens=False)}"))
-    print("\n".join([table(rows), *examples]))
-    length = f"{len(plan.steps):,} steps, {plan.per_epoch:,} an epoch ({config.schedule}), warm-up {warmup:,}"
-    print(f"{length}; {tokens:,.0f} tokens, about {flops / 1e12:,.1f} TFLOP of arithmetic")
-
-
-def try_largest_batch(
-    model: MultitaskBERT,
-    loaders: dict[str, Loader],
-    config: TrainConfig,
-    teacher: mysmartloss.BregmanProximal | None,
-) -> None:
-    """Run the largest batch once, forward and backward, so that memory runs out now and not in an hour.
-
-    Drops its gradients and restores the random state. Raises UserError that names the flag to lower.
-    """
-    batches = {name: loader.largest_batch() for name, loader in loaders.items()}
-    name = max(batches, key=lambda name: batches[name].input_ids.numel())
-    rows, tokens = batches[name].input_ids.shape
-    print(f"memory: trying the largest batch, {rows} rows of {tokens} tokens", end="", flush=True)
-    seconds = try_batch(model, loaders[name].dataset.task, batches[name], config, teacher)
-    peaks = peak_memory(next(model.parameters()).device)
-    peak = peaks.get("peak_gpu_memory_gib", peaks.get("peak_memory_gib", math.nan))
-    print(f": {duration(seconds)}, {peak:.2g} GiB at most so far")
-
-
-def try_batch(
-    model: MultitaskBERT,
-    task: Task,
-    batch: Batch,
-    config: TrainConfig,
-    teacher: mysmartloss.BregmanProximal | None,
-) -> float:
-    """Seconds of a batch, forward and backward. Drops its gradients and restores the random state."""
-    device = next(model.parameters()).device
-    state = mysmartloss.generator_state(device)
-    begin = time.perf_counter()
-    with out_of_memory_advice(*batch.input_ids.shape), mysmartloss.generator_at(device, state):
-        loss = training_loss(model, task, batch.to(device), config, teacher)["total"]
-        loss.backward()
-        float(loss.detach())  # syncs a GPU
-    model.zero_grad()
-    return time.perf_counter() - begin
-
-
-def forecast(
-    models: dict[str, MultitaskBERT],
-    loaders: dict[str, Loader],
-    plan: Plan,
-    data: Data,
-    config: TrainConfig,
-    teacher: mysmartloss.BregmanProximal | None,
-) -> messages.Forecast:
-    """The seconds that the run will take, from a batch of typical length of each data set."""
-    model = models["student"]
-    batches = {}
-    for name, loader in loaders.items():
-        rows = -(-len(loader.dataset) // loader.batches_per_epoch // loader.shares)
-        batch = typical_batch(loader.dataset, rows)
-        for _ in range(2 if config.compile else 1):  # a new shape may be compiled in its first pass
-            seconds = try_batch(model, loader.dataset.task, batch, config, teacher)
-        tried = forward_passes(replace(config, smart_every=1), name)  # --smart_every has R_s in batch 0
-        parts = loader.shares / parallel.size()  # of each batch, for this process
-        batches[name] = parts * seconds * forward_passes(config, name) / tried
-    steps = [sum(batches[name] for name, _ in tasks) for tasks in plan.steps]
-    seconds_of: dict[str, float] = defaultdict(float)  # by split
-    for (_, split), dataset in data.items():
-        if split in ("dev", "test"):
-            seconds_of[split] += predicting_seconds(model, dataset, config.batch_size)
-    model.train()
-    evaluation = len(models) * seconds_of["dev"]
-    return messages.Forecast(steps, config.eval_steps or plan.per_epoch, evaluation, seconds_of["test"])
 
 
 def log_interval(
@@ -659,8 +529,8 @@ def train(
     if parts != shares and any("contrastive" in config.weights(name) for name in config.tasks):
         words = "--contrastive_weight: a batch is computed in %d parts now, not %d, so its negatives differ"
         log.warning(words, parts, shares)
-    describe(model, tokenizer, loaders, plan, warmup, config)
-    try_largest_batch(model, loaders, config, teacher)
+    dry_run.describe(model, tokenizer, loaders, plan, warmup, config)
+    dry_run.try_largest_batch(model, loaders, config, teacher, training_loss)
 
     record = checkpoint.run_record(config, data, source, processes) | {"total_steps": total}
     progress = Progress()
@@ -680,7 +550,7 @@ def train(
     }
     left = [] if progress.out_of_patience(config.patience) else plan.steps[progress.step :]
     if left:
-        expected = forecast(models, loaders, plan, data, config, teacher)
+        expected = dry_run.forecast(models, loaders, plan, data, config, teacher, training_loss)
         expected.say(progress.step)
     saved_at = time.monotonic()
     steps = tqdm(left, "training", total, initial=progress.step, unit="step", disable=parallel.bar_disabled())
@@ -807,58 +677,6 @@ def finish(config: TrainConfig, model: MultitaskBERT, tests: list[TokenizedDatas
         make_report(folder)
 
 
-def check_compiled(model: MultitaskBERT, config: TrainConfig) -> None:
-    """Try the compiled layers: compiling, and repeating a pass with its dropout masks, which SMART needs.
-
-    Leaves the random generator where it was. Raises UserError if one of the two fails on this machine.
-    """
-    device = next(model.parameters()).device
-    embeddings = torch.randn(8, 2, model.bert.config.hidden_size, generator=torch.Generator().manual_seed(0))
-    embeddings = embeddings.to(device).requires_grad_()
-    repeat = mysmartloss.DropoutReplay(lambda x: model.logits(config.tasks[0], x))
-    with mysmartloss.generator_at(device, mysmartloss.generator_state(device)):
-        try:
-            clean = repeat(embeddings).detach()
-            with torch.no_grad():  # compiled anew, and so perhaps with other random numbers
-                again = [repeat(embeddings)]
-            again.append(repeat(embeddings + 0).detach())
-        except Exception as error:  # compilers raise anything: no C++ compiler, no Triton, no Python headers
-            why = f"the encoder can't be compiled on this machine ({one_line(error)[:100]})"
-            raise UserError(f"--compile: {why}; leave the flag out") from None
-    # other masks change the logits by a fifth, rounding in bf16 by less than a hundredth
-    off = max(float((other - clean).norm() / clean.norm()) for other in again)
-    if off > 0.05 and any(config.weights(name) for name in config.tasks):
-        why = "compiled passes draw new dropout masks when they are repeated on this machine"
-        raise UserError(f"--compile: {why}, and SMART needs the same ones; leave out one of the two")
-
-
-def input_files(config: TrainConfig, wanted: Sequence[Key], needs_test: bool) -> tuple[dict[Key, Path], str]:
-    """`find_files`, and for the user's own task `own_files`: of the flags, or what its run has left."""
-    own = [key for key in wanted if key[0] not in TASKS]
-    others = [key for key in wanted if key[0] in TASKS]
-    files, source = find_files(others, config.data_dir, config.files, needs_test)
-    flags = {"train": config.train_file, "dev": config.dev_file, "test": config.test_file}
-    folders: list[Path] = []
-    if config.checkpoint:
-        folders = [Path(config.checkpoint[0]), Path(config.checkpoint[0]).parent]
-    elif config.resume:  # the rows that it was started with
-        folders = [Path(config.output_dir)]
-        flags = {"test": flags["test"] if os.path.isfile(flags["test"] or "") else None}
-    else:
-        flags["dev"] = flags["dev"] or flags["train"]
-    return files | own_files(own, flags, folders, needs_test), source
-
-
-def with_own_task(config: TrainConfig) -> TrainConfig:
-    """The settings with the whole record of the user's own task, read from --train_file. Raises UserError."""
-    if not config.train_file or set(config.own) != {"name"}:
-        return config
-    columns = (config.text_column, config.label_column[0])
-    return replace(
-        config, own=read_own_record(config.train_file, config.task_name, *columns, config.regression)
-    )
-
-
 def fit(config: TrainConfig) -> None:
     """--option finetune and pretrain: train, keep the best epoch, test it."""
     config = with_own_task(config)
@@ -909,7 +727,7 @@ def fit(config: TrainConfig) -> None:
     if config.compile:
         print("compiling the encoder" + (": on a CPU its steps are slower" if device.type == "cpu" else ""))
         bert.compile_layers()
-        check_compiled(model.train(), config)
+        dry_run.check_compiled(model.train(), config)
     if not config.resume and parallel.rank() == 0:
         prepare_folder(folder, config.overwrite_output_dir)
     write_own_rows(folder, ((split, rows) for (name, split), rows in data.items() if name == own))

@@ -22,12 +22,13 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from config import UNLABELLED
+from config import UNLABELLED, TrainConfig
 from datasets import (
     Example,
     TokenizedDataset,
     held_out,
     read_examples,
+    read_own_record,
     read_unlabelled,
     sample_rows,
     tokenize,
@@ -106,6 +107,33 @@ def own_files(
         elif split != "test" or needs_test:
             raise UserError(f"{task}: its {split} rows are not with the model; give them with {flag}")
     return files
+
+
+def input_files(config: TrainConfig, wanted: Sequence[Key], needs_test: bool) -> tuple[dict[Key, Path], str]:
+    """`find_files`, and for the user's own task `own_files`: of the flags, or what its run has left."""
+    own = [key for key in wanted if key[0] not in TASKS]
+    others = [key for key in wanted if key[0] in TASKS]
+    files, source = find_files(others, config.data_dir, config.files, needs_test)
+    flags = {"train": config.train_file, "dev": config.dev_file, "test": config.test_file}
+    folders: list[Path] = []
+    if config.checkpoint:
+        folders = [Path(config.checkpoint[0]), Path(config.checkpoint[0]).parent]
+    elif config.resume:  # the rows that it was started with
+        folders = [Path(config.output_dir)]
+        flags = {"test": flags["test"] if os.path.isfile(flags["test"] or "") else None}
+    else:
+        flags["dev"] = flags["dev"] or flags["train"]
+    return files | own_files(own, flags, folders, needs_test), source
+
+
+def with_own_task(config: TrainConfig) -> TrainConfig:
+    """The settings with the whole record of the user's own task, read from --train_file. Raises UserError."""
+    if not config.train_file or set(config.own) != {"name"}:
+        return config
+    columns = (config.text_column, config.label_column[0])
+    return replace(
+        config, own=read_own_record(config.train_file, config.task_name, *columns, config.regression)
+    )
 
 
 def load_data(

@@ -5,8 +5,9 @@ import torch
 
 from bert import run_layer
 from config import TrainConfig
+from dry_run import check_compiled
 from kill_and_resume import RUN, outcome
-from multitask_classifier import MultitaskBERT, check_compiled, training_loss
+from multitask_classifier import MultitaskBERT, training_loss
 from mysmartloss import BregmanProximal, SMARTLoss
 from support.errors import UserError
 from tasks import TASKS

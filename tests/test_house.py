@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"multitask_classifier"},
     {"submit", "adapt", "average"},
-    {"run_files"},
+    {"run_files", "dry_run"},
     {"checkpoint", "ask"},
     {"config", "model_card"},
     {"evaluation", "bert"},

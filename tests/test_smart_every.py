@@ -8,9 +8,10 @@ import torch
 
 import multitask_classifier
 from config import UNLABELLED, TrainConfig
+from dry_run import forward_passes
 from helpers import ROOT
 from kill_and_resume import outcome
-from multitask_classifier import forward_passes, training_loss
+from multitask_classifier import training_loss
 from mysmartloss import BregmanProximal
 from support.errors import UserError
 from tasks import TASKS

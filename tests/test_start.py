@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import base_bert
+import dry_run
 import multitask_classifier
 from bert import BertModel
 from config import BETAS, TrainConfig, flags
@@ -88,7 +89,9 @@ def forecasted(encoder, tokenizer):
         models = {"student": model, "teacher": teacher.teacher}
         weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         state = torch.get_rng_state()
-        made = multitask_classifier.forecast(models, loaders, plan, data, config, teacher)
+        made = dry_run.forecast(
+            models, loaders, plan, data, config, teacher, multitask_classifier.training_loss
+        )
         assert torch.equal(torch.get_rng_state(), state) and model.training and model.bert.training
         assert all(parameter.grad is None for parameter in model.parameters())
         assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
@@ -106,8 +109,8 @@ def test_a_forecast_changes_nothing(forecasted):
 def test_a_forecast_counts_batches_parts_and_evaluations(forecasted, monkeypatch):
     """Guards against a time that leaves out parts of a batch, the teacher's evaluations or --smart_every."""
     seconds = {"sst": 1.0, "sts": 10.0}
-    monkeypatch.setattr(multitask_classifier, "try_batch", lambda _, task, *others: seconds[task.name])
-    monkeypatch.setattr(multitask_classifier, "predicting_seconds", lambda _, data, rows: len(data) / rows)
+    monkeypatch.setattr(dry_run, "try_batch", lambda _, task, *others: seconds[task.name])
+    monkeypatch.setattr(dry_run, "predicting_seconds", lambda _, data, rows: len(data) / rows)
     plain = forecasted()
     assert list(plain.steps) == [1.0, 10.0] * 10
     assert (plain.every, plain.evaluation, plain.test) == (10, 2 * 10.0, 10.0)

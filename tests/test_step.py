@@ -12,8 +12,9 @@ import multitask_classifier
 import mysmartloss
 from config import TrainConfig
 from datasets import Loader
+from dry_run import forward_passes
 from helpers import SAMPLE, run_program
-from multitask_classifier import forward_passes, training_loss
+from multitask_classifier import training_loss
 from mysmartloss import BregmanProximal
 from optimizer import AdamW, clip_gradients, lr_factors, parameter_groups, step_if_finite
 from tasks import TASKS
