@@ -542,6 +542,8 @@ def as_text(value: Any) -> str:
 
 def as_flag(name: str, value: Any) -> str:
     """A setting as its flag on the command line."""
+    if (name, value) == ("regression", False):
+        return "--no-regression"
     return f"--{name}" if value is True else f"--{name} {as_text(value)}"
 
 

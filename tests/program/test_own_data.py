@@ -195,7 +195,9 @@ def test_kinds_of_files(tmp_path, name):
     content, texts = OWN_FILES[name]
     path = tmp_path / name
     path.write_text(content, encoding="utf-8")
-    task = own_task(read_own_record(path, "t", ("review",), "stars", None))
+    record = read_own_record(path, "t", ("review",), "stars", None)
+    assert record == read_own_record(path, "t", None, "stars", None)  # the only other column
+    task = own_task(record)
     examples = read_examples(path, task)
     assert [example.texts for example in examples] == [(text,) for text in texts]
     assert [example.label for example in examples] == [0.0, 1.0, 0.0][: len(texts)]
@@ -342,7 +344,7 @@ def test_words_pairs_and_scores(main, tmp_path, monkeypatch, capsys):
     ]
     write_csv(tmp_path / "pairs.csv", ["a", "b", "kind", "price"], rows[:60])
     write_csv(tmp_path / "dev.csv", ["a", "b", "kind", "price"], rows[60:80])
-    texts = ["--train_file", "pairs.csv", "--dev_file", "dev.csv", "--text_column", "a", "b"]
+    texts = ["--train_file", "pairs.csv", "--dev_file", "dev.csv", "--text_column", "a,b"]
     ask = ["--text", rows[0][0], "--text_pair", rows[0][1], "--option", "predict"]
     assert main(*texts, "--label_column", "kind", *SIZE, "--task_name", "kind", "--output_dir", "kind") == 0
     assert len(lines_of(tmp_path / "kind" / "predictions" / "kind-dev-rows.jsonl")) == 20
