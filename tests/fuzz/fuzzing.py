@@ -12,11 +12,11 @@ from helpers import run_program
 
 # Inputs of each property: in the default tests, in the slow ones.
 COUNTS = {
-    "files": (150, 3500),
-    "predict": (40, 500),
-    "parsed": (150, 5000),
-    "started": (40, 600),
-    "checkpoints": (20, 500),
+    "files": (150, 1500),
+    "predict": (40, 300),
+    "parsed": (150, 3000),
+    "started": (40, 300),
+    "checkpoints": (20, 200),
 }
 
 

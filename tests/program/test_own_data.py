@@ -416,7 +416,7 @@ def test_the_real_encoder_learns_an_own_file(reviews, no_course_data, capsys):
         rows = [row for row in sample_examples("sst", split) if row.label != 2]
         texts = [[row.texts[0], "good" if row.label > 2 else "bad"] for row in rows]
         write_csv(reviews / path, ["text", "label"], texts)
-    flags = ["--epochs", 4, "--batch_size", 16, "--use_smart", "--output_dir", "run"]
+    flags = ["--epochs", 3, "--batch_size", 16, "--head_lr", 3e-3, "--output_dir", "run"]
     assert run_program("--train_file", "words.csv", "--dev_file", "words-dev.csv", *flags) == 0
     assert json.loads((reviews / "run" / "results.json").read_text())["dev"]["own"]["accuracy"] > 0.65
     saved = load_checkpoint(reviews / "run" / "best").records["run"]["config"]["own"]
