@@ -150,7 +150,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         path = folder / Path(file).name  # never a file outside the folder
         data = read_bytes(path, "the checkpoint is incomplete")
         if hashlib.sha256(data).hexdigest() != digest:
-            why = f"damaged, its checksum is not the one in {MANIFEST}; use another checkpoint"
+            why = "damaged, by its checksum; use another checkpoint"
             raise UserError(f"{path}: {why}")
         if path.suffix == ".json":
             checkpoint.records[path.stem] = parse_json(path, data)
@@ -355,7 +355,8 @@ def restore_last(folder: Path) -> None:
     try:
         step = load_checkpoint(previous).records["progress"]["step"]
     except (UserError, KeyError) as error:
-        raise UserError(f"{problem}; the one before it cannot be used either ({one_line(error)})") from None
+        before = one_line(error).replace(f"{folder}/", "")
+        raise UserError(f"{problem}; the one before it cannot be used either ({before})") from None
     shutil.rmtree(damaged, ignore_errors=True)
     os.replace(last, damaged)
     os.replace(previous, last)

@@ -536,18 +536,19 @@ class Loader:
             rows = min(rows, self.max_tokens // longest)
         return collate(self.dataset, np.argsort(-self.dataset.lengths, kind="stable")[:rows])
 
+    def typical_batch(self) -> Batch:
+        """A part of that batch of the first epoch whose number of padded tokens is nearest to the mean."""
+        batches = self.epoch_batches(0)
+        padded = np.array([len(rows) * self.dataset.lengths[rows].max() for rows in batches])
+        rows = batches[abs(padded - padded.mean()).argmin()]
+        return collate(self.dataset, rows).share(0, self.shares)
+
     def __getitem__(self, k: int) -> Batch:
         epoch, position = divmod(k, self.batches_per_epoch)
         noise_seed = int(np.random.default_rng((*self.seed, epoch, position)).integers(2**63))
         rows = self.epoch_batches(epoch)[position]
         batch = replace(collate(self.dataset, rows, noise_seed), number=k)
         return replace(batch, batch_weight=len(rows) / self.batch_size) if self.max_tokens else batch
-
-
-def typical_batch(dataset: TokenizedDataset, rows: int) -> Batch:
-    """The `rows` rows (B,) whose lengths are nearest to the mean length."""
-    lengths = dataset.lengths
-    return collate(dataset, np.argsort(abs(lengths - lengths.mean()), kind="stable")[:rows])
 
 
 def evaluation_batches(dataset: TokenizedDataset, batch_size: int) -> list[Batch]:

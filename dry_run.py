@@ -20,7 +20,7 @@ from torch import Tensor
 
 import mysmartloss
 from config import UNLABELLED, TrainConfig
-from datasets import Batch, Loader, Plan, TokenizedDataset, typical_batch
+from datasets import Batch, Loader, Plan, TokenizedDataset
 from evaluation import predicting_seconds
 from support import messages, parallel
 from support.devices import peak_memory
@@ -133,8 +133,7 @@ def forecast(
     model = models["student"]
     batches = {}
     for name, loader in loaders.items():
-        rows = -(-len(loader.dataset) // loader.batches_per_epoch // loader.shares)
-        batch = typical_batch(loader.dataset, rows)
+        batch = loader.typical_batch()
         for _ in range(2 if config.compile else 1):  # a new shape may be compiled in its first pass
             seconds = try_batch(model, loader.dataset.task, batch, config, teacher, training_loss)
         tried = forward_passes(replace(config, smart_every=1), name)  # --smart_every has R_s in batch 0

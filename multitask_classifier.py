@@ -626,7 +626,8 @@ def train(
                 steps.set_postfix_str(progress.bar_text(names[0], loss, epoch), refresh=False)
             messages.say_first_step(progress.first_losses, progress.step, progress.seconds)
             if progress.step == 20:
-                expected.say(20, progress.seconds)
+                if total > 20:
+                    expected.say(20, progress.seconds)
                 weights = {name: config.weights(name) for name in config.sources}
                 messages.warn_of_first_losses(progress.first_losses, weights, config.precision)
             if logs:

@@ -59,7 +59,8 @@ class Forecast(NamedTuple):
         pace = 1.0 if seconds is None else seconds / sum(self.steps[:step])
         evaluations = -(-len(self.steps) // self.every) - step // self.every
         rest = pace * sum(self.steps[step:]) + evaluations * self.evaluation + self.test
-        left = f"{len(self.steps) - step:,} steps and {evaluations} evaluation{'s' * (evaluations > 1)}"
+        steps = len(self.steps) - step
+        left = f"{steps:,} step{'s' * (steps > 1)} and {evaluations} evaluation{'s' * (evaluations > 1)}"
         how = "" if seconds is None else f", at the pace of the first {step} steps"
         tqdm.write(f"time: about {duration(rest)} for {left}{how}")
 

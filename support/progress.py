@@ -109,8 +109,8 @@ class Progress:
             self.skipped += 1
             values = ", ".join(f"{name} {value.item():.4g}" for name, value in first.losses.items())
             ids = ", ".join(datasets[first.task].ids[row] for row in first.rows)
-            where = f"step {step}, task {first.task}, rows {ids}"
-            problem = f"loss or gradient is not finite ({values}) at {where}"
+            where = f"step {step}, task {first.task}"
+            problem = f"{where}: loss or gradient is not finite ({values}); rows {ids}"
             if self.skipped > allowed:
                 raise UserError(f"{problem}; no update was made; try a smaller --lr")
             log.warning("%s; batch %d of at most %d left out", problem, self.skipped, allowed)

@@ -121,6 +121,16 @@ def test_a_forecast_counts_batches_parts_and_evaluations(forecasted, monkeypatch
     assert list(lazy.steps) == [0.5, 5.0] * 10 and lazy.every == 7
 
 
+def test_a_typical_batch_is_a_batch_of_the_run_of_mean_size(tokenizer):
+    """Guards against a time from batches without padding, which are faster than those of the run."""
+    dataset = tokenize(sample_examples("sts", count=45), TASKS["sts"], tokenizer, 64)
+    loader = Loader(dataset, 8, (0,), shares=2)
+    sizes = [loader[k].input_ids.numel() for k in range(loader.batches_per_epoch)]
+    off = [abs(size - sum(sizes) / len(sizes)) for size in sizes]
+    whole = loader[off.index(min(off))]
+    assert torch.equal(loader.typical_batch().input_ids, whole.input_ids[::2])
+
+
 @pytest.mark.parametrize(
     ("step", "took", "said"),
     [
