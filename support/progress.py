@@ -108,9 +108,9 @@ class Progress:
                 continue
             self.skipped += 1
             values = ", ".join(f"{name} {value.item():.4g}" for name, value in first.losses.items())
-            ids = ", ".join(datasets[first.task].ids[row] for row in first.rows)
-            where = f"step {step}, task {first.task}"
-            problem = f"{where}: loss or gradient is not finite ({values}); rows {ids}"
+            ids = [datasets[first.task].ids[row] for row in first.rows]
+            where = f"step {step}, task {first.task}, rows {', '.join(ids[:4])}{', ...' * (len(ids) > 4)}"
+            problem = f"{where}: loss or gradient is not finite ({values})"
             if self.skipped > allowed:
                 raise UserError(f"{problem}; no update was made; try a smaller --lr")
             log.warning("%s; batch %d of at most %d left out", problem, self.skipped, allowed)

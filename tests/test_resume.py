@@ -185,7 +185,7 @@ def test_nonfinite_batches(main, tmp_path, monkeypatch, capsys):
     poisoned.calls = -TRIALS
     assert main(*RUN, "--skip_nonfinite", 1, "--output_dir", tmp_path / "a") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "step 6, task sst: loss or gradient is not finite" in error and "; rows " in error
+    assert "step 6, task sst, rows " in error and "not finite" in error
     assert checkpoint.load_checkpoint(tmp_path / "a" / "last").records["progress"]["step"] == 6
     poisoned.calls = -TRIALS
     assert main(*RUN, "--skip_nonfinite", 2, "--output_dir", tmp_path / "b") == 0
