@@ -34,6 +34,7 @@ SETTINGS = {  # none is a default, and no two weights are equal
     "use_smart": True,
     "bregman_beta": "paper",
     "lr": 2e-4,
+    "head_lr": 2e-4,
     "warmup_steps": 3,
     "weight_decay": 10.0,  # large enough to tell decay after the update from decay before it
     "max_grad_norm": 2.0,

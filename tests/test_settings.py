@@ -71,8 +71,12 @@ def test_a_run_shows_the_settings_that_differ_in_lines_of_100_columns():
 
 def test_defaults_that_depend_on_others():
     """Guards against heads on a frozen encoder with the learning rate of a full fine-tune."""
-    assert (TrainConfig().lr, TrainConfig(option="pretrain").lr) == (1e-4, 1e-3)
-    assert TrainConfig(lr=0.5).head_lr == 0.5
+    assert (TrainConfig().lr, TrainConfig().head_lr) == (2e-4, 3e-3)
+    frozen = TrainConfig(option="pretrain")
+    assert (frozen.lr, frozen.head_lr, TrainConfig(option="pretrain", lr=0.5).head_lr) == (1e-3, 1e-3, 0.5)
+    record = TrainConfig(lr=0.5).to_dict()
+    del record["head_lr"]  # of a run before the heads had a rate of their own
+    assert TrainConfig.from_dict(record).head_lr == 0.5
     assert TrainConfig().tasks == TrainConfig().eval_tasks == ("sst", "para", "sts")
     assert TrainConfig().precision is None and TrainConfig().max_length is None
 
