@@ -23,7 +23,8 @@ PARTS = ("task", "smart", "bregman", "total", "grad_norm")
 SETTINGS = """
 --option finetune --pooling mean --hidden_dropout_prob 0.1 --max_length 32 --precision fp32
 --schedule interleaved --epochs 1 --steps_per_epoch 30 --batch_size 8 --lr 1e-3 --head_lr 1e-3
---warmup_steps 3 --weight_decay 0.01 --max_grad_norm 1 --skip_nonfinite 0 --seed 11711 --use_smart --smart_weight 1
+--warmup_steps 3 --weight_decay 0.01 --max_grad_norm 1 --skip_nonfinite 0 --seed 11711
+--use_smart --smart_weight 1
 --smart_epsilon 0.1 --smart_step_size 0.1 --smart_noise_var 1e-4 --smart_steps 2 --smart_norm inf
 --bregman_weight 1 --bregman_beta 0.9 --keep student --rdrop_weight 0 --logging_steps 1 --max_eval_samples 8
 --no_report
