@@ -131,8 +131,8 @@ def test_resuming_with_another_setting(main, uninterrupted, tmp_path, capsys):
     assert main("--resume", "--epochs", 3, "--logging_steps", 2, "--output_dir", run) == 0
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps) and steps[-1] == 21
-    # 1e-4 times (14 - 13) / (14 - 1), and times (21 - 14) / (21 - 2)
-    assert "the learning rate goes from 7.69e-06 to 3.68e-05 at step 15" in capsys.readouterr().out
+    # 2e-4 times (14 - 13) / (14 - 1), and times (21 - 14) / (21 - 2)
+    assert "the learning rate goes from 1.54e-05 to 7.37e-05 at step 15" in capsys.readouterr().out
 
 
 def test_a_file_flag_keeps_the_other_files():
