@@ -82,17 +82,20 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint, keep_previous: b
     written; the old one is then kept.
     """
     folder = Path(folder).absolute()
-    new, previous = (folder.with_name(folder.name + ending) for ending in (".new", PREVIOUS))
+    new, old, previous = (folder.with_name(folder.name + ending) for ending in (".new", ".old", PREVIOUS))
     try:
         if not folder.exists() and previous.exists():
             os.replace(previous, folder)  # an earlier crash came between the renames below
         shutil.rmtree(new, ignore_errors=True)
         _write_folder(new, checkpoint)
         if folder.exists():
-            shutil.rmtree(previous, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+            if previous.exists():  # a crash while it is deleted must not leave half of it under its name
+                os.replace(previous, old)
             os.replace(folder, previous)
         os.replace(new, folder)
         sync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(new, ignore_errors=True)
         why = f"cannot write the checkpoint ({one_line(error)}); an earlier one is kept"

@@ -43,7 +43,7 @@ from tasks import TASKS, Task
 log = logging.getLogger("smart_bert")
 SAMPLE = Path(__file__).resolve().parent / "data" / "sample"
 # what a run leaves in its folder
-RUN_FILES = ["last", "last.previous", "last.damaged", "best", "metrics.jsonl", "results.json"]
+RUN_FILES = ["last", "last.previous", "last.damaged", "last.old", "best", "metrics.jsonl", "results.json"]
 RUN_FILES += ["predictions", "tensorboard", "report.html"]  # earlier versions' event files are in tensorboard
 EVENTS = "events.out.tfevents.*"  # TensorBoard's
 OWN_DATA = "own_data"  # the rows of the user's own task
