@@ -81,9 +81,14 @@ class BertConfig:
     pad_token_id: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not isinstance(value, (int, float)) or value < 0:
-                raise UserError(f"{name} must be a number, at least 0, not {value!r}")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.type is int and (type(value) is not int or value < (item.name != "pad_token_id")):
+                raise UserError(f"{item.name} must be a whole number, at least 1, not {value!r:.50}")
+            dropout = item.name.endswith("dropout_prob")
+            if item.type is float and not (isinstance(value, (int, float)) and 0 <= value < 1):
+                kind = "a probability below 1" if dropout else "a number from 0 to below 1"
+                raise UserError(f"{item.name} must be {kind}, not {value!r:.50}")
         if self.hidden_size % self.num_attention_heads:
             heads = f"num_attention_heads {self.num_attention_heads}"
             raise UserError(f"hidden_size {self.hidden_size} is not a multiple of {heads}")
@@ -333,6 +338,8 @@ def _from_vocabulary(name_or_path: str, path: Path, config: dict, given: dict[st
         read_bytes(path)  # says what is wrong with the file itself
         vocabulary = WordPiece.read_file(str(path))
         tokenizer = BertWordPieceTokenizer(vocabulary, **names, **given)
+        if (unknown := names.get("unk_token", "[UNK]")) not in vocabulary:
+            raise UserError(f"{path}: has no piece {unknown!r:.50} for what it cannot read")
         for id, token in _added_tokens(name_or_path, config, set(names.values())):
             tokenizer.add_tokens([token])
             place = tokenizer.token_to_id(token.content)

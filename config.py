@@ -630,7 +630,10 @@ class Parser(argparse.ArgumentParser):
         hints = {word: self._instead_of(word) for word in words or unknown[:1]}
         if len(hints) == 1:
             raise UserError("unknown flag {}; {}".format(*hints.popitem()))
-        raise UserError("unknown flags " + ", ".join(f"{word} ({hint})" for word, hint in hints.items()))
+        said = [f"{word} ({hint})" for word, hint in hints.items()]
+        shown = [text for k, text in enumerate(said) if len(", ".join(said[: k + 1])) < 220]  # whole ones
+        rest = f", and {len(said) - len(shown)} more" if len(shown) < len(said) else ""
+        raise UserError(f"unknown flags {', '.join(shown)}{rest}")
 
     def _instead_of(self, word: str) -> str:
         """What to give instead of an unknown flag: what is known of other trainers, or the nearest name."""

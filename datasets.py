@@ -137,7 +137,8 @@ def read_unlabelled(path: str | Path, task: Task) -> list[Example]:
     """
     text = read_utf8(path)
     if other := text_shape(text):
-        raise UserError(f"{path}:1: {other}")
+        what = "JSON; texts without labels stand a text a line" if other.startswith("JSON") else other
+        raise UserError(f"{path}:1: {what}")
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError(f"{path}:1: the file is empty")

@@ -135,6 +135,12 @@ def has_classes(rows: Sequence[Row]) -> bool:
     return bool(rows) and isinstance(rows[0].label, str)
 
 
+def majority(rows: Sequence[Row]) -> str:
+    """The most frequent class; of several the one that the model says most, so that a tie flatters nobody."""
+    labels, said = (Counter(str(getattr(row, name)) for row in rows) for name in ("label", "prediction"))
+    return max(labels, key=lambda name: (labels[name], said[name]))
+
+
 def constant_scores(rows: Sequence[Row]) -> tuple[str, dict[str, float]]:
     """The best constant prediction in words, and its scores by metric.
 
@@ -144,8 +150,8 @@ def constant_scores(rows: Sequence[Row]) -> tuple[str, dict[str, float]]:
     if not labels:
         return "", {}
     if has_classes(rows):
-        (name, count), *_ = Counter(labels).most_common(1)
-        share = count / len(labels)
+        name = majority(rows)
+        share = labels.count(name) / len(labels)
         # F1 of this class is 2 · share · 1 / (share + 1), that of every other class 0
         return f"always “{name}”", {"accuracy": share, "macro_f1": 2 * share / (1 + share) / len(set(labels))}
     values = [float(label) for label in labels]
@@ -176,7 +182,7 @@ def resampled_scores(rows: Sequence[Row]) -> dict[str, np.ndarray]:
     return {
         "accuracy": right.sum(1) / len(rows),
         "macro_f1": f1.sum(1) / (true > 0).sum(1),
-        "constant": true[:, counts.sum(1).argmax()] / len(rows),
+        "constant": true[:, list(confusion(rows)).index(majority(rows))] / len(rows),
     }
 
 
@@ -547,16 +553,28 @@ def compared_settings(run: Run) -> dict[str, str]:
         return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
     config = run.results["config"]
-    found = {name: words(value) for name, value in config.items() if name not in {*NOT_COMPARED, "files"}}
+    left_out = {*NOT_COMPARED, "files", "checkpoint", "own"}
+    found = {name: words(value) for name, value in config.items() if name not in left_out}
+    if model := run.results.get("checkpoint"):  # an evaluation of a saved model
+        found["checkpoint"] = str(model)
     files = {name: path for name, path in config.get("files", {}).items() if not name.endswith("_out")}
     return found | files | {"data": run.results["data"]}
+
+
+def seed_of(run: Run) -> int:
+    """The run's seed."""
+    return run.results["config"]["seed"]
 
 
 def grouped(runs: Sequence[Run]) -> tuple[list[Setting], list[dict[str, str]]]:
     """The settings in the order of their first runs, and of each the flags in which the settings differ."""
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
-        groups.setdefault(tuple(sorted(compared_settings(run).items())), []).append(run)
+        group = groups.setdefault(tuple(sorted(compared_settings(run).items())), [])
+        if seed_of(run) in map(seed_of, group):
+            print(f"left out: {run.folder} has settings and seed of {group[0].folder}", file=sys.stderr)
+        else:
+            group.append(run)
     flags = [dict(key) for key in groups]
     names = dict.fromkeys(name for found in flags for name in found)
     differing = [name for name in names if len({found.get(name) for found in flags}) > 1]
@@ -579,7 +597,9 @@ def comparison_rows(settings: Sequence[Setting]) -> list[list[tuple[str, str]]]:
             values = setting.scores().get(name, [])
             mean = statistics.fmean(values) if values else math.nan
             error = f" ±{statistics.stdev(values) / math.sqrt(len(values)):.3f}" if len(values) > 1 else ""
-            change = f"{mean - first[name]:+.3f}" if place and values and name in first else ""
+            comparable = name != "mean" or setting.scores().keys() == settings[0].scores().keys()
+            compared = place and values and name in first and comparable
+            change = f"{mean - first[name]:+.3f}" if compared else ""
             cells.append((f"{mean:.3f}{error}" if values else "", change))
         rows.append([*cells, (setting.time(), "")])
     return rows
@@ -617,8 +637,11 @@ def comparison_picture(settings: Sequence[Setting]) -> Markup:
         for (left, right), task in zip(panels, tasks, strict=True):
             draw_lines(left, f"{task}: dev", lines(f"dev/{task}", None), "score")
             draw_lines(right, f"{task}: task loss", lines(f"train/{task}", "task"))
-        handles, labels = panels[0][0].get_legend_handles_labels()
-        figure.legend(handles, [cut(label, 40) for label in labels], loc="outside lower left", ncols=2)
+        found: dict[str, Any] = {}
+        for axes in panels.flat:
+            found |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        labels = [cut(label, 40) for label in found]
+        figure.legend(list(found.values()), labels, loc="outside lower left", ncols=2)
 
     height = 1.7 * len(tasks) + 0.16 * (1 + len(shown))
     return picture("dev scores and task losses over steps", draw, (6.6, height))
@@ -633,10 +656,14 @@ def write_comparison(folders: Sequence[Path]) -> Path:
     runs = []
     for folder in folders:
         try:
-            runs.append(opened(folder, lambda run: run if main_scores(run) else None))
+            run = opened(folder, lambda run: run if main_scores(run) else None)
         except UserError as error:
             print(f"left out: {error}", file=sys.stderr)
-    runs = [run for run in runs if run]
+            continue
+        if run:
+            runs.append(run)
+        else:
+            print(f"left out: {folder} has no scores on dev", file=sys.stderr)
     if not runs:
         raise UserError("none of the folders holds a run that was scored on dev")
     settings, flags = grouped(runs)

@@ -81,7 +81,7 @@ def find_files(
             mend = f"give it with --{task}_{split}, or its folder with --data_dir (see data/README.md)"
             raise UserError(f"{path}: no such file; {mend}")
         print(f"no test file {path}: no test predictions for {task}")
-    if all(path.resolve().parent == SAMPLE for path in files.values()):
+    if files and all(path.resolve().parent == SAMPLE for path in files.values()):
         return files, "sample"
     return files, str(folder) if len(given) < len(files) else "files given by flag"
 
@@ -123,6 +123,8 @@ def input_files(config: TrainConfig, wanted: Sequence[Key], needs_test: bool) ->
         flags = {"test": flags["test"] if os.path.isfile(flags["test"] or "") else None}
     else:
         flags["dev"] = flags["dev"] or flags["train"]
+    if own and not others:
+        source = Path(config.train_file or "own data").name
     return files | own_files(own, flags, folders, needs_test), source
 
 
@@ -193,22 +195,22 @@ def warn_of_unknown(
 
 def say_own(name: str, data: Data, files: Mapping[Key, Path]) -> None:
     """Print what was read from a user's own file: classes with their rows, or the range of scores."""
-    train, dev = data[name, "train"], data[name, "dev"]
-    assert train.labels is not None and dev.labels is not None
+    train = data[name, "train"]
+    assert train.labels is not None
+    dev = data[name, "dev"].labels if (name, "dev") in data else None  # --eval_tasks may leave it out
+    both = (train.labels, train.labels[:0] if dev is None else dev)
     names = train.task.label_names
     if names:
-        counts = [
-            torch.bincount(labels.long(), minlength=len(names)) for labels in (train.labels, dev.labels)
-        ]
+        counts = [torch.bincount(labels.long(), minlength=len(names)) for labels in both]
         listed = ", ".join(f"{label} ({a} + {b})" for label, a, b in zip(names, *counts, strict=True))
         hint = "; --regression learns them as scores" if isinstance(train.task.labels[-1], int) else ""
         print(f"{name}: {len(names)} classes, rows for training + dev: {cut(listed, 2000)}{hint}")
     else:
-        scores = torch.cat([train.labels, dev.labels])
-        sizes = f"{len(train):,} + {len(dev):,} rows for training + dev"
+        scores = torch.cat(both)
+        sizes = f"{len(both[0]):,} + {len(both[1]):,} rows for training + dev"
         hint = "--no-regression learns them as classes"
         print(f"{name}: scores from {scores.min():g} to {scores.max():g}, {sizes}; {hint}")
-    if files[name, "train"] == files[name, "dev"]:
+    if files[name, "train"] == files.get((name, "dev")):
         print(f"{name}: a tenth of {files[name, 'train']} is held out for dev, the same rows in every run")
 
 

@@ -389,13 +389,15 @@ def own_record(
         dotted = any("." in label for label in labels if _is_number(label))
         regression = share >= NUMBERS_SHARE and (dotted or len(numbers) > MAX_CLASSES)
     shown = cut(", ".join(counts), 60)
+    if not counts:
+        raise UserError(f"no row has a label in {label_column!r}")
+    if regression and share < NUMBERS_SHARE:
+        other = next(label for label in counts if label not in numbers)
+        raise UserError(f"--regression needs numbers, and {label_column!r} has {other[:20]!r}")
     if len(counts) < 2 or (regression and len({*numbers.values()}) < 2):
         raise UserError(f"{label_column!r} has one label ({shown}); a task needs two or more")
     record = {"name": name, "text_columns": list(text_columns), "label_column": label_column}
     if regression:
-        if share < NUMBERS_SHARE:
-            other = next(label for label in counts if label not in numbers)
-            raise UserError(f"--regression needs numbers, and {label_column!r} has {other[:20]!r}")
         return record | {"range": [min(numbers.values()), max(numbers.values())]}
     if listed := [label for label in counts if _lists_several(label, counts)]:
         found = f"{label_column!r} has several labels at once ({listed[0][:40]!r})"

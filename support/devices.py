@@ -41,7 +41,10 @@ def pick_device(use_gpu: bool) -> torch.device:
     Each rank takes a CUDA device of its own. Raises UserError if `use_gpu` is set and there is no CUDA
     device, and if there are more ranks than CUDA devices.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    given = os.environ.get("LOCAL_RANK", "0")
+    if not given.isdecimal():
+        raise UserError(f"LOCAL_RANK is {given!r:.50}, not a number; start several processes by torchrun")
+    local_rank = int(given)
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         if local_rank >= count:

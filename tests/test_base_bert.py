@@ -279,7 +279,7 @@ def test_no_code_in_a_weight_file_is_run(tmp_path):
         ({"model_type": "roberta"}, "model_type"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"num_attention_heads": 5}, "num_attention_heads 5"),
-        ({"hidden_size": "24"}, "hidden_size must be a number"),
+        ({"hidden_size": "24"}, "hidden_size must be a whole number"),
     ],
     ids=str,
 )

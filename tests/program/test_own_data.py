@@ -152,7 +152,7 @@ def test_labels_say_what_the_task_is(labels, regression, expected):
     ("labels", "regression", "words"),
     [
         (["1", "1", ""], None, "has one label"),
-        ([], None, "has one label"),
+        ([], None, "no row has a label"),
         (["1.5", "1.50"], True, "has one label"),
         (["1", "2", "high"], True, "needs numbers, and 'y' has 'high'"),
         (["['a', 'b']", "['a']"], None, "several labels at once"),
@@ -380,7 +380,7 @@ MISTAKES = {
     "--train_file my.csv --label_column stars --tasks sst": "its task, own, is not one of --tasks",
     "--train_file no.csv --label_column stars": "no.csv: cannot be read",
     "--train_file empty.csv --label_column stars": "empty.csv:1: the file is empty",
-    "--train_file header.csv --label_column stars": "header.csv: 'stars' has one label",
+    "--train_file header.csv --label_column stars": "header.csv: no row has a label in 'stars'",
     "--train_file one.csv --label_column stars": "one.csv: 'stars' has one label (1)",
     "--train_file three.csv --label_column stars": "--text_column must name the column of texts",
     "--train_file my.csv --label_column stars --dev_file other.csv": "other.csv:2: stars '3' is not one",
@@ -425,3 +425,13 @@ def test_the_real_encoder_learns_an_own_file(reviews, no_course_data, capsys):
     ask = ["--option", "predict", "--checkpoint", "run", "--task", "own"]
     assert run_program(*ask, "--text", "A wonderful, moving film.") == 0
     assert lines_of_text(capsys.readouterr().out)[0]["label"] == "good"
+
+
+def test_data_of_ones_own_are_not_the_sample(main, reviews):
+    """Guards against a report and a card that call a user's own file the project's sample, and against
+    scores on another task that end in a traceback."""
+    flags = ["--train_file", "my.csv", "--label_column", "stars", "--steps_per_epoch", 2, "--epochs", 1]
+    assert main(*flags, "--no_report", "--output_dir", "run") == 0
+    assert json.loads((reviews / "run" / "results.json").read_text())["data"] == "my.csv"
+    scored = ["--eval_tasks", "sst", "--max_eval_samples", 8, "--output_dir", "other"]
+    assert main(*flags, "--no_report", *scored) == 0

@@ -211,6 +211,19 @@ def test_runs_side_by_side(tmp_path, capsys):
     assert report.main([str(folder) for folder in folders]) == 0
     assert (tmp_path / "runs" / "comparison.html").read_text(encoding="utf-8") == before
     assert report.main([str(tmp_path / "runs" / "empty"), str(tmp_path / "runs" / "notes.txt")]) == 2
+    shutil.copytree(folders[0], tmp_path / "copy")  # no second seed, so no standard error
+    capsys.readouterr()
+    assert report.main([str(folders[0]), str(tmp_path / "copy")]) == 0
+    said = capsys.readouterr()
+    assert "settings and seed of" in said.err and "±" not in said.out
+
+
+def test_a_tie_of_the_constants_flatters_nobody():
+    """Guards against a model that always says one of two equally frequent classes, beside the other one."""
+    rows = [report.Row(str(k), ["a"], "no" if k % 2 else "yes", "no") for k in range(10)]
+    assert report.constant_scores(rows)[0] == "always “no”"
+    samples = report.resampled_scores(rows)
+    assert (samples["accuracy"] == samples["constant"]).all()
 
 
 # --------------------------------------------------------------------------------------- the run's end

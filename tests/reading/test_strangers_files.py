@@ -62,6 +62,8 @@ def test_another_shape_is_named(name, words, read, tmp_path):
             shutil.copy(FILES / {"lines.csv": "lines.jsonl", "list.csv": "list.json"}[name], tmp_path / name)
         )
     line = refused(path, "sst", read)
+    if read is read_unlabelled and found.startswith("JSON"):  # no name makes it readable there
+        found, mend = "JSON", "a text a line"
     assert line.startswith(found) and mend in line
 
 
