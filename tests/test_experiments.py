@@ -49,6 +49,7 @@ def without_clock(question: Question) -> list[dict]:
     return [{name: value for name, value in line.items() if name not in clock} for line in question.lines()]
 
 
+@pytest.mark.slow
 def test_an_interrupted_grid_gives_the_same_lines(tmp_path, encoder, monkeypatch):
     """Guards against lines that are lost or doubled, and against a resumed run with other numbers."""
     grid = grid_of(encoder)
