@@ -25,7 +25,7 @@ from datasets import Example, read_examples, sample_rows, tokenize
 from evaluation import model_outputs
 from experiments.attack import attacked
 from experiments.robustness import ATTACKED_ROWS, WITHIN
-from experiments.runner import Run, finished_model, parse
+from experiments.runner import Run, finished_model
 from experiments.tuned import SEEDS, SMART, SST, Arm, Tuned
 from support.errors import exit_status
 from tasks import TASKS, score
@@ -92,16 +92,5 @@ def more(run: Run, data_dir: Path, folder: Path) -> dict[str, Any]:
 STUDY = Tuned("all_data", {"plain": (2, 3, 6), "SMART": (2, 3, 5)}, ARMS, more=more)
 
 
-def main() -> int:
-    """The command line. Returns the exit status."""
-    options = parse(__doc__)
-    if not options.table:
-        STUDY.run(options.data_dir, options.work_dir, options.seeds)
-    for question in (STUDY.tuning, STUDY.comparison):
-        if question.lines():
-            print(question.page())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(exit_status("experiments.all_data", main))
+    sys.exit(exit_status("experiments.all_data", lambda: STUDY.program(__doc__)))

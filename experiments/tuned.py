@@ -30,7 +30,7 @@ from experiments import tables
 from experiments.calibration import cross_fitted
 from experiments.held_out import HELD_OUT, held_out_folder
 from experiments.inference import NEGLIGIBLE, SIGNIFICANT, bootstrap, exact_p, holm
-from experiments.runner import Run, finished_model, machine, run_grid
+from experiments.runner import Run, finished_model, machine, parse, run_grid
 from experiments.tables import HERE, Line, Measure, Question, Row
 from support.files import write_text
 from tasks import TASKS, score
@@ -202,6 +202,16 @@ class Tuned:
         near = [key for key in settings if statistics.fmean(accuracy[key]) >= limit]
         passes, rate = min(near, key=lambda key: statistics.fmean(dev["nll"] for dev in settings[key]))
         return {"passes": passes, "lr": rate}
+
+    def program(self, description: str | None) -> int:
+        """The command line of a question. Returns the exit status."""
+        options = parse(description)
+        if not options.table:
+            self.run(options.data_dir, options.work_dir, options.seeds)
+        for question in (self.tuning, self.comparison):
+            if question.lines():
+                print(question.page())
+        return 0
 
     def run(self, data_dir: Path, work_dir: Path, seeds: Sequence[int] | None) -> None:
         """Tune, write the winners, compare. The winners are to be committed before the comparison goes on."""

@@ -9,7 +9,6 @@ The rule is in `tuned.py`; primary is accuracy at 30 %. R-Drop, in its paper's f
 
 import sys
 
-from experiments.runner import parse
 from experiments.tuned import SEEDS, SMART, Arm, Tuned
 from support.errors import exit_status
 
@@ -29,16 +28,5 @@ STUDY = Tuned(
 )
 
 
-def main() -> int:
-    """The command line. Returns the exit status."""
-    options = parse(__doc__)
-    if not options.table:
-        STUDY.run(options.data_dir, options.work_dir, options.seeds)
-    for question in (STUDY.tuning, STUDY.comparison):
-        if question.lines():
-            print(question.page())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(exit_status("experiments.wrong_labels", main))
+    sys.exit(exit_status("experiments.wrong_labels", lambda: STUDY.program(__doc__)))
