@@ -167,8 +167,8 @@ def adapt(config: TrainConfig) -> None:
         raise UserError("--option adapt: one process trains; start it without torchrun")
     device = pick_device(config.use_gpu)
     folder = Path(config.output_dir)
-    if not config.resume:
-        prepare_folder(folder, config.overwrite_output_dir)
+    if not config.resume and not config.overwrite_output_dir:
+        prepare_folder(folder, overwrite=False)
     name_or_path = config.model_name_or_path
     tokenizer = load_tokenizer(name_or_path)
     bert = BertModel.from_pretrained(name_or_path)
@@ -199,6 +199,8 @@ def adapt(config: TrainConfig) -> None:
     flops = 6 * tokens * (size + MASKED * model.bert.word_embedding.weight.numel())
     print(f"about {flops / 1e12:,.1f} TFLOP of arithmetic")
 
+    if not config.resume:  # now that nothing can be wrong any more, an earlier run may go
+        prepare_folder(folder, config.overwrite_output_dir)
     models = {"student": model}
     record = checkpoint.run_record(config, {(NAME, "train"): dataset}, source, processes=1)
     record["total_steps"] = total

@@ -592,7 +592,7 @@ def describe_settings(config: TrainConfig, everything: bool = False) -> str:
 
 def warn_of_unused_flags(config: TrainConfig, given: Collection[str]) -> None:
     """A line where flags are given that have no effect."""
-    if config.option not in TRAINING:
+    if config.option not in RESUMABLE:
         return
     of_smart = {name for name in given if name.startswith(("smart_", "bregman_", "adversary"))}
     if config.has_teacher:
@@ -601,6 +601,7 @@ def warn_of_unused_flags(config: TrainConfig, given: Collection[str]) -> None:
         ("without --use_smart", not config.use_smart, of_smart),
         ("with --adversary freelb", config.adversary == "freelb", {"smart_norm", "smart_noise_var"}),
         ("with --option pretrain", config.option == "pretrain", {"layer_lr_decay"}),
+        ("with --option adapt", config.option == "adapt", {"use_smart", "head_lr", "layer_lr_decay"}),
     ]
     for where, holds, names in cases:
         unused = ", ".join(f"--{name}" for name in sorted(names.intersection(given)))

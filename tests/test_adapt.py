@@ -130,6 +130,16 @@ def test_a_mistake_is_one_line(main, tmp_path, capsys, flags, said):
     assert error.count("\n") == 1 and said in error and not (tmp_path / "run").exists()
 
 
+def test_a_mistake_does_not_delete_the_run_before(main, tmp_path, caplog):
+    """Guards against hours of training that --overwrite_output_dir deletes before the encoder is found, and
+    against SMART that is asked for and silently left out."""
+    assert main(*ADAPT, "--use_smart", "--steps_per_epoch", 1, "--output_dir", tmp_path / "run") == 0
+    assert "--use_smart: with --option adapt this has no effect" in caplog.text
+    wrong = ["--model_name_or_path", "nowhere", "--overwrite_output_dir", "--output_dir", tmp_path / "run"]
+    assert main(*ADAPT, *wrong) == 2
+    assert (tmp_path / "run/best/model.safetensors").exists()
+
+
 # ------------------------------------------------------------------------------------------- averages
 
 
