@@ -5,7 +5,8 @@
 Read from top to bottom: the model, its loss, the training loop, the main program.
 
     Batch ─ BertModel.embed ─> embeddings (B,T,H) ─ [+ δ] ─ BertModel.encode ─> hidden (B,T,H) ─ pool ─> (B,H)
-          ─ head ─> logits (B,C) ─ training_loss ─> {task, smart, bregman, ..., total} ─ Learner.step
+          ─ head ─> logits (B,C) ─ training_loss ─> {task, smart, bregman, ..., total}
+          ─ backward, clip, optimizer.step, teacher.update
 
 B batch, T tokens, H hidden, C outputs. Source: the SMARTBert report (Stanford CS 224N) and Jiang et al. 2020
 (arXiv 1911.03437).
