@@ -19,30 +19,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from datasets import Example, read_examples, sample_rows, tokenize
 from evaluation import model_outputs
 from experiments.attack import attacked
-from experiments.robustness import ATTACKED_ROWS, WITHIN
+from experiments.robustness import ATTACKED_ROWS, WITHIN, constant_scores
 from experiments.runner import Run, finished_model
 from experiments.tuned import SEEDS, SMART, SST, Arm, Tuned
 from support.errors import exit_status
 from tasks import TASKS, score
 
-COST = {"plain": 3, "SMART": 9}  # forward passes of a step
 LAZY = (2, 4, 8)  # --smart_every
 NOISE = ("--smart_steps", "0", "--smart_noise_var", "0.0016", "--bregman_weight", "0")  # σ = ε
 ARMS = {
-    "plain": Arm("plain", seeds=SEEDS),
+    "plain": Arm("plain", seeds=SEEDS, passes=3),
     "SMART": Arm("SMART", SMART, seeds=SEEDS),
-    **{f"SMART every {n}": Arm("SMART", (*SMART, "--smart_every", str(n))) for n in LAZY},
-    "R_s alone": Arm("SMART", (*SMART, "--bregman_weight", "0")),
-    "D_Breg alone": Arm("SMART", (*SMART, "--smart_weight", "0")),
-    "R-Drop": Arm("SMART", ("--rdrop_weight", "1")),
-    "R3F": Arm("SMART", (*SMART, *NOISE)),
+    **{f"SMART every {n}": Arm("SMART", (*SMART, "--smart_every", str(n)), passes=3 + 6 / n) for n in LAZY},
+    "R_s alone": Arm("SMART", (*SMART, "--bregman_weight", "0"), passes=8),
+    "D_Breg alone": Arm("SMART", (*SMART, "--smart_weight", "0"), passes=4),
+    "R-Drop": Arm("SMART", ("--rdrop_weight", "1"), passes=6),
+    "R3F": Arm("SMART", (*SMART, *NOISE), passes=6),
     # plain at SMART's settings, over three times the steps
-    "plain, SMART's cost": Arm("SMART", cost=COST["SMART"] / COST["plain"]),
+    "plain, SMART's cost": Arm("SMART", cost=3, passes=3),
 }
 ATTACKED = {"plain", "SMART", *(f"SMART every {n}" for n in LAZY)}
 
@@ -55,41 +54,52 @@ def pieces(text: str, tokenizer: Any, size: int) -> list[str]:
     return [text[part[0][0] : part[-1][1]] for part in parts]
 
 
-def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """How often a positive review has the higher score than a negative one: (rows,), bool (rows,)."""
-    statistic = stats.mannwhitneyu(scores[positive], scores[~positive]).statistic
-    return float(statistic / (positive.sum() * (~positive).sum()))
+def more(run: Run, data_dir: Path, folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """AUROC on CFIMDB; for some arms and seeds accuracy under attack. And what they are computed from.
 
-
-def more(run: Run, data_dir: Path, folder: Path) -> dict[str, Any]:
-    """AUROC on CFIMDB; for some arms and seeds accuracy under attack."""
+    The arrays: "cfimdb", a score of each review, "cfimdb labels", "sst attacked", "sst attacked labels".
+    """
     model, tokenizer, config = finished_model(folder)
     cfimdb = TASKS["cfimdb"]
     size = config.max_length - 2  # [CLS] and [SEP]
     reviews = [
         row for split in ("train", "dev") for row in read_examples(data_dir / cfimdb.filename(split), cfimdb)
     ]
-    rows = [
-        (k, piece) for k, review in enumerate(reviews) for piece in pieces(review.texts[0], tokenizer, size)
-    ]
-    dataset = tokenize(
-        [Example(str(k), (piece,), None) for k, piece in rows], SST, tokenizer, config.max_length
-    )
+    rows = [(k, part) for k, row in enumerate(reviews) for part in pieces(row.texts[0], tokenizer, size)]
+    examples = [Example(str(k), (part,), None) for k, part in rows]
+    dataset = tokenize(examples, SST, tokenizer, config.max_length)
     probabilities = model_outputs(model, dataset, config.batch_size).softmax(-1).numpy()
     leaning = probabilities @ np.array([-1, -1, 0, 1, 1])  # P(positive) - P(negative) of each piece
     owner = np.array([k for k, _ in rows])
     means = np.bincount(owner, leaning) / np.bincount(owner)
-    found: dict[str, Any] = {"cfimdb_auroc": auroc(means, np.array([row.label == 1 for row in reviews]))}
+    positive = np.array([row.label == 1 for row in reviews])
+    found = {"cfimdb_auroc": float(roc_auc_score(positive, means))}
+    arrays = {"cfimdb": means, "cfimdb labels": positive}
     if run.arm in ATTACKED and run.seed in SEEDS[:5]:
         dev = sample_rows(read_examples(data_dir / SST.filename("dev"), SST), ATTACKED_ROWS["sst"])
         attacked_rows = tokenize(dev, SST, tokenizer, config.max_length)
         assert attacked_rows.labels is not None, "dev files have labels"
         predicted = SST.predict(attacked(model, attacked_rows, WITHIN)).numpy()
-        found["under_attack"] = score(SST, predicted, attacked_rows.labels.numpy())["accuracy"]
-    return found
+        labels = attacked_rows.labels.numpy()
+        found["under_attack"] = score(SST, predicted, labels)["accuracy"]
+        found["constant_under_attack"] = constant_scores(SST, labels)["accuracy"]
+        arrays |= {"sst attacked": predicted, "sst attacked labels": labels}
+    return found, arrays
 
 
-STUDY = Tuned("all_data", {"plain": (2, 3, 6), "SMART": (2, 3, 5)}, ARMS, more=more)
+STUDY = Tuned(
+    "all_data",
+    "SST-5, all rows",
+    "with all of SST",
+    {"plain": (2, 3, 6), "SMART": (2, 3, 5)},
+    ARMS,
+    more=more,
+    extra={
+        "AUROC, CFIMDB": "cfimdb_auroc",
+        "under attack": "under_attack",
+        "a constant answer there": "constant_under_attack",
+    },
+)
 
 
 if __name__ == "__main__":

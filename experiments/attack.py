@@ -1,4 +1,4 @@
-"""A projected-gradient attack on a model's embeddings, and random noise of the same size.
+"""A projected-gradient attack on a model's embeddings.
 
     Batch ─ embed ─> x (B,T,H) ─ attack: the worst δ, ‖δ‖_∞ ≤ ε ─> x + δ ─ encode, head ─> outputs (B,C)
 
@@ -10,7 +10,7 @@ wide, and a little is left to settle. Every point on the way counts, not the las
 Shapes: B batch, T tokens, H hidden, C outputs. Not handled: heads that compare two texts by a cosine.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -128,47 +128,18 @@ def attack(
     return worst
 
 
-def noise(
-    model: MultitaskBERT, task: Task, batch: Batch, epsilon: float, generator: torch.Generator | None = None
-) -> Tensor:
-    """Outputs (B,C) at x + δ, where every coordinate of δ is ε or -ε by chance: a random corner of the box.
-
-    No noise within the box is longer, and the attack's δ is near a corner, too.
-    """
-    with evaluating(model), torch.no_grad():
-        x, mask = embedded(model, batch)
-        corner = (torch.rand(x.shape, generator=generator).to(x) - 0.5).sign() * epsilon * mask[..., None]
-        return model.logits(task.name, x + corner, mask)
-
-
-def outputs_of(dataset: TokenizedDataset, function: Callable[[Batch, torch.Generator], Tensor]) -> Tensor:
-    """function(batch, generator) -> (B,C) of all rows: (rows,C) in file order, on the CPU.
-
-    The generator starts from the same state in every call: what it draws is the same for all models.
-    """
-    generator = torch.Generator().manual_seed(0)
-    outputs = torch.empty(len(dataset), dataset.task.num_outputs)
-    for batch in evaluation_batches(dataset, BATCH_ROWS):
-        outputs[torch.from_numpy(batch.rows)] = function(batch, generator).cpu()
-    return outputs
-
-
 def attacked(
     model: MultitaskBERT, dataset: TokenizedDataset, epsilon: float, strength: Strength = FULL
 ) -> Tensor:
-    """Outputs (rows,C) of a whole data set under attack. Raises ValueError without labels."""
-    device = next(model.parameters()).device
-    return outputs_of(
-        dataset,
-        lambda batch, generator: (
-            attack(model, dataset.task, batch.to(device), epsilon, strength, generator).outputs
-        ),
-    )
+    """Outputs (rows,C) of a whole data set under attack, in file order, on the CPU.
 
-
-def noisy(model: MultitaskBERT, dataset: TokenizedDataset, epsilon: float) -> Tensor:
-    """Outputs (rows,C) of a whole data set under noise."""
+    The generator starts from the same state in every call, so the starts are the same for all models. Raises
+    ValueError without labels.
+    """
     device = next(model.parameters()).device
-    return outputs_of(
-        dataset, lambda batch, generator: noise(model, dataset.task, batch.to(device), epsilon, generator)
-    )
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.empty(len(dataset), dataset.task.num_outputs)
+    for batch in evaluation_batches(dataset, BATCH_ROWS):
+        worst = attack(model, dataset.task, batch.to(device), epsilon, strength, generator)
+        outputs[torch.from_numpy(batch.rows)] = worst.outputs.cpu()
+    return outputs

@@ -53,7 +53,7 @@ def all_lines() -> list[Line]:
 
 def mean_score(line: Line) -> float:
     """The mean of the three main metrics on dev."""
-    return statistics.fmean(tables.main_metric(task)(line) for task in NAMES)
+    return statistics.fmean(tables.of("score", task)(line) for task in NAMES)
 
 
 def recommended_line(lines: Sequence[Line]) -> Line:
@@ -82,8 +82,8 @@ def shown(lines: Sequence[Line]) -> str:
         name = arm + f", {len(mine)} seeds" * (len(mine) > 1)
         rows.append(tables.beside((name, f"`{changed}`"), mine))
     columns = (
-        *((name, tables.mean(tables.main_metric(task))) for task, name in NAMES.items()),
-        ("mean", tables.mean(mean_score)),
+        *((name, tables.compact(task)) for task, name in NAMES.items()),
+        ("mean", tables.level(mean_score)),
         ("steps", lambda row: f"{row.lines[0]['steps']:,}"),
         tables.MINUTES,
         ("", lambda row: marked.get(row.lines[0]["arm"], "")),
@@ -106,7 +106,7 @@ def recommended() -> str:
     lines = all_lines()
     best = recommended_line(lines)
     row = tables.beside((), tables.of_arm(lines, best["arm"]))
-    scores = [f"{name} {tables.mean(tables.main_metric(task))(row)}" for task, name in NAMES.items()]
+    scores = [f"{name} {tables.level(tables.of('score', task))(row)}" for task, name in NAMES.items()]
     _, minutes = tables.MINUTES
     said = f"Recommended, the best of a search: {', '.join(scores)}, in {minutes(row)} minutes of one core"
     said += f" ({len(row.lines)} of 2 seeds; selected: dev chose the settings)."

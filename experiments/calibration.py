@@ -1,21 +1,33 @@
-"""Does a model know how often it is right? Expected calibration error, before and after temperature scaling.
+"""Does a model know how often it is right? NLL, Brier score, accuracy where it is sure, temperature scaling.
 
-    logits (rows,C), labels (rows,) ─ calibration ─> error, loss, temperature, bins of a reliability diagram
+    logits (rows,5), labels (rows,) ─ measures_of ─> every measure of SST
 
 A temperature T divides the logits (Guo et al. 2017). It is fitted on one half of the rows and applied to the
 other, and the other way round: no row is scored with a temperature that has seen it.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
+from torch.nn import functional as F
 
 from datasets import Task
+from tasks import TASKS, score
 
-BINS = 10  # of the confidence, the largest probability of a row
+SST = TASKS["sst"]
+NEUTRAL = 2  # the class in the middle
+MEASURES = {  # by head of a column; the first decides
+    "accuracy": "score",
+    "macro F1": "macro_f1",
+    "NLL": "nll",
+    "NLL, one temperature": "nll_scaled",
+    "Brier score": "brier",
+    "surest half": "surest_half",
+    "risk-coverage": "risk_coverage",
+    "answers neutral": "neutral",
+}
+SECONDARY = ("macro F1", "NLL, one temperature", "Brier score", "surest half", "risk-coverage")
 
 
 def fitted_temperature(task: Task, logits: Tensor, labels: Tensor) -> float:
@@ -40,37 +52,25 @@ def cross_fitted(task: Task, logits: Tensor, labels: Tensor) -> tuple[Tensor, li
     return scaled, temperatures
 
 
-def reliability(probabilities: Tensor, labels: Tensor) -> list[tuple[int, float, float]]:
-    """Of each bin of confidence its rows, their mean confidence and accuracy: (rows,C), (rows,) -> BINS."""
+def measures_of(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Every measure of SST's logits (rows,5) with labels (rows,).
+
+    nll_scaled: NLL after one temperature, fitted on half of the rows and applied to the other (Guo et al.
+    2017). brier: sum over the classes, mean over the rows. surest_half: accuracy on the half of the rows with
+    the largest probability. risk_coverage: area under the error among the surest rows (Geifman et al. 2019).
+    neutral: share of rows that get the class in the middle.
+    """
+    probabilities = logits.softmax(-1).double()
     confidence, predicted = probabilities.max(-1)
-    right = (predicted == labels).double()
-    which = (confidence * BINS).long().clamp_max(BINS - 1)
-    bins = []
-    for number in range(BINS):
-        inside = which == number
-        count = int(inside.sum())
-        means = [float(values[inside].mean()) if count else 0.0 for values in (confidence, right)]
-        bins.append((count, round(means[0], 5), round(means[1], 5)))
-    return bins
-
-
-def described(task: Task, logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Expected calibration error, loss (negative log-likelihood) and bins of logits (rows,C)."""
-    # imported here, because it is of requirements-dev.txt, and tables are made without it
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    assert task.probabilities is not None, "a regression has no probabilities"
-    probabilities = task.probabilities(logits)
-    error = multiclass_calibration_error(probabilities, labels.long(), probabilities.shape[1], n_bins=BINS)
-    loss = float(task.loss(logits, labels))
-    return {"error": float(error), "loss": loss, "bins": reliability(probabilities, labels)}
-
-
-def calibration(task: Task, logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """What is known of the calibration before and after temperature scaling, and both temperatures."""
-    scaled, temperatures = cross_fitted(task, logits, labels)
+    wrong = (predicted != labels).double()[confidence.argsort(descending=True, stable=True)]
+    scaled, _ = cross_fitted(SST, logits, labels)
+    one_hot = F.one_hot(labels.long(), logits.shape[1])
     return {
-        "before": described(task, logits, labels),
-        "after": described(task, scaled, labels),
-        "temperatures": temperatures,
+        **score(SST, predicted.numpy(), labels.numpy()),
+        "nll": float(SST.loss(logits, labels)),
+        "nll_scaled": float(SST.loss(scaled, labels)),
+        "brier": float((probabilities - one_hot).square().sum(-1).mean()),
+        "surest_half": 1 - float(wrong[: len(wrong) // 2].mean()),
+        "risk_coverage": float((wrong.cumsum(0) / torch.arange(1, len(wrong) + 1)).mean()),
+        "neutral": float((predicted == NEUTRAL).double().mean()),
     }

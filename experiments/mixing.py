@@ -8,11 +8,10 @@ else. (The halves ran on two types of processor, and only runs of one type are c
 7f8ee007300e.
 """
 
-import statistics
 from collections.abc import Sequence
 
 from experiments import tables
-from experiments.tables import Cell, Line, Question, Row
+from experiments.tables import Line, Question
 
 DEFAULT = "default: interleaved"
 HALVES = {  # options by seeds
@@ -29,17 +28,6 @@ HALVES = {  # options by seeds
 }
 
 
-def score(task: str) -> Cell:
-    """The mean, and its difference from the default's in points."""
-
-    def cell(row: Row) -> str:
-        first, second = tables.pairs(row, tables.main_metric(task))
-        points = 100 * statistics.fmean(b - a for a, b in zip(first, second, strict=True)) if first else 0
-        return tables.mean(tables.main_metric(task))(row) + (f" ({points:+.1f})" if first else "")
-
-    return cell
-
-
 def shown(lines: Sequence[Line]) -> str:
     """In each half the default, then each option beside it."""
     rows = []
@@ -48,7 +36,7 @@ def shown(lines: Sequence[Line]) -> str:
         default = tables.of_arm(half, DEFAULT)
         rows.append(tables.beside((DEFAULT,), default))
         rows += [tables.beside((option,), tables.of_arm(half, option), default) for option in options]
-    scores = ((name, score(task)) for task, name in tables.NAMES.items())
+    scores = ((name, tables.compact(task)) for task, name in tables.NAMES.items())
     seeds_of = ("seeds", lambda row: tables.ranges(line["seed"] for line in row.lines))
     return tables.table(("arm",), rows, (*scores, seeds_of, tables.MINUTES))
 

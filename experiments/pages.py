@@ -13,8 +13,10 @@ import textwrap
 from collections.abc import Callable
 
 from experiments import (
+    all_data,
     best,
     breadth,
+    distance,
     mixing,
     precision,
     records,
@@ -25,8 +27,9 @@ from experiments import (
     toy,
     trainer,
     unlabelled,
+    wrong_labels,
 )
-from experiments.tables import HERE, listed
+from experiments.tables import HERE, Finding, markdown
 
 ROOT = HERE.parent
 QUESTIONS = {  # by block, in the order of the page
@@ -39,28 +42,53 @@ QUESTIONS = {  # by block, in the order of the page
     "unlabelled tuning": unlabelled.STUDY.tuning,
     "unlabelled": unlabelled.STUDY.comparison,
     "robustness": robustness.QUESTION,
+    "distance": distance.QUESTION,
     "breadth": breadth.QUESTION,
     "sweep": sweep.QUESTION,
+    "all data tuning": all_data.STUDY.study.tuning,
+    "all data": all_data.STUDY.study.comparison,
+    "wrong labels tuning": wrong_labels.STUDY.study.tuning,
+    "wrong labels": wrong_labels.STUDY.study.comparison,
 }
+SHOULD = {"gain": "yes", "smoother": "yes", "loss": "no", "no gain": "no", "exploratory": "perhaps"}
+
+
+def findings() -> dict[str, list[Finding]]:
+    """What the lines say, by situation, in the order of the questions that people have."""
+    asked: dict[str, list[Finding | None]] = {
+        "all the data": [all_data.STUDY.study.finding() or robustness.clean()],
+        "few labels": [smart.STUDY.finding(), breadth.fewest_labels(), unlabelled.STUDY.finding()],
+        "wrong labels": [wrong_labels.STUDY.study.finding()],
+        "hard to fool, by changed embeddings": [robustness.answer()],
+        "cost": [all_data.STUDY.study.finding("SMART every 4")],
+    }
+    return {situation: [each for each in found if each] for situation, found in asked.items()}
 
 
 def answer() -> str:
-    """For the main README: a sentence for each primary comparison, and how they were measured."""
-    asked = (smart.STUDY.comparison, unlabelled.STUDY.comparison, robustness.QUESTION)
-    lines = [line for question in asked for line in question.lines()]
-    measured = (listed(line[name] for line in lines) for name in ("precision", "processor"))
-    found = (smart.STUDY.answer(), unlabelled.STUDY.answer(), robustness.answer(robustness.QUESTION.lines()))
-    said = ["Accuracy beside tuned plain training, on SST's dev rows:", ""]
-    said += [f"- {sentence}" for sentence in found]
-    how = f"MiniLM, {', '.join(measured)}, last step's weights, no threshold fitted"
-    said += ["", f"{how} ([experiments](experiments/README.md))."]
+    """For the main README: a line for each question that has lines."""
+    what = "95 % over seeds: accuracy and F1 in points, NLL, cost in forward passes"
+    said = [f"SMART less plain on SST's dev rows ([more](experiments/README.md)), {what}.", ""]
+    for first, *others in filter(None, findings().values()):
+        said.append("; ".join([f"- {first.sentence()}", *(each.short() for each in others)]))
     wrapped = (textwrap.fill(line, 110, subsequent_indent="  " * line.startswith("-")) for line in said)
     return "\n".join(wrapped)
+
+
+def should() -> str:
+    """Should I use SMART? A row for each situation: the answer of its first finding, and all findings."""
+    rows = []
+    for situation, found in findings().items():
+        word = SHOULD.get(found[0].verdict, "not decided") if found else "not run yet"
+        if situation != "cost":
+            rows.append([situation, word, ". ".join(each.sentence() for each in found)])
+    return markdown(["situation", "use SMART?", "SMART less plain, SST"], rows)
 
 
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"answer": answer, "table1": table1.short_table, "best": best.recommended},
     "experiments/README.md": {
+        "should": should,
         **{name: question.page for name, question in QUESTIONS.items()},
         "best": best.page,
         "trainer": trainer.page,
@@ -82,9 +110,7 @@ def updated(page: str) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.pages",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--plot", action="store_true", help="draw the pictures")
     if parser.parse_args().plot:

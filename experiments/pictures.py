@@ -3,6 +3,7 @@
 Colours: Okabe and Ito, "Color Universal Design" (2008).
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,7 +59,7 @@ def picture_markdown(picture: Picture) -> str:
 
 def looks_of(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker of each arm."""
-    return dict(zip(arms, zip(COLOURS, "osv^<>p", strict=True), strict=False))
+    return dict(zip(arms, zip(itertools.cycle(COLOURS), "osv^<>pDX*", strict=False), strict=False))
 
 
 def gain_against_cost(

@@ -1,6 +1,5 @@
 """Records: the best mean of the three dev scores within two hours on two cores, and the fastest to .744.
 
-    python -m experiments.records                        # the table of records.md
     python -m experiments.records --check 1 --seed 7     # runs a record's command with another seed
 
 A line of records.jsonl is a record: class, date, commit, what it was; and its command, seed, dev scores,
@@ -34,9 +33,7 @@ def records() -> list[dict[str, Any]]:
         if line.get("of") == "best":
             run = best.recommended_line(best.all_lines())
             seeds = tables.of_arm(best.all_lines(), run["arm"])
-            dev = {
-                task: statistics.fmean(tables.main_metric(task)(other) for other in seeds) for task in NAMES
-            }
+            dev = {task: statistics.fmean(map(tables.of("score", task), seeds)) for task in NAMES}
             line |= {name: run[name] for name in ("precision", "processor", "threads")}
             line["seconds"] = statistics.fmean(other["seconds"] for other in seeds)
             line |= {"dev": dev, "seeds": len(seeds), "command": best.command_of(run)}
@@ -46,18 +43,8 @@ def records() -> list[dict[str, Any]]:
 
 def page() -> str:
     """For records.md: a row a record, and its command."""
-    heads = [
-        "",
-        "class",
-        "date",
-        "commit",
-        *NAMES.values(),
-        "mean",
-        "seeds",
-        "minutes",
-        "threads",
-        "processor",
-    ]
+    after = ("mean", "seeds", "minutes", "threads", "processor")
+    heads = ["", "class", "date", "commit", *NAMES.values(), *after]
     rows, commands = [], []
     for number, record in enumerate(records(), start=1):
         dev = [record["dev"][task] for task in NAMES]
@@ -92,14 +79,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", type=int, metavar="NUMBER", help="run this record's command")
+    parser.add_argument("--check", type=int, metavar="NUMBER", required=True, help="run this record")
     parser.add_argument("--data_dir", type=Path, default="data", help="folder of the course's files")
     parser.add_argument("--seed", type=int, default=1, help="seed of the run")
     options = parser.parse_args()
-    if options.check:
-        check(options.check, options.data_dir, options.seed)
-    else:
-        print(page())
+    check(options.check, options.data_dir, options.seed)
     return 0
 
 

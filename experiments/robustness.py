@@ -3,7 +3,7 @@
 Two epochs over all of SST, ten paired seeds of plain and of SMART. 300 dev rows, the same for all, were
 attacked within three ε (`attack.py`). Fixed before the first run: SMART against plain at the middle ε, by the
 rule of experiments/study.py. All else is exploratory: R3F, the other tasks, noise, typos, another domain,
-calibration (`calibration.py`), train against dev over ten epochs.
+calibration, train against dev over ten epochs.
 
 Plain had the learning rate of the first comparison's winner. SMART had λ_s = 1 and ε = .04, the largest ε
 whose accuracy in that tuning was within a thousandth of the winner's: at the winner's .01 the rounding of
@@ -13,16 +13,18 @@ Finished at commit 9bae7b2dd391.
 
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from experiments import tables
+from experiments.calibration import MEASURES, measures_of
 from experiments.inference import paired, verdict
 from experiments.pictures import COLOURS, Picture
-from experiments.tables import Cell, Line, Measure, Question, Row
-from tasks import TASKS
+from experiments.tables import Finding, Line, Question, Row, of
+from tasks import TASKS, Task, score
 
 # A coordinate of an embedding is about .5. One plain training with a seed of its own (99) was right on .48 of
 # the rows, under attack on .37, .29 and .13, under noise on .48: the middle ε is neither harmless nor fatal.
@@ -47,153 +49,134 @@ def found_of(line: Line) -> Found:
 
 def passes(line: Line) -> float:
     """Forward passes of a run."""
-    return line["steps"] * PASSES[line["arm"]]
+    return line["steps"] * PASSES[line["arm"].removesuffix(LONG)]
 
 
-def constant_accuracy(lines: Sequence[Line]) -> float:
-    """Accuracy of the best constant answer on sst's attacked rows, from the labels beside the predictions."""
-    line, *_ = tables.of_arm(lines, "plain", "sst")
-    with np.load(QUESTION.predictions(line["name"])) as arrays:
-        _, counts = np.unique(arrays["sst attacked labels"], return_counts=True)
-    return float(counts.max() / counts.sum())
+def constant_scores(task: Task, labels: np.ndarray) -> dict[str, float]:
+    """Scores of the best answer that is the same for all rows: labels (rows,). It has no correlation."""
+    if not task.label_names:
+        return {"squared_error": float(labels.var())}
+    values, counts = np.unique(labels, return_counts=True)
+    return score(task, np.full_like(labels, values[counts.argmax()]), labels)
 
 
-# ------------------------------------------------------------------------------------------ measures
+def levels(task: Task, kind: str, found: Sequence[Mapping[str, float]]) -> Found:
+    """Scores under attack, noise or typos at each place of (0, *EPSILONS) or (0, *RATES), by "kind place"."""
+    named: Found = {}
+    for place, scores in enumerate(found):
+        named[f"{kind} {place}"] = scores.get(task.main_metric)
+        named |= {f"{kind} {place} {name}": value for name, value in scores.items()}
+    return named
 
 
-def level(kind: str, place: int) -> Measure:
-    """The main metric under "attack", "noise" or "typos" at that place of (0, *EPSILONS) or (0, *RATES)."""
-    return lambda line: found_of(line)[kind][place][TASKS[line["tasks"][0]].main_metric]
+def with_scores(lines: Sequence[Line]) -> list[Line]:
+    """The lines with every measure under a name of its own, macro F1 and SST's measures from predictions."""
+    found = []
+    for line in lines:
+        ((name, said),) = line["dev"].items()
+        task = TASKS[name]
+        with np.load(QUESTION.predictions(line["name"])) as file:
+            arrays = dict(file)
+        dev = said | score(task, arrays[name], arrays[f"{name} labels"])
+        if name == "sst":
+            logits, labels = (torch.from_numpy(arrays[f"sst {kind}"]) for kind in ("logits", "labels"))
+            dev |= measures_of(logits, labels)
+        for kind in ("attack", "noise") if "attack" in said else ():
+            rows = arrays[f"{name} attacked labels"]
+            sides = zip(said[kind], arrays[f"{name} {kind}"], strict=True)
+            dev |= levels(task, kind, [level | score(task, predicted, rows) for level, predicted in sides])
+            dev["constant"] = constant_scores(task, rows)
+        dev |= levels(task, "typos", said.get("typos", ()))
+        if calibration := said.get("calibration"):
+            dev |= {side: calibration[side]["error"] for side in ("before", "after")}
+            dev["temperature"] = statistics.fmean(calibration["temperatures"])
+        if "train" in said:
+            dev |= {"train": said["train"]["accuracy"], "gap": said["train"]["accuracy"] - said["accuracy"]}
+        found.append(line | {"dev": {name: dev}})
+    return found
 
-
-def at(*keys: str) -> Measure:
-    """What a line says under these keys of its task; None where it says nothing."""
-
-    def measure(line: Line) -> Any:
-        found = found_of(line)
-        for key in keys:
-            found = found.get(key, {})
-        return None if found == {} else found
-
-    return measure
-
-
-def temperature(line: Line) -> float | None:
-    """The mean of both."""
-    both = at("calibration", "temperatures")(line)
-    return both and statistics.fmean(both)
-
-
-def overfitting(line: Line) -> float:
-    """Accuracy on training rows minus that on dev."""
-    return at("train", "accuracy")(line) - at("accuracy")(line)
-
-
-UNDER_ATTACK = level("attack", MIDDLE)
 
 # -------------------------------------------------------------------------------------------- tables
 
 
-def answer(lines: Sequence[Line]) -> str:
-    """What the primary comparison says, in one sentence."""
-    row = tables.beside((), tables.of_arm(lines, "SMART", "sst"), tables.of_arm(lines, "plain", "sst"))
-    plain, ours = tables.pairs(row, UNDER_ATTACK)
-    found = verdict(plain, ours).split(" (")[0]
-    claim = {"gain": "Smoother", "loss": "Not smoother", "no gain": "Not smoother"}.get(found, found)
-    points, low, high = (f"{100 * value:+.1f}" for value in paired(plain, ours))
-    sides = (statistics.fmean(ours), statistics.fmean(plain), constant_accuracy(lines))
-    levels = [f"{100 * side:.1f} %" for side in sides]
-    return (
-        f"**{claim}**: under attack ({ATTACKED_ROWS['sst']} rows, ε = {WITHIN:g})"
-        f" SMART has {levels[0]}, plain {levels[1]}, a constant answer {levels[2]}:"
-        f" {points} points (95 % over {len(plain)} seeds: {low} to {high}),"
-        f" in {tables.cost(row, passes):g} times the forward passes."
-    )
+def sst_row() -> Row:
+    """SMART on sst beside plain."""
+    lines = QUESTION.lines()
+    ours, plain = (with_scores(tables.of_arm(lines, name, "sst")) for name in ("SMART", "plain"))
+    return tables.beside(("sst", "SMART"), ours, plain)
 
 
-def attacked(kind: str, place: int) -> Cell:
-    """The level under attack or noise; of a regression the mean squared error in brackets."""
-
-    def cell(row: Row) -> str:
-        errors = [found_of(line)[kind][place].get("squared_error") for line in row.lines]
-        said = "" if None in errors else f" ({statistics.fmean(errors):.2f})"
-        return tables.mean(level(kind, place))(row) + said
-
-    return cell
-
-
-def measured(measure: Measure) -> Cell:
-    """The mean; of a row with a base the gain with its interval."""
-    mean, gain = tables.mean(measure), tables.gain(measure, digits=3)
-    return lambda row: gain(row) if row.base and mean(row) else mean(row)
+def answer() -> Finding:
+    """What the primary comparison says."""
+    row = sst_row()
+    found = verdict_cell(row).split(" (")[0]
+    claim = {"gain": "smoother", "loss": "not smoother", "no gain": "not smoother"}.get(found, found)
+    plain, ours = (100 * statistics.fmean(side) for side in tables.pairs(row, of(DECISIVE)))
+    given = f"under attack ({ours:.1f} % for {plain:.1f} %, a constant answer"
+    given += f" {100 * found_of(row.lines[0])['constant']['accuracy']:.1f} %)"
+    names = {"accuracy": DECISIVE, "macro F1": f"{DECISIVE} macro_f1"}
+    return tables.finding(claim, given, row, passes, names)
 
 
-def gap(row: Row) -> str:
-    """Accuracy on training rows minus that on dev, always with its interval."""
-    base, ours = tables.pairs(row, overfitting)
-    return tables.interval_text(base or [0.0] * len(ours), ours, 3)
+def clean() -> Finding:
+    """The same runs without an attack: plain was not tuned for this."""
+    return tables.finding("exploratory", "with all of SST, plain untuned", sst_row(), passes)
 
 
 def verdict_cell(row: Row) -> str:
     """The verdict of the primary comparison."""
     if row.labels == ("sst", "SMART"):
-        return verdict(*tables.pairs(row, UNDER_ATTACK))
+        return verdict(*tables.pairs(row, of(DECISIVE)))
     return "exploratory" if row.base else ""
 
 
-ATTACK = (
-    tables.SEEDS,
-    ("clean", attacked("attack", 0)),
-    (f"noise, ε = {WITHIN:g}", attacked("noise", MIDDLE)),
-    *((f"attack, ε = {epsilon:g}", attacked("attack", 1 + i)) for i, epsilon in enumerate(EPSILONS)),
-    (f"gain at ε = {WITHIN:g} (95 % over seeds)", tables.gain(UNDER_ATTACK, digits=3)),
-    ("verdict", verdict_cell),
-)
-BESIDE = (
-    tables.SEEDS,
-    ("no typos", measured(level("typos", 0))),
-    *((f"{100 * rate:.0f} %", measured(level("typos", 1 + i))) for i, rate in enumerate(RATES)),
-    ("reviews", measured(at("reviews"))),
-    ("calibration error", measured(at("calibration", "before", "error"))),
-    ("after scaling", measured(at("calibration", "after", "error"))),
-    ("temperature", measured(temperature)),
-)
-GAP = (
-    tables.SEEDS,
-    ("training rows", measured(at("train", "accuracy"))),
-    ("dev", measured(at("accuracy"))),
-    ("gap (95 % over seeds)", gap),
-)
+def over_rows(row: Row) -> str:
+    """The gain in accuracy over seeds and rows, as a cell."""
+    has_classes = bool(row.base) and bool(TASKS[row.labels[0]].label_names)
+    return "{:+.3f} to {:+.3f}".format(*tables.over_rows(QUESTION, row)) if has_classes else ""
+
+
+DECISIVE = f"attack {MIDDLE}"
+ATTACK = {"clean": "attack 0", f"noise, ε = {WITHIN:g}": f"noise {MIDDLE}"}
+ATTACK |= {f"attack, ε = {epsilon:g}": f"attack {1 + i}" for i, epsilon in enumerate(EPSILONS)}
+ATTACK |= {f"macro F1, ε = {WITHIN:g}": f"{DECISIVE} macro_f1", "squared error": f"{DECISIVE} squared_error"}
+CLEAN = MEASURES | {"NLL": "loss"}  # that of every task
+BESIDE = {"no typos": "typos 0"} | {f"{100 * rate:.0f} %": f"typos {1 + i}" for i, rate in enumerate(RATES)}
+BESIDE |= {"reviews": "reviews", "calibration error": "before", "after scaling": "after"}
+BESIDE |= {"temperature": "temperature", "training rows": "train", "less dev": "gap"}
 
 
 def shown(lines: Sequence[Line]) -> str:
-    """The answer, then every arm under attack, what stands beside it, and train against dev."""
-    arms, differences = [], []  # rows
+    """The answer; every arm under attack, clean, and on other rows."""
+    lines = with_scores(lines)
+    rows, under_attack = [], []
     for task in ATTACKED_ROWS:
         plain = tables.of_arm(lines, "plain", task)
-        for arm in PASSES:
+        for arm in (*PASSES, *(arm + LONG for arm in PASSES)):
             if mine := tables.of_arm(lines, arm, task):
-                row = tables.beside((task, arm), mine, () if arm == "plain" else plain)
-                arms.append(row)
-                differences.append(row._replace(base=()))
-                if row.base:
-                    differences.append(row._replace(labels=("", f"{arm} - plain")))
-    plain, ours = (tables.of_arm(lines, arm + LONG) for arm in ("plain", "SMART"))
-    gaps = [
-        tables.beside(("plain",), plain),
-        tables.beside(("SMART",), ours),
-        tables.beside(("SMART - plain",), ours, plain),
-    ]
+                base = tables.of_arm(lines, "plain" + LONG * arm.endswith(LONG), task)
+                rows.append(tables.beside((task, arm), mine, () if arm.startswith("plain") else base))
+        same = [found_of(plain[0])["constant"]] * (1 + len(EPSILONS))
+        always = {
+            name: value
+            for kind in ("attack", "noise")
+            for name, value in levels(TASKS[task], kind, same).items()
+        }
+        under_attack += [row for row in rows if row.labels[0] == task and not row.labels[1].endswith(LONG)]
+        under_attack.append(Row((task, "a constant answer"), [plain[0] | {"dev": {task: always}}]))
     heads = ("task", "training")
+    over = ("accuracy over seeds and rows", over_rows)
     parts = (
-        textwrap.fill(answer(lines), 110, break_on_hyphens=False),
-        "Under attack. sst and para: accuracy; sts: Pearson correlation, in brackets the squared error:",
-        tables.table(heads, arms, ATTACK),
+        textwrap.fill(f"{answer().sentence()}.", 110, break_on_hyphens=False),
+        "Under attack. sst and para: accuracy; sts: Pearson correlation. Here and below the difference from"
+        " plain (95 % over seeds) stands beside an arm's level:",
+        tables.table(heads, under_attack, [*tables.scores(ATTACK, 3), ("verdict", verdict_cell)]),
+        "The same runs on all of dev, without an attack. sts: Pearson correlation, and under NLL its squared"
+        " error. The last measure is the share of rows that are answered `neutral`:",
+        tables.table(heads, rows, [*tables.scores(CLEAN, 3), over]),
         "With a typo in so many of the longer words; on CFIMDB's reviews; expected calibration error before"
-        " and after temperature scaling. Below each arm its difference from plain (95 % over seeds):",
-        tables.table(heads, differences, BESIDE),
-        "After 10 epochs over SST, accuracy:",
-        tables.table(heads[1:], gaps, GAP),
+        " and after temperature scaling; accuracy on training rows, and that less dev's:",
+        tables.table(heads, rows, tables.scores(BESIDE, 3)),
     )
     return "\n\n".join(parts)
 
@@ -223,7 +206,7 @@ def curves(figure: Any, lines: Sequence[Line]) -> None:
                 color=COLOUR[arm],
                 label=f"{arm}, {kind} ({len(found)} seeds)",
             )
-    constant = constant_accuracy(lines)
+    constant = found_of(with_scores(tables.of_arm(lines, "plain", "sst")[:1])[0])["constant"]["accuracy"]
     label = f"constant answer ({constant:.1%})"
     axes.axhline(constant, color="gray", linestyle="--", linewidth=1, label=label)
     axes.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
@@ -232,27 +215,6 @@ def curves(figure: Any, lines: Sequence[Line]) -> None:
     axes.set_ylabel(f"accuracy on {ATTACKED_ROWS['sst']} dev rows")
     axes.set_title("SST-5: mean over seeds, 95 % intervals")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-
-
-def pooled_bins(found: Sequence[Found], side: str) -> tuple[np.ndarray, np.ndarray]:
-    """Confidence and accuracy of the bins that hold rows, over all seeds."""
-    bins = np.array([each["calibration"][side]["bins"] for each in found])  # (seeds, bins, 3)
-    counts = bins[:, :, 0]
-    filled = counts.sum(0) > 0
-    confidence, accuracy = ((bins[:, :, i] * counts).sum(0)[filled] / counts.sum(0)[filled] for i in (1, 2))
-    return confidence, accuracy
-
-
-def reliability(figure: Any, lines: Sequence[Line]) -> None:
-    """Accuracy against confidence, before and after temperature scaling."""
-    for axes, side in zip(figure.subplots(1, 2, sharey=True), ("before", "after"), strict=True):
-        axes.plot([0.2, 1], [0.2, 1], color="gray", linewidth=1)
-        for arm, found in of_sst(lines).items():
-            axes.plot(*pooled_bins(found, side), MARKER[arm] + "-", color=COLOUR[arm], label=arm)
-        axes.set_title(f"{side} temperature scaling")
-        axes.set_xlabel("confidence")
-    figure.axes[0].set_ylabel("accuracy on SST's dev rows")
-    figure.axes[0].legend(loc="upper left", frameon=False)
 
 
 def epochs(figure: Any, lines: Sequence[Line]) -> None:
@@ -279,9 +241,6 @@ def epochs(figure: Any, lines: Sequence[Line]) -> None:
 UNDER = "Accuracy on SST under attack and under noise against ε, by training, and that of a constant answer"
 PICTURES = (
     Picture("robustness", UNDER, curves),
-    Picture(
-        "reliability", "Accuracy against confidence on SST, before and after temperature scaling", reliability
-    ),
     Picture("train-dev", "Training loss and dev accuracy over ten epochs", epochs),
 )
 QUESTION = Question("robustness", shown, PICTURES)

@@ -267,8 +267,7 @@ def parse(description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=int, nargs="+", help="run only these, so that several processes share a grid"
     )
-    parser.add_argument("--table", action="store_true", help="print the tables, run nothing")
     options = parser.parse_args()
-    if not (options.data_dir or options.table):
+    if not options.data_dir:
         parser.error("--data_dir: the folder of the course's files is needed (or SMART_BERT_DATA_DIR)")
     return options

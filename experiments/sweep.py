@@ -8,42 +8,23 @@ nothing else: λ_s = 1, η = ε, μ = 0, β = `fitted`.
 import statistics
 from collections.abc import Sequence
 
-from experiments import tables
-from experiments.tables import Cell, Line, Question, Row
-
-
-def scores(row: Row, task: str) -> list[float]:
-    """By seed, in the order of the lines."""
-    return [line["score"] for line in row.lines if line["task"] == task]
-
-
-def each(task: str) -> Cell:
-    """The score of each seed, since seeds differ by more than settings do."""
-    return lambda row: ", ".join(f"{score:.3f}" for score in scores(row, task))
-
-
-def both_tasks(seeds: int) -> Cell:
-    """The mean of both tasks over so many seeds; empty if there are fewer."""
-
-    def cell(row: Row) -> str:
-        found = [scores(row, task)[:seeds] for task in ("sst", "sts")]
-        return f"{statistics.fmean(map(statistics.fmean, found)):.4f}" if len(found[0]) == seeds else ""
-
-    return cell
+from experiments.tables import Line, Question, markdown
 
 
 def shown(lines: Sequence[Line]) -> str:
-    """A row for each setting."""
-    lines = sorted(lines, key=lambda line: line["seed"])
-    settings = dict.fromkeys(line["setting"] for line in lines)
-    rows = [Row((name,), [line for line in lines if line["setting"] == name]) for name in settings]
-    columns = (
-        ("SST, seeds 0, 1", each("sst")),
-        ("STS, seeds 0, 1", each("sts")),
-        ("both tasks, seed 0", both_tasks(1)),
-        ("both tasks, both seeds", both_tasks(2)),
-    )
-    return tables.table(("setting",), rows, columns)
+    """A row for each setting: the score of each seed, since seeds differ by more than settings do."""
+    found: dict[str, dict[str, dict[int, float]]] = {}  # by setting, task and seed
+    for line in sorted(lines, key=lambda line: line["seed"]):
+        found.setdefault(line["setting"], {}).setdefault(line["task"], {})[line["seed"]] = line["score"]
+    rows = []
+    for setting in dict.fromkeys(line["setting"] for line in lines):
+        sst, sts = ([*found[setting][task].values()] for task in ("sst", "sts"))
+        each = [", ".join(f"{score:.3f}" for score in scores) for scores in (sst, sts)]
+        means = [statistics.fmean(pair) for pair in zip(sst, sts, strict=True)]
+        both = f"{statistics.fmean(means):.4f}" if len(means) > 1 else ""
+        rows.append([setting, *each, f"{means[0]:.4f}", both])
+    heads = ("setting", "SST, seeds 0, 1", "STS, seeds 0, 1", "both tasks, seed 0", "both tasks, both seeds")
+    return markdown(heads, rows)
 
 
 QUESTION = Question("sweep", shown)

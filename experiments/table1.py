@@ -38,9 +38,9 @@ def trained(task: str, row: Row) -> bool:
 
 
 def ours(task: str) -> Cell:
-    """Our score, bold if the task was trained."""
-    score = tables.mean(tables.main_metric(task))
-    return lambda row: f"**{score(row)}**" if trained(task, row) else score(row)
+    """Our scores, bold if the task was trained."""
+    scores = tables.compact(task)
+    return lambda row: f"**{scores(row)}**" if trained(task, row) else scores(row)
 
 
 def papers(task: str) -> Cell:
@@ -51,11 +51,10 @@ def papers(task: str) -> Cell:
 
 def both(task: str) -> Cell:
     """Our score of a task that was trained, and the paper's behind it."""
-    score = tables.mean(tables.main_metric(task))
 
     def cell(row: Row) -> str:
-        paper = papers(task)(row)
-        return (score(row) + (f" ({paper})" if paper else "")) if trained(task, row) else "–"
+        paper = f" ({papers(task)(row)})".replace(" ()", "")
+        return tables.level(tables.of("score", task))(row) + paper if trained(task, row) else "–"
 
     return cell
 

@@ -19,7 +19,7 @@ from sklearn.datasets import make_moons
 from torch import Tensor, nn
 
 from experiments.pictures import Picture, save
-from experiments.tables import HERE, Cell, Line, Question, Row, table
+from experiments.tables import HERE, Line, Question, markdown
 from mysmartloss import SMARTLoss, sym_kl_loss
 from support.files import write_text
 
@@ -104,19 +104,11 @@ def draw(figure: Any, models: dict[str, nn.Sequential], lines: Sequence[Line]) -
         axes.set_yticks([])
 
 
-def share(name: str) -> Cell:
-    """A measure in per cent."""
-    return lambda row: f"{row.lines[0][name]:.1%}"
-
-
 def shown(lines: Sequence[Line]) -> str:
-    """A row for each network."""
-    columns = (
-        ("100 training points right", share("train_accuracy")),
-        ("fresh points right", share("accuracy")),
-        ("change within ε", share("changed")),
-    )
-    return table(("training",), [Row((line["training"],), [line]) for line in lines], columns)
+    """A row for each network, in per cent."""
+    names = ("train_accuracy", "accuracy", "changed")
+    rows = [[line["training"], *(f"{line[name]:.1%}" for name in names)] for line in lines]
+    return markdown(["training", "100 training points right", "fresh points right", "change within ε"], rows)
 
 
 QUESTION = Question("toy", shown, (PICTURE,))

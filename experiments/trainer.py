@@ -2,7 +2,6 @@
 
     python -m experiments.trainer --data_dir path/to/data             # all that is left; goes on anywhere
     python -m experiments.trainer --data_dir path/to/data --seeds 0   # one of several processes
-    python -m experiments.trainer --table
 
     base ─ stage: every value of one option ─> mean gain over five settings ─ winner ─> base of the next stage
 
@@ -206,9 +205,7 @@ def page() -> str:
 
 def main() -> int:
     """The command line. Returns the exit status."""
-    options = parse(__doc__)
-    if not options.table:
-        run_all(options)
+    run_all(parse(__doc__))
     print(page())
     return 0
 

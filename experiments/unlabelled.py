@@ -15,7 +15,7 @@ from experiments.study import Study
 STUDY = Study(
     "unlabelled",
     "SST-5 with 250 labels",
-    "with 250 labels, and the other sentences without theirs",
+    "with 250 labels and unlabelled texts",
     "SMART, texts without labels",
     # forward passes of a step, labelled or not
     {"plain": 3, "SMART, texts without labels": 9, "SMART, labelled rows alone": 9},

@@ -13,13 +13,15 @@ from experiments.tuned import SEEDS, SMART, Arm, Tuned
 from support.errors import exit_status
 
 ARMS = {
-    "plain": Arm("plain", seeds=SEEDS),
+    "plain": Arm("plain", seeds=SEEDS, passes=3),
     "SMART": Arm("SMART", SMART, seeds=SEEDS),
-    "R-Drop": Arm("SMART", ("--rdrop_weight", "1")),
+    "R-Drop": Arm("SMART", ("--rdrop_weight", "1"), passes=6),
 }
 PASSES = (2, 4, 6)
 STUDY = Tuned(
     "wrong_labels",
+    "SST-5, 2,000 rows, 0 and 30 % wrong labels",
+    "with 2,000 rows, 30 % of the labels wrong",
     {"plain": PASSES, "SMART": PASSES},
     ARMS,
     rows=2_000,

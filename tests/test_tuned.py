@@ -10,9 +10,10 @@ import torch
 
 from datasets import Example, read_examples
 from experiments import all_data, records, wrong_labels
+from experiments.calibration import measures_of
 from experiments.inference import exact_p, holm
 from experiments.runner import Run, draw_rows, write_examples
-from experiments.tuned import SEEDS, measures_of
+from experiments.tuned import SEEDS
 from helpers import SAMPLE, run_program
 from support.errors import UserError
 from tasks import TASKS
@@ -41,7 +42,8 @@ def test_p_of_all_signs_and_holm():
     first, second = [0.0] * 4, [0.3, 0.1, 0.2, -0.1]
     sums = [abs(np.dot(signs, second)) for signs in itertools.product([1, -1], repeat=4)]
     assert exact_p(first, second) == np.mean([value >= 0.5 - 1e-9 for value in sums]) == 6 / 16
-    assert exact_p([0.0] * 20, [0.01] * 20) == 2 / 2**20
+    assert exact_p([0.0] * 20, [0.01] * 20) == exact_p([0.01] * 20, [0.0] * 20) == 2 / 2**20
+    assert exact_p([0.0, 0.0], [0.1, -0.1]) == 1
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm's own procedure
 
 
@@ -119,7 +121,7 @@ def test_grids_are_those_that_were_fixed():
 
 
 def test_a_model_is_measured(tmp_path, encoder, no_course_data):
-    """Guards against a measurement that fails after hours of training. AUROC: .5 for ties, 1 in order."""
+    """Guards against a measurement that fails after hours of training."""
     run = Run("SMART", ("sst",), 600, (), 2)
     folder = tmp_path / run.name
     flags = (
@@ -135,10 +137,9 @@ def test_a_model_is_measured(tmp_path, encoder, no_course_data):
     assert {"accuracy", "nll_scaled", "smart", "ascent_gain", "cfimdb_auroc", "under_attack"} <= dev[
         "sst"
     ].keys()
+    assert {"cfimdb", "cfimdb labels", "sst attacked", "sst attacked labels"} <= arrays.keys()
     assert json.dumps(dev) and arrays["sst dev"].shape == (len(arrays["sst labels"]), 5)
     assert arrays["sst test"].shape[1] == 5
-    assert all_data.auroc(np.array([1.0, 1, 1]), np.array([True, False, True])) == 0.5
-    assert all_data.auroc(np.array([0.1, 0.9, 0.2]), np.array([False, True, False])) == 1
 
 
 def test_a_record_is_checked_by_running_it(tmp_path, encoder, monkeypatch, capsys):
