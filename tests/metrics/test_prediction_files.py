@@ -40,18 +40,27 @@ def test_no_rows_are_no_logits():
 @pytest.mark.parametrize(
     ("task", "header", "logits", "values"),
     [
-        ("sst", "Predicted_Sentiment", [[0, 0, 0, 2, 1], [1, 0, 0, 0, 0]], ["3", "0"]),
-        ("cfimdb", "Predicted_Sentiment", [[0, 1], [1, 0]], ["1", "0"]),
-        ("para", "Predicted_Is_Paraphrase", [[2], [-2]], ["1.0", "0.0"]),
-        ("sts", "Predicted_Similiary", [[3.8], [-0.25]], ["3.8", "-0.25"]),
+        (
+            "sst",
+            "Predicted_Sentiment",
+            [[0, 1, 0, 0, 0], [-5, -4, -3, -2, -1], [9, 1, 1, 1, 1]],
+            ["1", "4", "0"],
+        ),
+        ("cfimdb", "Predicted_Sentiment", [[0, 1], [0, -1], [-2, -1]], ["1", "0", "1"]),
+        # an even chance is no paraphrase
+        ("para", "Predicted_Is_Paraphrase", [[0.1], [-0.1], [0.0], [1e-30]], ["1.0", "0.0", "0.0", "1.0"]),
+        ("sts", "Predicted_Similiary", [[3.8], [-0.25], [6.0]], ["3.8", "-0.25", "6.0"]),
     ],
 )
 def test_prediction_file_byte_by_byte(tmp_path, task, header, logits, values):
-    """Guards against a file that the course's grader cannot read because of its spaces, types or spelling."""
+    """Guards against a file that the course's grader cannot read because of its spaces, types or spelling,
+    a probability's threshold (.5) applied to a logit, and an argmax over the batch."""
     path = tmp_path / "new" / "folder" / "out.csv"
     predictions = TASKS[task].predict(torch.tensor(logits, dtype=torch.float32)).numpy()
-    write_predictions(path, TASKS[task].prediction_column, ["a1", "ü2"], predictions)
-    assert path.read_bytes() == f"id \t {header} \na1 , {values[0]} \nü2 , {values[1]} \n".encode()
+    ids = ["a1", "ü2", "x3", "x4"][: len(values)]
+    write_predictions(path, TASKS[task].prediction_column, ids, predictions)
+    rows = "".join(f"{id} , {value} \n" for id, value in zip(ids, values, strict=True))
+    assert path.read_bytes() == f"id \t {header} \n{rows}".encode()
     assert os.listdir(path.parent) == ["out.csv"]
 
 

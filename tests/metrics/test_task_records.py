@@ -1,15 +1,18 @@
-"""The records of the built-in tasks: labels, losses, divergences, predictions, files, by pencil and paper.
+"""The records of the built-in tasks: labels, losses, divergences, probabilities, files, metrics by hand.
 
 The tests go by tables of their own, so another task in tasks.TASKS changes nothing here.
 """
 
 import math
+import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from tasks import TASKS, class_label
+from helpers import warnings_of
+from tasks import TASKS, accuracy, class_label, macro_f1, pearson, spearman
 
 ACCEPTED = {
     "sst": {"0": 0, "4": 4, "3.0": 3, "very negative": 0, "Neutral": 2, " VERY  positive ": 4},
@@ -98,21 +101,6 @@ def test_divergences_by_hand(task):
 @pytest.mark.parametrize(
     ("task", "logits", "expected"),
     [
-        ("sst", [[0, 1, 0, 0, 0], [-5, -4, -3, -2, -1], [9, 1, 1, 1, 1]], [1, 4, 0]),
-        ("cfimdb", [[0, 1], [0, -1], [-2, -1]], [1, 0, 1]),
-        ("para", [[0.1], [-0.1], [0.0], [1e-30]], [1, 0, 0, 1]),  # an even chance is no paraphrase
-        ("sts", [[3.75], [-1.5], [6.0]], [3.75, -1.5, 6.0]),
-    ],
-)
-def test_predict_of_hand_made_logits(task, logits, expected):
-    """Guards against a probability's threshold (.5) applied to a logit, and an argmax over the batch."""
-    predictions = TASKS[task].predict(torch.tensor(logits, dtype=torch.float32))
-    assert predictions.shape == (len(logits),) and predictions.numpy().tolist() == expected
-
-
-@pytest.mark.parametrize(
-    ("task", "logits", "expected"),
-    [
         ("sst", [[0, LOG4, 0, 0, 0], [0, 0, 0, 0, 0]], [[0.125, 0.5, 0.125, 0.125, 0.125], [0.2] * 5]),
         ("cfimdb", [[0, LOG3], [5, 5]], [[1 / 4, 3 / 4], [1 / 2, 1 / 2]]),
         ("para", [[LOG3], [-LOG3], [0]], [[1 / 4, 3 / 4], [3 / 4, 1 / 4], [1 / 2, 1 / 2]]),
@@ -134,3 +122,42 @@ def test_names_files_and_metrics(task):
     assert (record.name, record.prediction_column, list(record.metrics)) == (task, header, metrics)
     files = [record.filename(split) for split in ("train", "dev", "test")]
     assert files == [f"{stem}-train.csv", f"{stem}-dev.csv", f"{stem}-test-student.csv"]
+
+
+# -------------------------------------------------------------------------------------------- metrics
+
+
+@pytest.mark.parametrize(
+    ("metric", "predictions", "labels", "expected"),
+    [
+        (accuracy, [0, 1, 2, 3], [0, 1, 2, 4], 0.75),
+        (macro_f1, [0, 1, 1, 1], [0, 0, 1, 2], (2 / 3 + 1 / 2 + 0) / 3),
+        (macro_f1, [0, 0, 0], [0, 0, 1], (4 / 5 + 0) / 2),
+        (pearson, [1, 2, 3], [1, 2, 4], 3 / math.sqrt(28 / 3)),
+        (pearson, [1, 2, 3], [30, 20, 10], -1.0),
+        (spearman, [1, 2, 3], [1, 10, 1000], 1.0),
+        (spearman, [1, 2, 2, 4], [1, 3, 2, 4], 4.5 / math.sqrt(4.5 * 5)),
+    ],
+)
+def test_metrics_by_hand(metric, predictions, labels, expected):
+    """Guards against swapped arguments, a weighted in place of a plain mean, and ranks that ignore ties."""
+    value = metric(np.float32(predictions), np.float32(labels))
+    assert type(value) is float and value == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", [pearson, spearman])
+@pytest.mark.parametrize(
+    ("predictions", "labels", "said"),
+    [
+        ([2.1, 2.1, 2.1], [1.0, 2.0, 3.0], "the predictions are constant"),
+        ([1.0, 2.0, 3.0], [0.0, 0.0, 0.0], "the labels are constant"),
+        ([np.nan, 1.0, 2.0], [1.0, 2.0, 3.0], "not finite"),
+    ],
+)
+def test_undefined_correlation_is_0_with_a_warning(caplog, metric, predictions, labels, said):
+    """Guards against NaN in a score: no comparison with NaN is true, so no epoch would be the best."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # scipy's and numpy's; ours goes to the log
+        assert metric(np.float32(predictions), np.float32(labels)) == 0.0
+    (warned,) = warnings_of(caplog)
+    assert said in warned
