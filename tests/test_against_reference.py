@@ -168,62 +168,40 @@ def test_twenty_steps_are_algorithm_1(tmp_path, tokenizer, tasks, p, ascent_step
 
 # ---------------------------------------------------------------------------------------- which model is kept
 
-STUDENT_SCORES = (0.5, 0.7, 0.6)
+SCORES = {"student": (0.5, 0.7, 0.6), "teacher": (0.4, 0.6, 0.65)}  # of three epochs
 
 
-def give_scores(monkeypatch, given: dict[str, tuple[float, ...]]) -> dict[str, list[dict]]:
-    """Replace the dev scores of student and teacher by given ones, an epoch each.
-
-    Returns lists that fill up during the run: the weights that student and teacher had when they were scored.
-    """
-    seen = {"student": [], "teacher": []}
+@pytest.mark.parametrize(("keep", "best_epoch", "kept"), [("best", 2, "student"), ("teacher", 3, "teacher")])
+def test_the_kept_model_is_that_of_its_epoch_and_role(tmp_path, monkeypatch, keep, best_epoch, kept):
+    """Guards against a run that reports one model's score and keeps another's weights."""
+    seen = {"student": [], "teacher": []}  # weights when they were scored
     evaluate = multitask_classifier.evaluate
 
     def evaluate_as_given(model, *arguments, **named):
         role = "student" if next(model.parameters()).requires_grad else "teacher"
-        score = given[role][len(seen[role])]
+        score = SCORES[role][len(seen[role])]
         seen[role].append(copy.deepcopy(model.state_dict()))
-        result = evaluate(model, *arguments, **named)
-        return result._replace(
-            scores={"sst": {"accuracy": score, "macro_f1": 0.0}}, dev_mean=score, selection_mean=score
-        )
+        given = {"scores": {"sst": {"accuracy": score, "macro_f1": 0.0}}, "dev_mean": score}
+        return evaluate(model, *arguments, **named)._replace(**given, selection_mean=score)
 
     monkeypatch.setattr(multitask_classifier, "evaluate", evaluate_as_given)
-    return seen
-
-
-@pytest.mark.parametrize(
-    ("keep", "teacher_scores", "best_epoch", "kept"),
-    [("best", (0.4, 0.6, 0.65), 2, "student"), ("teacher", (0.4, 0.6, 0.65), 3, "teacher")],
-)
-def test_the_kept_model_is_that_of_its_epoch_and_role(
-    tmp_path, monkeypatch, keep, teacher_scores, best_epoch, kept
-):
-    """Guards against a run that reports one model's score and keeps another's weights."""
-    seen = give_scores(monkeypatch, {"student": STUDENT_SCORES, "teacher": teacher_scores})
     folder = tmp_path / "run"
     flags = ["--tasks=sst", "--use_smart", f"--keep={keep}", "--epochs=3", "--steps_per_epoch=3"]
     flags += ["--bregman_beta=0.9", "--lr=0.003"]  # so that the teacher is not the student
     flags += ["--max_train_samples=16", "--max_eval_samples=8", "--batch_size=4", "--no_report"]
     places = ["--model_name_or_path", tiny_encoder(tmp_path / "encoder"), "--output_dir", str(folder)]
     assert main([*flags, *places]) == 0
-    given = {"student": STUDENT_SCORES[best_epoch - 1], "teacher": teacher_scores[best_epoch - 1]}
-    results = json.loads((folder / "results.json").read_text())
+    given = {role: scores[best_epoch - 1] for role, scores in SCORES.items()}
     model, _, record = load_model(folder / "best")
-    for said in (results, record):
+    for said in (json.loads((folder / "results.json").read_text()), record):
         assert said["best_step"] == 3 * best_epoch and said["kept"] == kept
         assert said["dev_mean"] == said["dev"]["sst"]["accuracy"] == given[kept]
         assert {role: said[f"dev_{role}"]["sst"]["accuracy"] for role in given} == given
-    assert len(seen["student"]) == len(seen["teacher"]) == 3
-    scored = [weights["heads.sst.weight"] for weights in [*seen["student"], *seen["teacher"]]]
-    same = [torch.equal(weight, model.heads["sst"].weight) for weight in scored]
-    assert sum(same) == 1  # otherwise it could not be told which of the six was kept
-    other = "teacher" if kept == "student" else "student"
-    found = {
-        kept: model.state_dict(),
-        other: safetensors.torch.load_file(folder / "best" / f"{other}.safetensors"),
-    }
-    for role, weights in found.items():
+    heads = [weights["heads.sst.weight"] for weights in (*seen["student"], *seen["teacher"])]
+    assert len(heads) == 6 and sum(torch.equal(head, model.heads["sst"].weight) for head in heads) == 1
+    (other,) = {"student", "teacher"} - {kept}
+    beside = safetensors.torch.load_file(folder / "best" / f"{other}.safetensors")
+    for role, weights in ((kept, model.state_dict()), (other, beside)):
         expected = seen[role][best_epoch - 1]
         assert weights.keys() == expected.keys()
         assert all(torch.equal(weights[name], expected[name]) for name in weights)
