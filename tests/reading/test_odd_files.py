@@ -4,9 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
-from datasets import Example, read_examples, tokenize
+from datasets import Example, read_examples
 from helpers import warnings_of
 from support.errors import UserError
 from tasks import TASKS
@@ -84,13 +83,6 @@ def test_unlabelled_rows_are_all_kept_in_order(tmp_path, caplog):
     texts = [("one", "two"), ("", ""), ("one", ""), ("", "two")]
     assert examples == [Example(id, pair, None) for id, pair in zip("bace", texts, strict=True)]
     assert warnings_of(caplog) == []
-
-
-def test_similarity_labels_stay_floats(tmp_path, tokenizer):
-    """Guards against scores cut to integers, which only lowers the correlation and gives no error."""
-    rows = [f"0\tid{score}\tone\ttwo\t{score}" for score in ("3.8", "0", "5.0", "0.25")]
-    examples = read_examples(write(tmp_path, lines(PAIRS, *rows)), STS)
-    assert torch.equal(tokenize(examples, STS, tokenizer, 32).labels, torch.tensor([3.8, 0.0, 5.0, 0.25]))
 
 
 # ------------------------------------------------------------------------------------- unusable rows
