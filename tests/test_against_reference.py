@@ -23,8 +23,6 @@ from multitask_classifier import MultitaskBERT, load_model, main, train
 from tasks import TASKS
 from tiny_bert import TINY, both_berts, tiny_encoder
 
-# ------------------------------------------------------------------------------------- Algorithm 1, both ways
-
 STEPS = 20
 NUM_ROWS = 14  # of a data set: three full batches and one of two rows
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -129,7 +127,8 @@ def largest_difference(ours: MultitaskBERT, reference: reference_trainer.Model) 
     ids=[f"{','.join(case[0])}-{case[1]}" for case in CASES],
 )
 def test_twenty_steps_are_algorithm_1(tmp_path, tokenizer, tasks, p, ascent_steps, step_share, seed):
-    """Guards against a training step with a term, a weight, an order or a schedule that is not the paper's.
+    """Guards against a training step with a term, a weight, an order or a schedule that is not the paper's;
+    the ascent's gradients in the model's; and a head that decays, or counts a step, in batches of other tasks.
 
     A run with such a fault still trains, and its scores look plausible.
     """
@@ -165,8 +164,6 @@ def test_twenty_steps_are_algorithm_1(tmp_path, tokenizer, tasks, p, ascent_step
     assert max(values["bregman"] for values in expected) > 2e-6
     assert max(values["grad_norm"] for values in expected) > config.max_grad_norm
 
-
-# ---------------------------------------------------------------------------------------- which model is kept
 
 SCORES = {"student": (0.5, 0.7, 0.6), "teacher": (0.4, 0.6, 0.65)}  # of three epochs
 

@@ -196,9 +196,6 @@ def test_a_revision_by_its_commit(hub, folder, tmp_path, capsys):
     refused(capsys, tmp_path / "other", "--tasks", "sts", "--revision", commit, named=named)
 
 
-# ---------------------------------------------------------------------------------------- bad input
-
-
 @pytest.mark.parametrize(
     ("task", "lines", "named"),
     [

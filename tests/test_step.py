@@ -105,9 +105,6 @@ def test_the_price_of_a_step_by_hand(settings, passes):
     assert forward_passes(TrainConfig(**settings), "para") == passes
 
 
-# ------------------------------------------------------------------------------ learning rates by layer
-
-
 def test_learning_rates_by_hand():
     """Guards against a layer with its neighbour's rate: 3 layers, decay ½, heads 10 times, a new pooler."""
     names = ["bert.word_embedding.weight", "bert.embed_layer_norm.bias", "bert.pooler_dense.bias"]
@@ -126,9 +123,6 @@ def test_groups_have_every_parameter_once_with_its_rate_and_decay():
     assert sum(len(group["params"]) for group in groups) == len(found) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
         assert found[id(parameter)] == (factors[name], 0.25 if parameter.ndim >= 2 else 0.0), name
-
-
-# --------------------------------------------------------------------------------------- whole programs
 
 
 def weights_after(folder, *flags) -> dict[str, torch.Tensor]:

@@ -26,9 +26,6 @@ def losses_of(model: MultitaskBERT, task: str, **settings) -> dict[str, torch.Te
     return training_loss(model, TASKS[task], tiny_batch(task, device), TrainConfig(**settings), bregman)
 
 
-# -------------------------------------------------------------------------------------------- model
-
-
 @pytest.mark.parametrize(
     ("method", "task", "outputs"),
     [("sentiment", "sst", 5), ("paraphrase", "para", 1), ("similarity", "sts", 1)],
@@ -52,9 +49,6 @@ def test_cls_pooling_is_the_pooler():
     pooled = model.bert(batch.input_ids, batch.attention_mask)["pooler_output"]
     logits = model("sst", batch.input_ids, batch.attention_mask)
     torch.testing.assert_close(logits, model.heads["sst"](pooled))
-
-
-# ------------------------------------------------------------------------------------ training loss
 
 
 OFF = {"use_smart": True, "smart_weight": 0.0, "bregman_weight": {"sst": 0.0}}

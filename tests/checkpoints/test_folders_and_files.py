@@ -70,8 +70,6 @@ def test_what_cannot_be_written_is_found_out_without_a_trace(tmp_path):
     assert os.listdir(tmp_path) == ["there.csv"] and (tmp_path / "there.csv").read_text() == "old"
 
 
-# ------------------------------------------------------------------------------------------ signals
-
 SLEEPER = """
 import sys, time
 import multitask_classifier
@@ -102,9 +100,6 @@ def test_signals_outside_the_loop(tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM and said == "multitask_classifier.py: interrupted\n"
     assert not (tmp_path / "run").exists()
-
-
-# ------------------------------------------------------------------------------- outputs and inputs
 
 
 @pytest.mark.parametrize("out", ["dev.csv", "link.csv", "test-out.csv", "run/predictions/sts-dev-output.csv"])

@@ -124,9 +124,6 @@ def test_names_files_and_metrics(task):
     assert files == [f"{stem}-train.csv", f"{stem}-dev.csv", f"{stem}-test-student.csv"]
 
 
-# -------------------------------------------------------------------------------------------- metrics
-
-
 @pytest.mark.parametrize(
     ("metric", "predictions", "labels", "expected"),
     [

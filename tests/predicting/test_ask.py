@@ -99,9 +99,6 @@ def test_a_model_that_gives_no_numbers_leaves_no_output(ask, tmp_path, monkeypat
     assert status == 2 and "not finite" in error and os.listdir(tmp_path) == []
 
 
-# ---------------------------------------------------------------------------------------- processes
-
-
 @pytest.fixture
 def start(sample_run):
     """Starts the program in a process of its own."""

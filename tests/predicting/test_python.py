@@ -105,9 +105,6 @@ def test_the_precision_is_that_of_the_command_line(sample_run, monkeypatch):
         MultitaskBERT.from_pretrained(folder, precision="int8")
 
 
-# ---------------------------------------------------------------------------------------------- hub
-
-
 def test_a_name_on_the_hub(sample_run, tmp_path, monkeypatch):
     """Guards against a shared model that opens by its path only, or that needs the network again."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -31,8 +31,6 @@ def good_rows(count: int) -> list[str]:
     return [f"{i}\tid{i}\ttext {i}\t{i % 5}" for i in range(count)]
 
 
-# ------------------------------------------------------------------------------------ odd but valid
-
 VALID = {
     "doubled quotes": (lines(HEADER, '0\ta\t"say ""no"" twice"\t3'), 'say "no" twice'),
     "a tab in quotes": (lines(HEADER, '0\ta\t"one\ttwo, ""three"""\t3'), 'one\ttwo, "three"'),
@@ -84,8 +82,6 @@ def test_unlabelled_rows_are_all_kept_in_order(tmp_path, caplog):
     assert examples == [Example(id, pair, None) for id, pair in zip("bace", texts, strict=True)]
     assert warnings_of(caplog) == []
 
-
-# ------------------------------------------------------------------------------------- unusable rows
 
 BAD_ROWS = {
     "no label": "0\tbad\ttext\t",
@@ -146,8 +142,6 @@ def test_an_id_that_comes_twice_is_reported(tmp_path, caplog, labelled):
     (warning,) = warnings_of(caplog)
     assert "2 rows have the id of an earlier row (first: line 5, 'id1')" in warning
 
-
-# ------------------------------------------------------------------------------------ unusable files
 
 ROW = "0\ta\tplain\t1"
 UNLABELLED = "\tid\tsentence"

@@ -385,18 +385,8 @@ def test_blocks_of_many_architectures(kind, ending):
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_encoders_of_encoder_decoders(kind):
     """Guards against the table that encoder and decoder share, and that neither of them calls."""
-    sizes = {
-        "d_model": 32,
-        "d_kv": 16,
-        "num_heads": 2,
-        "num_layers": 1,
-        "d_ff": 48,
-        "decoder_start_token_id": 1,
-    }
-    layers = {
-        f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")
-    }
-    model = hf(kind, **sizes, **layers, pad_token_id=1, eos_token_id=2)
+    layers = dict.fromkeys(("num_layers", "encoder_layers", "decoder_layers"), 2)
+    model = hf(kind, **layers, d_model=32, decoder_start_token_id=1, pad_token_id=1, eos_token_id=2)
     batch = {"input_ids": torch.tensor([[7, 8, 9, 2], [7, 9, 2, 1]]), "labels": torch.tensor([0, 1])}
     batch["attention_mask"] = batch["input_ids"].ne(1).long()
     smart = SMART(model, "classification")
