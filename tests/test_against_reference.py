@@ -127,8 +127,8 @@ def largest_difference(ours: MultitaskBERT, reference: reference_trainer.Model) 
     ids=[f"{','.join(case[0])}-{case[1]}" for case in CASES],
 )
 def test_twenty_steps_are_algorithm_1(tmp_path, tokenizer, tasks, p, ascent_steps, step_share, seed):
-    """Guards against a training step with a term, a weight, an order or a schedule that is not the paper's;
-    the ascent's gradients in the model's; and a head that decays, or counts a step, in batches of other tasks.
+    """Guards against a training step with a term, a weight, an order or a schedule that is not the paper's,
+    the ascent's gradients in the model's, and a head that decays, or counts a step, on other tasks.
 
     A run with such a fault still trains, and its scores look plausible.
     """

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 
 from benchmarks.cuda import DIES
 from checkpoint import locked
-from datasets import Batch
 from helpers import ROOT, run_program, sample_batch
 from kill_and_resume import HERE, PROGRAM, RUN, outcome, wait_for
 from support.parallel import launched_size
@@ -196,14 +195,10 @@ def test_an_environment_without_a_launcher(monkeypatch, tmp_path, capsys, enviro
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture
-def batch(tokenizer) -> Batch:
-    return sample_batch("para", tokenizer, 5, seed=7)
-
-
 @pytest.mark.parametrize("size", [2, 5, 8])
-def test_shares_of_a_batch_make_up_the_batch(batch, size):
+def test_shares_of_a_batch_make_up_the_batch(tokenizer, size):
     """Guards against rows computed by no process or by two, and against unequal shares with equal weights."""
+    batch = sample_batch("para", tokenizer, 5)
     shares = [batch.share(rank, size) for rank in range(size)]
     values = torch.arange(5.0).square()
     joined = sum(share.weight * values[share.part].mean() for share in shares).item() / size
@@ -212,13 +207,3 @@ def test_shares_of_a_batch_make_up_the_batch(batch, size):
     assert sorted(row for share in real for row in share.rows[share.part]) == [0, 1, 2, 3, 4]
     assert all(share.rows[share.part].tolist() == [0] for share in shares if not share.weight)
     assert all(torch.equal(share.labels, batch.labels[share.part]) for share in shares)
-
-
-def test_noise_of_a_row_is_the_same_in_every_share(batch):
-    """Guards against SMART runs that depend on the number of processes."""
-    embeddings = torch.zeros(*batch.input_ids.shape, 6, dtype=torch.bfloat16)
-    everything = batch.noise(embeddings)
-    assert everything.dtype == torch.float32 and everything.std().item() == pytest.approx(1, abs=0.1)
-    for rank in range(3):
-        share = batch.share(rank, 3)
-        assert torch.equal(share.noise(embeddings[share.part]), everything[share.part])

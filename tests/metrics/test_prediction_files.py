@@ -1,32 +1,15 @@
-"""Predictions in the order of the file, and prediction files byte by byte."""
+"""Prediction files byte by byte."""
 
 import os
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from datasets import TokenizedDataset
 from evaluation import outputs, write_predictions
 from support.errors import UserError
 from tasks import TASKS
-
-
-@pytest.mark.parametrize("batch_size", [3, 100])
-def test_logits_are_in_file_order(batch_size):
-    """Guards against logits left in the order of the batches: each row would get another row's score."""
-    lengths = np.random.default_rng(0).permutation(20) % 9 + 1
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    tokens = np.repeat(np.arange(20, dtype=np.int32), lengths) + 7
-    dataset = TokenizedDataset(TASKS["sst"], [f"id{i}" for i in range(20)], None, tokens, starts, lengths, 0)
-
-    def logits(batch):
-        assert not torch.is_grad_enabled()
-        return F.one_hot(batch.input_ids[:, 0] % 5, 5)
-
-    found = outputs(logits, dataset, batch_size, torch.device("cpu"))
-    assert found.tolist() == F.one_hot((torch.arange(20) + 7) % 5, 5).tolist()
 
 
 def test_no_rows_are_no_logits():

@@ -237,8 +237,8 @@ def test_a_batch_that_the_model_has_not_read():
 
 
 def test_the_teacher_follows_the_optimizer():
-    """Guards against a teacher that stands still, or has no dropout where the model has: a model that comes
-    from `from_pretrained` is in eval mode when SMART copies it."""
+    """Guards against a teacher that averages some parameters only, starts elsewhere, swaps β and 1 - β, or
+    has no dropout where the model has: `from_pretrained` leaves a model in eval mode."""
     model, batch = hf("bert").eval(), text_batch()
     smart = SMART(model, "classification", beta=0.75)
     start = [parameter.detach().clone() for parameter in model.parameters()]
