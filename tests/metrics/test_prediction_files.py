@@ -23,12 +23,7 @@ def test_no_rows_are_no_logits():
 @pytest.mark.parametrize(
     ("task", "header", "logits", "values"),
     [
-        (
-            "sst",
-            "Predicted_Sentiment",
-            [[0, 1, 0, 0, 0], [-5, -4, -3, -2, -1], [9, 1, 1, 1, 1]],
-            ["1", "4", "0"],
-        ),
+        ("sst", "Predicted_Sentiment", [[0, 1, 0, 0, 0], [-5, -4, -3, -2, -1]], ["1", "4"]),
         ("cfimdb", "Predicted_Sentiment", [[0, 1], [0, -1], [-2, -1]], ["1", "0", "1"]),
         # an even chance is no paraphrase
         ("para", "Predicted_Is_Paraphrase", [[0.1], [-0.1], [0.0], [1e-30]], ["1.0", "0.0", "0.0", "1.0"]),
