@@ -178,10 +178,10 @@ def test_a_head_rate_of_its_own_moves_the_head_alone(tmp_path, no_course_data):
     assert step.median().item() == pytest.approx(1e-2 - 1e-3, rel=1e-2)
 
 
-def scorings(folder) -> list[tuple[int, str]]:
-    """Steps at which sst was scored."""
-    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    return [line["step"] for line in lines if line["kind"] == "dev/sst"]
+def logged(folder, kind: str) -> list[dict]:
+    """What the run has logged of that kind."""
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["kind"] == kind]
 
 
 def test_early_stopping_by_hand(tmp_path, no_course_data, monkeypatch, capsys):
@@ -200,17 +200,17 @@ def test_early_stopping_by_hand(tmp_path, no_course_data, monkeypatch, capsys):
     monkeypatch.setattr(multitask_classifier, "evaluate", given)
     flags = ["--tasks=sst", "--epochs=1", "--steps_per_epoch=9", "--eval_steps=2"]
     weights_after(tmp_path, *flags, "--patience=2")
-    assert scorings(tmp_path) == [2, 4, 6, 8]
+    assert [line["step"] for line in logged(tmp_path, "dev/sst")] == [2, 4, 6, 8]
     assert "early stopping: 2 scorings without a better mean" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "results.json").read_text())["best_step"] == 4
     assert run_program("--resume", "--output_dir", tmp_path / "run", "--patience=4") == 0
-    assert scorings(tmp_path) == [2, 4, 6, 8, 9]
+    assert [line["step"] for line in logged(tmp_path, "dev/sst")] == [2, 4, 6, 8, 9]
 
 
 def test_a_batch_with_fewer_rows_by_max_tokens_counts_less(tmp_path, no_course_data, monkeypatch):
     """Guards against --max_tokens whose long rows count more than the short ones: half full, half gradient,
     and the loss in the log is still the mean of the rows."""
-    logged = []
+    lines = []
     whole = Loader.__getitem__
     for weight in (1.0, 0.5):
         monkeypatch.setattr(
@@ -219,7 +219,7 @@ def test_a_batch_with_fewer_rows_by_max_tokens_counts_less(tmp_path, no_course_d
             lambda self, k, w=weight: dataclasses.replace(whole(self, k), batch_weight=w),
         )
         weights_after(tmp_path / str(weight), "--tasks=sst", "--epochs=1", "--steps_per_epoch=1")
-        lines = (tmp_path / str(weight) / "run" / "metrics.jsonl").read_text().splitlines()
-        logged.append(next(line for line in map(json.loads, lines) if line["kind"] == "train/sst"))
-    assert logged[1]["grad_norm"] == pytest.approx(logged[0]["grad_norm"] / 2, rel=1e-5)
-    assert logged[1]["task"] == pytest.approx(logged[0]["task"], rel=1e-6)
+        lines += logged(tmp_path / str(weight), "train/sst")
+    full, half = lines
+    assert half["grad_norm"] == pytest.approx(full["grad_norm"] / 2, rel=1e-5)
+    assert half["task"] == pytest.approx(full["task"], rel=1e-6)
