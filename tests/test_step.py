@@ -16,7 +16,7 @@ from dry_run import forward_passes
 from helpers import SAMPLE, run_program
 from multitask_classifier import training_loss
 from mysmartloss import BregmanProximal
-from optimizer import AdamW, clip_gradients, lr_factors, parameter_groups, step_if_finite
+from optimizer import AdamW, clip_gradients, lr_factors, step_if_finite
 from tasks import TASKS
 from tiny_bert import tiny_batch, tiny_encoder, tiny_model
 
@@ -112,17 +112,6 @@ def test_learning_rates_by_hand():
     assert list(lr_factors(names, 10.0, 0.5).values()) == [0.125, 0.125, 1.0, 0.25, 0.5, 1.0, 10.0]
     assert lr_factors(names, 10.0, 0.5, new_pooler=True)["bert.pooler_dense.bias"] == 10.0
     assert set(lr_factors(names).values()) == {1.0}
-
-
-def test_groups_have_every_parameter_once_with_its_rate_and_decay():
-    """Guards against a parameter in no group, which is never trained, or in two."""
-    model = tiny_model()
-    factors = lr_factors([name for name, _ in model.named_parameters()], 10.0, 0.5)
-    groups = parameter_groups(model, 0.25, factors)
-    found = {id(p): (group["lr_factor"], group["weight_decay"]) for group in groups for p in group["params"]}
-    assert sum(len(group["params"]) for group in groups) == len(found) == len(list(model.parameters()))
-    for name, parameter in model.named_parameters():
-        assert found[id(parameter)] == (factors[name], 0.25 if parameter.ndim >= 2 else 0.0), name
 
 
 def weights_after(folder, *flags) -> dict[str, torch.Tensor]:
