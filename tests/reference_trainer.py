@@ -3,10 +3,15 @@
 It is written from the papers and the course's handout, without this project's modules. There is no dropout.
 A comment quotes the line of Algorithm 1 (Jiang et al. 2020) that the code below it carries out.
 B batch, T tokens, H hidden, C outputs.
+
+`config` holds the papers' hyperparameters by the program's names: lr (α at its peak),
+max_grad_norm, weight_decay, smart_norm (p of the ball, 2 or inf), smart_epsilon (ε), smart_step_size (η),
+smart_noise_var (σ²), smart_steps (T_x̃), and by task smart_weight (λ_s) and bregman_weight (μ).
 """
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,24 +29,6 @@ class Rows:
     real: Tensor  # (B,T), 1 for a token and 0 for padding
     labels: Tensor  # (B,)
     noise: Tensor  # (B,T,H), standard normal
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The papers' hyperparameters."""
-
-    lr: float  # α, at its peak
-    warmup_steps: int
-    total_steps: int
-    max_grad_norm: float
-    weight_decay: float
-    epsilon: float  # ε, radius of the ball
-    step_size: float  # η
-    noise_var: float  # σ²
-    ascent_steps: int  # T_x̃
-    p: float  # norm of the ball, 2 or inf
-    smart_weight: dict[str, float]  # λ_s by task
-    bregman_weight: dict[str, float]  # μ by task
 
 
 class Model(nn.Module):
@@ -97,28 +84,30 @@ def project(delta: Tensor, epsilon: float, p: float) -> Tensor:
     return torch.where(norm(delta, p) > epsilon, delta * epsilon / norm(delta, p), delta)
 
 
-def perturbation(model: Model, rows: Rows, settings: Settings) -> Tensor:
+def perturbation(model: Model, rows: Rows, config: Any) -> Tensor:
     """δ = x̃ - x (B,T,H) after the ascent. Padding is no part of x, so its δ is 0."""
     real = rows.real[:, :, None]
+    p = float(config.smart_norm)
     clean = model(rows).detach()
     # x̃ ← x + ν with ν ~ N(0, σ²)
-    delta = rows.noise * settings.noise_var**0.5 * real
-    for _ in range(settings.ascent_steps):
+    delta = rows.noise * config.smart_noise_var**0.5 * real
+    for _ in range(config.smart_steps):
         delta.requires_grad_()
         # g ← ∂/∂x̃ ℓ_s(f(x; θ), f(x̃; θ))
         (g,) = torch.autograd.grad(divergence(rows.task, model(rows, delta), clean), delta)
         # g̃ ← g / ‖g‖_p, where on padding g is 0
-        g = g / norm(g, settings.p).clamp_min(1e-30)
+        g = g / norm(g, p).clamp_min(1e-30)
         # x̃ ← Π(x̃ + η g̃)
-        delta = project(delta.detach() + settings.step_size * g, settings.epsilon, settings.p) * real
+        delta = project(delta.detach() + config.smart_step_size * g, config.smart_epsilon, p) * real
     return delta
 
 
-def learning_rate(step: int, settings: Settings) -> float:
-    """α of step 0, 1, ...: in a line from 0 to the peak, then in a line to 0 at the end of the run."""
-    if step < settings.warmup_steps:
-        return settings.lr * step / settings.warmup_steps
-    return settings.lr * (settings.total_steps - step) / (settings.total_steps - settings.warmup_steps)
+def learning_rate(step: int, total_steps: int, peak: float) -> float:
+    """α of step 0, 1, ...: in a tenth of the steps from 0 to the peak, then in a line to 0 at the end."""
+    warmup_steps = total_steps // 10
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    return peak * (total_steps - step) / (total_steps - warmup_steps)
 
 
 def adamw(parameter: Tensor, state: dict, lr: float, weight_decay: float) -> None:
@@ -132,32 +121,32 @@ def adamw(parameter: Tensor, state: dict, lr: float, weight_decay: float) -> Non
         parameter -= lr * weight_decay * parameter
 
 
-def train(model: Model, batches: list[Rows], settings: Settings) -> tuple[list[dict[str, float]], Model]:
+def train(model: Model, batches: list[Rows], config: Any) -> tuple[list[dict[str, float]], Model]:
     """Train the model in place, one step a batch. Returns what each step measured, and the teacher."""
     history = []
     states = {parameter: {} for parameter in model.parameters()}
     teacher = copy.deepcopy(model)  # θ̃ ← θ
     for step, rows in enumerate(batches):
         outputs = model(rows)
-        delta = perturbation(model, rows, settings)
+        delta = perturbation(model, rows, config)
         # F(θ) = L(θ) + λ_s R_s(θ) + μ D_Breg(θ, θ̃)
         loss = task_loss(rows.task, outputs, rows.labels)
         smart = divergence(rows.task, model(rows, delta), outputs)
         bregman = divergence(rows.task, outputs, teacher(rows).detach())
-        total = loss + settings.smart_weight[rows.task] * smart + settings.bregman_weight[rows.task] * bregman
+        total = loss + config.smart_weight[rows.task] * smart + config.bregman_weight[rows.task] * bregman
         x = model.bert.embeddings(rows.input_ids, token_type_ids=rows.token_type_ids)
         ratio = (norm(delta, 2) / norm(x, 2)).sum() / rows.real.sum()  # the mean over real tokens
         model.zero_grad()
         total.backward()
-        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         # θ ← AdamUpdate(θ). The heads of other tasks have no gradient, so they stay as they are.
-        lr = learning_rate(step, settings)
+        lr = learning_rate(step, len(batches), config.lr)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.grad is not None:
-                    adamw(parameter, states[parameter], lr, settings.weight_decay)
+                    adamw(parameter, states[parameter], lr, config.weight_decay)
             # θ̃ ← (1 - β) θ + β θ̃, where β is .99 for the first tenth of the steps, then .999
-            beta = 0.99 if step < settings.total_steps / 10 else 0.999
+            beta = 0.99 if step < len(batches) / 10 else 0.999
             for average, parameter in zip(teacher.parameters(), model.parameters(), strict=True):
                 average.copy_(beta * average.double() + (1 - beta) * parameter.double())
         measured = {"task": loss, "smart": smart, "bregman": bregman, "total": total, "grad_norm": grad_norm}

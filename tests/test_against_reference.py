@@ -1,4 +1,4 @@
-"""Whole runs against references: a trainer written from the paper, given dev scores, transformers' schedule.
+"""Whole runs against references: a trainer written from the paper, and given dev scores.
 
 The trainer is `reference_trainer.py`, Algorithm 1 on transformers' BERT. It meets our loop, `train`.
 The loop brings the plan of the run, the learning rate, β, the loss, the clipping, AdamW and the teacher.
@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import transformers
 from torch import nn
 
 import multitask_classifier
@@ -24,18 +23,15 @@ from multitask_classifier import MultitaskBERT, load_model, main, train
 from tasks import TASKS
 from tiny_bert import TINY, both_berts, tiny_encoder
 
-# ------------------------------------------------------------------------------------- Algorithm 1, both ways
-
 STEPS = 20
 NUM_ROWS = 14  # of a data set: three full batches and one of two rows
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 HEAD_STD = 0.015  # with small outputs and a wide ball, rounding is small beside the effect of δ
-SETTINGS = {  # none is a default, and no two weights are equal
+SETTINGS = {  # apart from the warm-up none is a default, and no two weights are equal
     "use_smart": True,
     "bregman_beta": "paper",
     "lr": 2e-4,
     "head_lr": 2e-4,
-    "warmup_steps": 3,
     "weight_decay": 10.0,  # large enough to tell decay after the update from decay before it
     "max_grad_norm": 2.0,
     "smart_weight": {"sst": 0.3, "para": 0.2, "sts": 0.07, "cfimdb": 0.5},
@@ -117,23 +113,6 @@ def reference_batches(config: TrainConfig) -> list[reference_trainer.Rows]:
     return batches
 
 
-def reference_settings(config: TrainConfig) -> reference_trainer.Settings:
-    return reference_trainer.Settings(
-        lr=config.lr,
-        warmup_steps=config.warmup_steps,
-        total_steps=STEPS,
-        max_grad_norm=config.max_grad_norm,
-        weight_decay=config.weight_decay,
-        epsilon=config.smart_epsilon,
-        step_size=config.smart_step_size,
-        noise_var=config.smart_noise_var,
-        ascent_steps=config.smart_steps,
-        p=float(config.smart_norm),
-        smart_weight=config.smart_weight,
-        bregman_weight=config.bregman_weight,
-    )
-
-
 def largest_difference(ours: MultitaskBERT, reference: reference_trainer.Model) -> float:
     """Over all weights, heads of every task included."""
     mine = ours.bert.published_weights() | ours.heads.state_dict(prefix="heads.")
@@ -148,7 +127,8 @@ def largest_difference(ours: MultitaskBERT, reference: reference_trainer.Model) 
     ids=[f"{','.join(case[0])}-{case[1]}" for case in CASES],
 )
 def test_twenty_steps_are_algorithm_1(tmp_path, tokenizer, tasks, p, ascent_steps, step_share, seed):
-    """Guards against a training step with a term, a weight, an order or a schedule that is not the paper's.
+    """Guards against a training step with a term, a weight, an order or a schedule that is not the paper's,
+    the ascent's gradients in the model's, and a head that decays, or counts a step, on other tasks.
 
     A run with such a fault still trains, and its scores look plausible.
     """
@@ -166,9 +146,7 @@ def test_twenty_steps_are_algorithm_1(tmp_path, tokenizer, tasks, p, ascent_step
         logging_steps=1,
     )
     ours, reference = both_models(tmp_path / "encoder")
-    expected, expected_teacher = reference_trainer.train(
-        reference, reference_batches(config), reference_settings(config)
-    )
+    expected, expected_teacher = reference_trainer.train(reference, reference_batches(config), config)
     logged, teacher = train_ours(ours, config, tmp_path / "run", tokenizer)
     assert [line["kind"] for line in logged] == [f"train/{tasks[step % len(tasks)]}" for step in range(STEPS)]
     for step, (mine, theirs) in enumerate(zip(logged, expected, strict=True)):
@@ -187,90 +165,40 @@ def test_twenty_steps_are_algorithm_1(tmp_path, tokenizer, tasks, p, ascent_step
     assert max(values["grad_norm"] for values in expected) > config.max_grad_norm
 
 
-# ---------------------------------------------------------------------------------------- which model is kept
-
-STUDENT_SCORES = (0.5, 0.7, 0.6)
+SCORES = {"student": (0.5, 0.7, 0.6), "teacher": (0.4, 0.6, 0.65)}  # of three epochs
 
 
-def quick_run(tmp_path: Path, flags: list[str]) -> None:
-    """The program on the sample data with a tiny encoder; it writes to tmp_path/run."""
-    flags = [*flags, "--max_train_samples=16", "--max_eval_samples=8", "--batch_size=4", "--no_report"]
-    encoder = tiny_encoder(tmp_path / "encoder")
-    assert main([*flags, f"--model_name_or_path={encoder}", f"--output_dir={tmp_path / 'run'}"]) == 0
-
-
-def give_scores(monkeypatch, given: dict[str, tuple[float, ...]]) -> dict[str, list[dict]]:
-    """Replace the dev scores of student and teacher by given ones, an epoch each.
-
-    Returns lists that fill up during the run: the weights that student and teacher had when they were scored.
-    """
-    seen = {"student": [], "teacher": []}
+@pytest.mark.parametrize(("keep", "best_epoch", "kept"), [("best", 2, "student"), ("teacher", 3, "teacher")])
+def test_the_kept_model_is_that_of_its_epoch_and_role(tmp_path, monkeypatch, keep, best_epoch, kept):
+    """Guards against a run that reports one model's score and keeps another's weights."""
+    seen = {"student": [], "teacher": []}  # weights when they were scored
     evaluate = multitask_classifier.evaluate
 
     def evaluate_as_given(model, *arguments, **named):
         role = "student" if next(model.parameters()).requires_grad else "teacher"
-        score = given[role][len(seen[role])]
+        score = SCORES[role][len(seen[role])]
         seen[role].append(copy.deepcopy(model.state_dict()))
-        result = evaluate(model, *arguments, **named)
-        return result._replace(
-            scores={"sst": {"accuracy": score, "macro_f1": 0.0}}, dev_mean=score, selection_mean=score
-        )
+        given = {"scores": {"sst": {"accuracy": score, "macro_f1": 0.0}}, "dev_mean": score}
+        return evaluate(model, *arguments, **named)._replace(**given, selection_mean=score)
 
     monkeypatch.setattr(multitask_classifier, "evaluate", evaluate_as_given)
-    return seen
-
-
-@pytest.mark.parametrize(
-    ("keep", "teacher_scores", "best_epoch", "kept"),
-    [("best", (0.4, 0.6, 0.65), 2, "student"), ("teacher", (0.4, 0.6, 0.65), 3, "teacher")],
-)
-def test_the_kept_model_is_that_of_its_epoch_and_role(
-    tmp_path, monkeypatch, keep, teacher_scores, best_epoch, kept
-):
-    """Guards against a run that reports one model's score and keeps another's weights."""
-    seen = give_scores(monkeypatch, {"student": STUDENT_SCORES, "teacher": teacher_scores})
     folder = tmp_path / "run"
     flags = ["--tasks=sst", "--use_smart", f"--keep={keep}", "--epochs=3", "--steps_per_epoch=3"]
     flags += ["--bregman_beta=0.9", "--lr=0.003"]  # so that the teacher is not the student
-    quick_run(tmp_path, flags)
-    given = {"student": STUDENT_SCORES[best_epoch - 1], "teacher": teacher_scores[best_epoch - 1]}
-    results = json.loads((folder / "results.json").read_text())
+    flags += ["--max_train_samples=16", "--max_eval_samples=8", "--batch_size=4", "--no_report"]
+    places = ["--model_name_or_path", tiny_encoder(tmp_path / "encoder"), "--output_dir", str(folder)]
+    assert main([*flags, *places]) == 0
+    given = {role: scores[best_epoch - 1] for role, scores in SCORES.items()}
     model, _, record = load_model(folder / "best")
-    for said in (results, record):
+    for said in (json.loads((folder / "results.json").read_text()), record):
         assert said["best_step"] == 3 * best_epoch and said["kept"] == kept
         assert said["dev_mean"] == said["dev"]["sst"]["accuracy"] == given[kept]
         assert {role: said[f"dev_{role}"]["sst"]["accuracy"] for role in given} == given
-    assert len(seen["student"]) == len(seen["teacher"]) == 3
-    scored = [weights["heads.sst.weight"] for weights in [*seen["student"], *seen["teacher"]]]
-    same = [torch.equal(weight, model.heads["sst"].weight) for weight in scored]
-    assert sum(same) == 1  # otherwise it could not be told which of the six was kept
-    other = "teacher" if kept == "student" else "student"
-    found = {
-        kept: model.state_dict(),
-        other: safetensors.torch.load_file(folder / "best" / f"{other}.safetensors"),
-    }
-    for role, weights in found.items():
+    heads = [weights["heads.sst.weight"] for weights in (*seen["student"], *seen["teacher"])]
+    assert len(heads) == 6 and sum(torch.equal(head, model.heads["sst"].weight) for head in heads) == 1
+    (other,) = {"student", "teacher"} - {kept}
+    beside = safetensors.torch.load_file(folder / "best" / f"{other}.safetensors")
+    for role, weights in ((kept, model.state_dict()), (other, beside)):
         expected = seen[role][best_epoch - 1]
         assert weights.keys() == expected.keys()
         assert all(torch.equal(weights[name], expected[name]) for name in weights)
-
-
-# ---------------------------------------------------------------------------------------------- learning rate
-
-
-def test_the_logged_learning_rates_are_those_of_transformers(tmp_path):
-    """Guards against a schedule off by a step, or one of an epoch: training works, only a little worse."""
-    flags = ["--tasks=sst", "--epochs=2", "--steps_per_epoch=10", "--logging_steps=1", "--lr=0.003"]
-    quick_run(tmp_path, flags)
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.003)
-    warmup_steps = 2  # a tenth, by default
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup_steps, 20)
-    expected = []
-    for _ in range(20):
-        expected.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if line["kind"].startswith("train/")]
-    assert [line["step"] for line in steps] == list(range(1, 21))
-    assert [line["lr"] for line in steps] == pytest.approx(expected, rel=1e-12, abs=0)

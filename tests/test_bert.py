@@ -11,7 +11,7 @@ import support.dropout
 from base_bert import BertConfig
 from bert import BertModel
 from helpers import sample_batch
-from tiny_bert import TINY, assert_same, both_berts, inputs
+from tiny_bert import assert_same, both_berts, inputs
 
 
 @pytest.fixture(scope="module")
@@ -31,29 +31,28 @@ def test_minilm_on_real_sentences(minilm, tokenizer, name):
     assert_same(ours, reference, *batch.inputs)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
+LONG = {"max_position_embeddings": 512}
+# settings of the encoder, and of `inputs`
+CASES = {
+    "wide": (
         {"hidden_size": 40, "num_attention_heads": 5, "intermediate_size": 24, "num_hidden_layers": 3},
-        {"num_attention_heads": 24, "type_vocab_size": 3, "vocab_size": 70, "layer_norm_eps": 0.1},
-    ],
-    ids=str,
-)
-def test_other_shapes(tmp_path, settings):
-    """Guards against a size or eps that is right for MiniLM only."""
-    assert_same(*both_berts(tmp_path, **settings), *inputs())
+        {},
+    ),
+    "one number a head": ({"num_attention_heads": 24, "type_vocab_size": 3, "vocab_size": 70}, {}),
+    "large eps": ({"layer_norm_eps": 0.1}, {}),
+    **{f"mask {kind}": ({}, {"kind": kind}) for kind in ("none", "right", "left", "holes", "int64", "float")},
+    "one row": (LONG, {"batch": 1}),
+    "one token": (LONG, {"batch": 1, "tokens": 1}),
+    "all positions": (LONG, {"batch": 2, "tokens": 512}),
+}
 
 
-@pytest.mark.parametrize("kind", ["none", "right", "left", "holes", "int64", "float"])
-def test_masks(tmp_path, kind):
-    """Guards against attention to padding, and against a mask whose type makes torch add it to the scores."""
-    assert_same(*both_berts(tmp_path), *inputs(kind=kind))
-
-
-@pytest.mark.parametrize(("batch", "tokens"), [(1, 9), (1, 1), (2, 512)])
-def test_extreme_sizes(tmp_path, batch, tokens):
-    """Guards against a squeezed batch axis, and against the last position never being used."""
-    assert_same(*both_berts(tmp_path, max_position_embeddings=512), *inputs(batch, tokens))
+@pytest.mark.parametrize("case", CASES)
+def test_any_shape_and_mask(tmp_path, case):
+    """Guards against a size or eps that is right for MiniLM only, attention to padding, a mask whose type
+    makes torch add it to the scores, a squeezed batch axis, and a last position that is never used."""
+    settings, kinds = CASES[case]
+    assert_same(*both_berts(tmp_path, **settings), *inputs(**kinds))
 
 
 def test_gradients(tmp_path):
@@ -93,16 +92,6 @@ def test_more_tokens_than_positions(tmp_path):
     ours, _ = both_berts(tmp_path)
     with pytest.raises(ValueError, match="17 tokens.* 16"):
         ours(torch.ones(2, 17, dtype=torch.long))
-
-
-def test_meta_device():
-    """Guards against tensors made on the wrong device, which only a GPU would show."""
-    with torch.device("meta"):
-        ours = BertModel(TINY).train()
-    ids, mask, types = (tensor.to("meta") for tensor in inputs())
-    output = ours(ids, mask, types)
-    (output["last_hidden_state"].sum() + output["pooler_output"].sum()).backward()
-    assert all(parameter.grad.device.type == "meta" for parameter in ours.parameters())
 
 
 def test_initial_values():

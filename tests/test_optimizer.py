@@ -30,9 +30,6 @@ def run(optimizer, params, steps) -> None:
             group["lr"] *= 0.97
 
 
-# -------------------------------------------------------------------------------------------- AdamW
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
 def test_fifty_steps_are_torchs(dtype, tolerance):
     """Guards against moments, bias correction or a group's settings that are slightly off:
@@ -104,23 +101,6 @@ def test_first_step_by_hand(correct_bias, expected):
     assert theta.item() == pytest.approx(expected, abs=1e-7)
 
 
-def test_a_parameter_without_a_gradient():
-    """Guards against a head that decays, or counts a step, in batches of other tasks."""
-    settings = {"lr": 0.1, "weight_decay": 0.5, "eps": 0.1}
-    params, alone = parameters(), parameters()[:1]
-    grads = gradients(6)
-    for step in (0, 2, 3, 5):
-        grads[step][0] = None
-    optimizer = AdamW(params, **settings)
-    run(optimizer, params, grads)
-    other = AdamW(alone, **settings)  # only steps 1 and 4, at the learning rates of steps 1 and 4
-    for step in (1, 4):
-        other.param_groups[0]["lr"] = 0.1 * 0.97**step
-        run(other, alone, [grads[step][:1]])
-    torch.testing.assert_close(params[0], alone[0], atol=1e-14, rtol=0)
-    assert [optimizer.state[param]["step"] for param in params] == [2, 6, 6]
-
-
 def test_the_defaults_are_the_courses():
     """Guards against a default rate that nobody passes and everybody trains with."""
     settings = AdamW(parameters()).defaults
@@ -135,9 +115,6 @@ def test_settings_that_cannot_be_right(settings):
     """Guards against ascent in place of descent, or a moment that never moves."""
     with pytest.raises(ValueError, match=f"AdamW: .*{next(iter(settings))}"):
         AdamW(parameters(), **settings)
-
-
-# ----------------------------------------------------------------------------------------- schedule
 
 
 @pytest.mark.parametrize(("warmup", "total"), [(0, 10), (3, 10), (10, 10), (1, 1), (0, 1)])

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 
 from benchmarks.cuda import DIES
 from checkpoint import locked
-from datasets import Batch
 from helpers import ROOT, run_program, sample_batch
 from kill_and_resume import HERE, PROGRAM, RUN, outcome, wait_for
 from support.parallel import launched_size
@@ -42,6 +41,23 @@ def run(processes: int, *arguments, script: Path = PROGRAM) -> tuple[int, str, s
     return process.returncode, said, complained
 
 
+def exact_run(folder: Path, steps: int, *flags: str) -> list[str]:
+    """The flags of a run with SMART in which only the number of processes could change a number."""
+    encoder = tiny_encoder(folder / "tiny", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    size = ["--max_train_samples=25", "--max_eval_samples=21", "--epochs=1", f"--steps_per_epoch={steps}"]
+    smart = ["--use_smart", "--smart_epsilon=0.1", "--smart_step_size=0.1", "--hidden_dropout_prob=0"]
+    precision = ["--precision=fp32", "--no_report"]  # in bf16 rounding differs with the rows
+    return ["--model_name_or_path", encoder, "--lr=1e-3", *size, *smart, *precision, *flags]
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    for role in ("student", "teacher", "optimizer"):
+        one, other = (load_file(folder / "last" / f"{role}.safetensors") for folder in (found, expected))
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    means = [outcome(folder)["scores"]["dev_mean"] for folder in (found, expected)]
+    assert means[0] == pytest.approx(means[1], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("mixing", "steps"),
     [
@@ -56,25 +72,16 @@ def test_two_processes_take_the_steps_of_one(tmp_path, no_course_data, mixing, s
     against noise that differs from process to process, and against a last batch of a single row.
     Where steps are joint, against gradients that PCGrad projects before they are summed, or in another order.
     """
-    encoder = tiny_encoder(tmp_path / "tiny", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    size = ["--max_train_samples=25", "--max_eval_samples=21", "--epochs=1", "--steps_per_epoch=12"]
-    smart = ["--use_smart", "--smart_epsilon=0.1", "--smart_step_size=0.1"]
-    settings = ["--model_name_or_path", encoder, "--hidden_dropout_prob=0", "--lr=1e-3", *size, *smart]
-    settings += [*mixing, "--precision=fp32", "--no_report"]  # in bf16 rounding differs with the rows
+    settings = exact_run(tmp_path, 12, *mixing)
     assert run_program(*settings, "--batch_size=8", "--output_dir", tmp_path / "1") == 0
     status, said, complained = run(2, *settings, "--batch_size=4", "--output_dir", tmp_path / "2")
     assert status == 0, complained
     assert said.count("everything is in") == 1, "each process says it"
-    for role in ("student", "teacher", "optimizer"):
-        one, two = (load_file(tmp_path / name / "last" / f"{role}.safetensors") for name in "12")
-        torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
+    assert_same_run(tmp_path / "2", tmp_path / "1")
     # a head has made its own task's steps only: its moments and its count stay as they are on other tasks
     state = json.loads((tmp_path / "2" / "last" / "optimizer.json").read_text())["state"]
     counts = sorted(int(value) for name, value in state.items() if name.endswith(".step"))
     assert counts[:6] == [steps] * 6 and set(counts[6:]) == {12}
-    one, two = (outcome(tmp_path / name)["scores"] for name in "12")
-    assert one["dev"].keys() == two["dev"].keys()
-    assert one["dev_mean"] == pytest.approx(two["dev_mean"], abs=1e-4)
 
 
 @pytest.mark.slow
@@ -138,11 +145,7 @@ sys.exit(program.main())
 def test_the_number_of_processes_may_change(tmp_path, no_course_data, counts):
     """Guards against a resumed run whose batches grow or shrink with the processes, against rows that one of
     three processes leaves out, and against other dropout masks without a word."""
-    encoder = tiny_encoder(tmp_path / "tiny", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    size = ["--max_train_samples=25", "--max_eval_samples=21", "--epochs=1", "--steps_per_epoch=9"]
-    smart = ["--use_smart", "--smart_epsilon=0.1", "--smart_step_size=0.1", "--max_tokens=250"]
-    settings = ["--model_name_or_path", encoder, "--hidden_dropout_prob=0", "--lr=1e-3", *size, *smart]
-    settings += ["--precision=fp32", "--no_report"]
+    settings = exact_run(tmp_path, 9, "--max_tokens=250")
     whole, changed = tmp_path / "whole", tmp_path / "changed"
     accumulated = [f"--batch_size={8 // counts[0]}", f"--gradient_accumulation_steps={counts[0]}"]
     assert run_program(*settings, *accumulated, "--output_dir", whole) == 0
@@ -159,30 +162,15 @@ def test_the_number_of_processes_may_change(tmp_path, no_course_data, counts):
         assert (moved in complained) == (before is not None)
         arguments = ["--resume"]
     assert "everything is in" in said
-    for role in ("student", "teacher", "optimizer"):
-        one, other = (load_file(folder / "last" / f"{role}.safetensors") for folder in (whole, changed))
-        torch.testing.assert_close(other, one, rtol=0, atol=1e-5)
-    assert outcome(changed)["scores"]["dev_mean"] == pytest.approx(
-        outcome(whole)["scores"]["dev_mean"], abs=1e-4
-    )
-
-
-@pytest.fixture
-def variables(monkeypatch):
-    """Sets the variables of a launcher to `NAME=VALUE NAME=VALUE`, and unsets the others."""
-
-    def set_to(text: str) -> None:
-        for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            monkeypatch.delenv(name, raising=False)
-        for word in text.split():
-            monkeypatch.setenv(*word.split("="))
-
-    return set_to
+    assert_same_run(changed, whole)
 
 
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
+        ("", None),
+        ("WORLD_SIZE=1 RANK=0", None),
+        ("MASTER_ADDR=::1 MASTER_PORT=1", None),
         ("WORLD_SIZE=2", "has WORLD_SIZE=2 but no RANK"),
         ("RANK=0", "has RANK=0 but no WORLD_SIZE"),
         ("RANK=0 WORLD_SIZE=2", "has RANK=0, WORLD_SIZE=2 but no MASTER_ADDR"),
@@ -191,33 +179,26 @@ def variables(monkeypatch):
         ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=::1 MASTER_PORT=x", "cannot connect (invalid"),
     ],
 )
-def test_an_environment_without_a_launcher_is_one_line(variables, tmp_path, capsys, environment, said):
-    """Guards against a traceback, or a wait for ever, in a shell that keeps a cluster's variables."""
-    variables(environment)
+def test_an_environment_without_a_launcher(monkeypatch, tmp_path, capsys, environment, said):
+    """Guards against a traceback, or a wait for ever, in a shell that keeps a cluster's variables, and
+    against a run of one process, under a launcher of one or none, that is refused."""
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for word in environment.split():
+        monkeypatch.setenv(*word.split("="))
+    if said is None:
+        assert launched_size() == 1
+        return
     assert run_program("--output_dir", tmp_path / "run") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and said in error and "torchrun" in error
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("environment", ["", "WORLD_SIZE=1 RANK=0", "MASTER_ADDR=::1 MASTER_PORT=1"])
-def test_one_process_needs_no_launcher(variables, environment):
-    """Guards against a run of one process on a cluster, or under a launcher of one, that is refused."""
-    variables(environment)
-    assert launched_size() == 1
-
-
-# ------------------------------------------------------------------------------------------- shares
-
-
-@pytest.fixture
-def batch(tokenizer) -> Batch:
-    return sample_batch("para", tokenizer, 5, seed=7)
-
-
 @pytest.mark.parametrize("size", [2, 5, 8])
-def test_shares_of_a_batch_make_up_the_batch(batch, size):
+def test_shares_of_a_batch_make_up_the_batch(tokenizer, size):
     """Guards against rows computed by no process or by two, and against unequal shares with equal weights."""
+    batch = sample_batch("para", tokenizer, 5)
     shares = [batch.share(rank, size) for rank in range(size)]
     values = torch.arange(5.0).square()
     joined = sum(share.weight * values[share.part].mean() for share in shares).item() / size
@@ -226,13 +207,3 @@ def test_shares_of_a_batch_make_up_the_batch(batch, size):
     assert sorted(row for share in real for row in share.rows[share.part]) == [0, 1, 2, 3, 4]
     assert all(share.rows[share.part].tolist() == [0] for share in shares if not share.weight)
     assert all(torch.equal(share.labels, batch.labels[share.part]) for share in shares)
-
-
-def test_noise_of_a_row_is_the_same_in_every_share(batch):
-    """Guards against SMART runs that depend on the number of processes."""
-    embeddings = torch.zeros(*batch.input_ids.shape, 6, dtype=torch.bfloat16)
-    everything = batch.noise(embeddings)
-    assert everything.dtype == torch.float32 and everything.std().item() == pytest.approx(1, abs=0.1)
-    for rank in range(3):
-        share = batch.share(rank, 3)
-        assert torch.equal(share.noise(embeddings[share.part]), everything[share.part])

@@ -16,7 +16,7 @@ from dry_run import forward_passes
 from helpers import SAMPLE, run_program
 from multitask_classifier import training_loss
 from mysmartloss import BregmanProximal
-from optimizer import AdamW, clip_gradients, lr_factors, parameter_groups, step_if_finite
+from optimizer import AdamW, clip_gradients, lr_factors, step_if_finite
 from tasks import TASKS
 from tiny_bert import tiny_batch, tiny_encoder, tiny_model
 
@@ -105,9 +105,6 @@ def test_the_price_of_a_step_by_hand(settings, passes):
     assert forward_passes(TrainConfig(**settings), "para") == passes
 
 
-# ------------------------------------------------------------------------------ learning rates by layer
-
-
 def test_learning_rates_by_hand():
     """Guards against a layer with its neighbour's rate: 3 layers, decay ½, heads 10 times, a new pooler."""
     names = ["bert.word_embedding.weight", "bert.embed_layer_norm.bias", "bert.pooler_dense.bias"]
@@ -115,20 +112,6 @@ def test_learning_rates_by_hand():
     assert list(lr_factors(names, 10.0, 0.5).values()) == [0.125, 0.125, 1.0, 0.25, 0.5, 1.0, 10.0]
     assert lr_factors(names, 10.0, 0.5, new_pooler=True)["bert.pooler_dense.bias"] == 10.0
     assert set(lr_factors(names).values()) == {1.0}
-
-
-def test_groups_have_every_parameter_once_with_its_rate_and_decay():
-    """Guards against a parameter in no group, which is never trained, or in two."""
-    model = tiny_model()
-    factors = lr_factors([name for name, _ in model.named_parameters()], 10.0, 0.5)
-    groups = parameter_groups(model, 0.25, factors)
-    found = {id(p): (group["lr_factor"], group["weight_decay"]) for group in groups for p in group["params"]}
-    assert sum(len(group["params"]) for group in groups) == len(found) == len(list(model.parameters()))
-    for name, parameter in model.named_parameters():
-        assert found[id(parameter)] == (factors[name], 0.25 if parameter.ndim >= 2 else 0.0), name
-
-
-# --------------------------------------------------------------------------------------- whole programs
 
 
 def weights_after(folder, *flags) -> dict[str, torch.Tensor]:
@@ -184,10 +167,10 @@ def test_a_head_rate_of_its_own_moves_the_head_alone(tmp_path, no_course_data):
     assert step.median().item() == pytest.approx(1e-2 - 1e-3, rel=1e-2)
 
 
-def scorings(folder) -> list[tuple[int, str]]:
-    """Steps at which sst was scored."""
-    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    return [line["step"] for line in lines if line["kind"] == "dev/sst"]
+def logged(folder, kind: str) -> list[dict]:
+    """What the run has logged of that kind."""
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["kind"] == kind]
 
 
 def test_early_stopping_by_hand(tmp_path, no_course_data, monkeypatch, capsys):
@@ -206,17 +189,17 @@ def test_early_stopping_by_hand(tmp_path, no_course_data, monkeypatch, capsys):
     monkeypatch.setattr(multitask_classifier, "evaluate", given)
     flags = ["--tasks=sst", "--epochs=1", "--steps_per_epoch=9", "--eval_steps=2"]
     weights_after(tmp_path, *flags, "--patience=2")
-    assert scorings(tmp_path) == [2, 4, 6, 8]
+    assert [line["step"] for line in logged(tmp_path, "dev/sst")] == [2, 4, 6, 8]
     assert "early stopping: 2 scorings without a better mean" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "results.json").read_text())["best_step"] == 4
     assert run_program("--resume", "--output_dir", tmp_path / "run", "--patience=4") == 0
-    assert scorings(tmp_path) == [2, 4, 6, 8, 9]
+    assert [line["step"] for line in logged(tmp_path, "dev/sst")] == [2, 4, 6, 8, 9]
 
 
 def test_a_batch_with_fewer_rows_by_max_tokens_counts_less(tmp_path, no_course_data, monkeypatch):
     """Guards against --max_tokens whose long rows count more than the short ones: half full, half gradient,
     and the loss in the log is still the mean of the rows."""
-    logged = []
+    lines = []
     whole = Loader.__getitem__
     for weight in (1.0, 0.5):
         monkeypatch.setattr(
@@ -225,7 +208,7 @@ def test_a_batch_with_fewer_rows_by_max_tokens_counts_less(tmp_path, no_course_d
             lambda self, k, w=weight: dataclasses.replace(whole(self, k), batch_weight=w),
         )
         weights_after(tmp_path / str(weight), "--tasks=sst", "--epochs=1", "--steps_per_epoch=1")
-        lines = (tmp_path / str(weight) / "run" / "metrics.jsonl").read_text().splitlines()
-        logged.append(next(line for line in map(json.loads, lines) if line["kind"] == "train/sst"))
-    assert logged[1]["grad_norm"] == pytest.approx(logged[0]["grad_norm"] / 2, rel=1e-5)
-    assert logged[1]["task"] == pytest.approx(logged[0]["task"], rel=1e-6)
+        lines += logged(tmp_path / str(weight), "train/sst")
+    full, half = lines
+    assert half["grad_norm"] == pytest.approx(full["grad_norm"] / 2, rel=1e-5)
+    assert half["task"] == pytest.approx(full["task"], rel=1e-6)

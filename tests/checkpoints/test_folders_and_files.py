@@ -11,7 +11,6 @@ import pytest
 
 from checkpoint import locked
 from helpers import ROOT, SAMPLE, run_program
-from run_files import check_outputs
 from support.errors import UserError
 from support.files import check_writable, write_text
 
@@ -71,8 +70,6 @@ def test_what_cannot_be_written_is_found_out_without_a_trace(tmp_path):
     assert os.listdir(tmp_path) == ["there.csv"] and (tmp_path / "there.csv").read_text() == "old"
 
 
-# ------------------------------------------------------------------------------------------ signals
-
 SLEEPER = """
 import sys, time
 import multitask_classifier
@@ -105,27 +102,13 @@ def test_signals_outside_the_loop(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-# ------------------------------------------------------------------------------- outputs and inputs
-
-
 @pytest.mark.parametrize("out", ["dev.csv", "link.csv", "test-out.csv", "run/predictions/sts-dev-output.csv"])
-def test_an_output_that_is_taken_is_refused(tmp_path, out):
-    """Guards against a run that overwrites its user's data or its own other output."""
-    (tmp_path / "dev.csv").write_text("the user's")
+def test_an_output_that_is_taken_is_refused(tmp_path, capsys, out):
+    """Guards against a run that overwrites its user's data or its own other output, or finds out late."""
+    (tmp_path / "dev.csv").write_text("not even a course file")
     (tmp_path / "link.csv").symlink_to("dev.csv")
-    flags = {"sst_dev_out": str(tmp_path / out), "sst_test_out": str(tmp_path / "test-out.csv")}
-    outputs = [("sst", "dev"), ("sst", "test"), ("sts", "dev")]
-    with pytest.raises(UserError, match="^--.*would replace a file that the run reads, or another output"):
-        check_outputs(tmp_path / "run", flags, outputs, [tmp_path / "dev.csv"], trains=True)
-    assert (tmp_path / "dev.csv").read_text() == "the user's" and not (tmp_path / "run").exists()
-
-
-def test_the_program_refuses_before_it_reads(tmp_path, capsys):
-    """Guards against the check that nobody calls."""
-    (tmp_path / "mine.csv").write_text("not even a course file")
-    mine = str(tmp_path / "mine.csv")
-    arguments = ["--tasks", "sst", "--data_dir", SAMPLE, "--sst_dev", mine, "--sst_dev_out", mine]
-    assert run_program(*arguments, "--output_dir", tmp_path / "run") == 2
-    assert f"error: --sst_dev_out {mine}: would replace a file" in capsys.readouterr().err
-    assert (tmp_path / "mine.csv").read_text() == "not even a course file"
-    assert os.listdir(tmp_path) == ["mine.csv"]
+    flags = ["--tasks", "sst,sts", "--data_dir", SAMPLE, "--sst_dev", tmp_path / "dev.csv"]
+    flags += ["--sst_dev_out", tmp_path / out, "--sst_test_out", tmp_path / "test-out.csv"]
+    assert run_program(*flags, "--output_dir", tmp_path / "run") == 2
+    assert "would replace a file that the run reads, or another output" in capsys.readouterr().err
+    assert (tmp_path / "dev.csv").read_text() == "not even a course file" and not (tmp_path / "run").exists()

@@ -63,8 +63,6 @@ def test_tensors_and_records_come_back_and_replace_the_old(tmp_path):
     assert sorted(os.listdir(folder)) == sorted(names) and os.listdir(folder.parent) == ["c"]
 
 
-# ------------------------------------------------------------------------------------------ crashes
-
 FILE_CALLS = [(checkpoint, "_sync_file"), (os, "fsync"), (os, "replace"), (shutil, "rmtree")]
 
 
@@ -128,9 +126,6 @@ def test_files_are_synced_before_the_rename(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda *paths: (events.append("rename"), replace(*paths)))
     save_checkpoint(tmp_path / "c", NEW)
     assert events.index("rename") >= len(FILES) + (os.name == "posix")
-
-
-# ------------------------------------------------------------------------------------------- damage
 
 
 def refuses(folder: Path, file: str, word: str) -> None:

@@ -1,15 +1,18 @@
-"""The records of the built-in tasks: labels, losses, divergences, predictions, files, by pencil and paper.
+"""The records of the built-in tasks: labels, losses, divergences, probabilities, files, metrics by hand.
 
 The tests go by tables of their own, so another task in tasks.TASKS changes nothing here.
 """
 
 import math
+import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from tasks import TASKS, class_label
+from helpers import warnings_of
+from tasks import TASKS, accuracy, class_label, macro_f1, pearson, spearman
 
 ACCEPTED = {
     "sst": {"0": 0, "4": 4, "3.0": 3, "very negative": 0, "Neutral": 2, " VERY  positive ": 4},
@@ -76,38 +79,19 @@ def test_a_new_task_reads_its_names_by_its_record_alone():
 
 
 @pytest.mark.parametrize("task", BUILT_IN)
-def test_losses_by_hand(task):
+def test_losses_and_divergences_by_hand(task):
     """Guards against another task's loss, (B,) broadcast over (B,1), a sum for the mean, labels cut to
-    integers, and a loss in bf16, which has three digits."""
+    integers, a loss in bf16, which has three digits, and a divergence that is not the paper's ℓ_s: KL one
+    way, half a squared error, a sum."""
     logits, labels, expected = LOSSES[task]
-    loss = TASKS[task].loss(torch.tensor(logits, dtype=torch.float32), torch.tensor(labels))
-    assert loss.ndim == 0 and loss.item() == pytest.approx(expected, rel=1e-6)
-    of_bf16 = TASKS[task].loss(torch.tensor(logits, dtype=torch.bfloat16), torch.tensor(labels))
-    assert of_bf16.dtype == torch.float32 and of_bf16.item() == pytest.approx(expected, rel=0.02)
-
-
-@pytest.mark.parametrize("task", BUILT_IN)
-def test_divergences_by_hand(task):
-    """Guards against a divergence that is not the paper's ℓ_s: KL one way, half a squared error, a sum."""
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 0.02)):
+        loss = TASKS[task].loss(torch.tensor(logits, dtype=dtype), torch.tensor(labels))
+        assert loss.ndim == 0 and loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(expected, rel=tolerance)
     *outputs, expected = DIVERGENCES[task]
     a, b = (torch.tensor(values, dtype=torch.float32) for values in outputs)
     assert TASKS[task].divergence(a, b).item() == pytest.approx(expected, rel=1e-6)
     assert TASKS[task].divergence(b, a).item() == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("task", "logits", "expected"),
-    [
-        ("sst", [[0, 1, 0, 0, 0], [-5, -4, -3, -2, -1], [9, 1, 1, 1, 1]], [1, 4, 0]),
-        ("cfimdb", [[0, 1], [0, -1], [-2, -1]], [1, 0, 1]),
-        ("para", [[0.1], [-0.1], [0.0], [1e-30]], [1, 0, 0, 1]),  # an even chance is no paraphrase
-        ("sts", [[3.75], [-1.5], [6.0]], [3.75, -1.5, 6.0]),
-    ],
-)
-def test_predict_of_hand_made_logits(task, logits, expected):
-    """Guards against a probability's threshold (.5) applied to a logit, and an argmax over the batch."""
-    predictions = TASKS[task].predict(torch.tensor(logits, dtype=torch.float32))
-    assert predictions.shape == (len(logits),) and predictions.numpy().tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -134,3 +118,39 @@ def test_names_files_and_metrics(task):
     assert (record.name, record.prediction_column, list(record.metrics)) == (task, header, metrics)
     files = [record.filename(split) for split in ("train", "dev", "test")]
     assert files == [f"{stem}-train.csv", f"{stem}-dev.csv", f"{stem}-test-student.csv"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "predictions", "labels", "expected"),
+    [
+        (accuracy, [0, 1, 2, 3], [0, 1, 2, 4], 0.75),
+        (macro_f1, [0, 1, 1, 1], [0, 0, 1, 2], (2 / 3 + 1 / 2 + 0) / 3),
+        (macro_f1, [0, 0, 0], [0, 0, 1], (4 / 5 + 0) / 2),
+        (pearson, [1, 2, 3], [1, 2, 4], 3 / math.sqrt(28 / 3)),
+        (pearson, [1, 2, 3], [30, 20, 10], -1.0),
+        (spearman, [1, 2, 3], [1, 10, 1000], 1.0),
+        (spearman, [1, 2, 2, 4], [1, 3, 2, 4], 4.5 / math.sqrt(4.5 * 5)),
+    ],
+)
+def test_metrics_by_hand(metric, predictions, labels, expected):
+    """Guards against swapped arguments, a weighted in place of a plain mean, and ranks that ignore ties."""
+    value = metric(np.float32(predictions), np.float32(labels))
+    assert type(value) is float and value == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", [pearson, spearman])
+@pytest.mark.parametrize(
+    ("predictions", "labels", "said"),
+    [
+        ([2.1, 2.1, 2.1], [1.0, 2.0, 3.0], "the predictions are constant"),
+        ([1.0, 2.0, 3.0], [0.0, 0.0, 0.0], "the labels are constant"),
+        ([np.nan, 1.0, 2.0], [1.0, 2.0, 3.0], "not finite"),
+    ],
+)
+def test_undefined_correlation_is_0_with_a_warning(caplog, metric, predictions, labels, said):
+    """Guards against NaN in a score: no comparison with NaN is true, so no epoch would be the best."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # scipy's and numpy's; ours goes to the log
+        assert metric(np.float32(predictions), np.float32(labels)) == 0.0
+    (warned,) = warnings_of(caplog)
+    assert said in warned

@@ -7,63 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
-import transformers
 
 from checkpoint import load_checkpoint, save_checkpoint
 from helpers import ROOT, SAMPLE, run_program, warnings_of
 from run_files import find_files
 
-TEXTS = ["I loved it", "a dull , slow film", "It is what it is, and it is long. " * 4, "fine"]
 PAIRS = [("a cat sleeps", "a cat naps"), ("How old is she?", "What is her age?"), ("one", "two " * 30)]
-
-
-def by_transformers(folder: Path, task: str, rows: list) -> torch.Tensor:
-    """The task's logits by transformers' BERT, one text at a time: [CLS] a [SEP] (b [SEP]), mean, head."""
-    encoder = transformers.BertModel.from_pretrained(folder / "best").eval()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "best" / "tokenizer.json"))
-    heads = safetensors.torch.load_file(folder / "best" / "heads.safetensors")
-    logits = []
-    for row in rows:
-        encoded = tokenizer(*([row] if isinstance(row, str) else row), return_token_type_ids=True)
-        ids = torch.tensor([encoded["input_ids"]])
-        types = torch.tensor([encoded["token_type_ids"]])
-        with torch.no_grad():
-            hidden = encoder(ids, token_type_ids=types).last_hidden_state
-        logits.append(hidden.mean(1) @ heads[f"{task}.weight"].T + heads[f"{task}.bias"])
-    return torch.cat(logits)
-
-
-def test_a_sentence_gets_label_name_and_probabilities(ask, sample_run):
-    """Guards against probabilities of another row, another order of names, or softmax of the wrong axis."""
-    status, answers, _ = ask("--task", "sst", *[word for text in TEXTS for word in ("--text", text)])
-    expected = by_transformers(sample_run, "sst", TEXTS).softmax(-1)
-    assert status == 0 and [answer["id"] for answer in answers] == [1, 2, 3, 4]
-    names = ["very negative", "negative", "neutral", "positive", "very positive"]
-    for answer, row in zip(answers, expected.tolist(), strict=True):
-        assert set(answer) == {"id", "label", "name", "probabilities"}
-        assert answer["label"] == row.index(max(row)) and answer["name"] == names[answer["label"]]
-        assert list(answer["probabilities"]) == names
-        assert list(answer["probabilities"].values()) == pytest.approx(row, abs=1e-5)
-
-
-def test_pairs(ask, sample_run):
-    """Guards against the second text left out, and a paraphrase's probability given for its opposite."""
-    flags = [word for a, b in PAIRS for word in ("--text", a, "--text_pair", b)]
-    _, answers, _ = ask("--task", "para", *flags)
-    for answer, logit in zip(answers, by_transformers(sample_run, "para", PAIRS)[:, 0].tolist(), strict=True):
-        positive = 1 / (1 + 2.718281828459045**-logit)
-        expected = {"not a paraphrase": 1 - positive, "paraphrase": positive}
-        assert answer["probabilities"] == pytest.approx(expected, abs=1e-5)
-        assert answer["name"] == ("paraphrase" if logit > 0 else "not a paraphrase")
-    _, answers, _ = ask("--task", "sts", *flags)
-    values = by_transformers(sample_run, "sts", PAIRS)[:, 0].tolist()
-    assert [set(answer) for answer in answers] == [{"id", "value"}] * 3
-    assert [answer["value"] for answer in answers] == pytest.approx(values, abs=1e-4)
 
 
 def test_all_layouts_give_the_same_answers(ask, tmp_path):
@@ -145,9 +97,6 @@ def test_a_model_that_gives_no_numbers_leaves_no_output(ask, tmp_path, monkeypat
     monkeypatch.setattr("evaluation.model_outputs", lambda *_, **__: torch.full((1, 5), float("nan")))
     status, _, error = ask("--task", "sst", "--text", "a", "--output", tmp_path / "out")
     assert status == 2 and "not finite" in error and os.listdir(tmp_path) == []
-
-
-# ---------------------------------------------------------------------------------------- processes
 
 
 @pytest.fixture

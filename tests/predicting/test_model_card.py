@@ -8,7 +8,6 @@ import torch
 import transformers
 from huggingface_hub import ModelCard
 
-from bert import BertModel
 from checkpoint import MANIFEST
 from model_card import model_card
 from multitask_classifier import load_model
@@ -70,8 +69,8 @@ def test_what_the_scores_do_not_say():
     assert "Quora" not in model_card(para | {"config": para["config"] | {"model_name_or_path": "a/b"}})
 
 
-def test_a_saved_model_has_a_card_and_transformers_opens_it(sample_run):
-    """Guards against a folder that can be shared but not opened."""
+def test_a_saved_model_has_a_card_with_its_scores(sample_run):
+    """Guards against a card of other scores, and a card that cannot be edited without damage to the model."""
     best = sample_run / "best"
     card = ModelCard.load(best / "README.md")
     scores = json.loads((sample_run / "results.json").read_text())["dev"]
@@ -80,17 +79,11 @@ def test_a_saved_model_has_a_card_and_transformers_opens_it(sample_run):
         (task, metric): round(value, 4) for task, row in scores.items() for metric, value in row.items()
     }
     assert "README.md" not in json.loads((best / MANIFEST).read_text())
-    ids = torch.tensor([[101, 2023, 3185, 102]])
-    with torch.no_grad():
-        ours = BertModel.from_pretrained(str(best))(ids)["last_hidden_state"]
-        for kind in (transformers.AutoModel, transformers.BertModel):
-            theirs = kind.from_pretrained(best).eval()(ids).last_hidden_state
-            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 def test_the_tokenizer_and_the_pipeline_that_we_advertise(sample_run):
-    """Guards against answers from a new, random head, from other ids, and from texts longer than the encoder
-    has positions for: all of them look like answers."""
+    """Guards against a folder that can be shared but not opened, and answers from a new, random head, from
+    other ids, and from texts longer than the encoder has positions for: all of them look like answers."""
     best = sample_run / "best"
     model, tokenizer, _ = load_model(best)
     theirs = transformers.AutoTokenizer.from_pretrained(best)

@@ -4,9 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
-from datasets import Example, read_examples, tokenize
+from datasets import Example, read_examples
 from helpers import warnings_of
 from support.errors import UserError
 from tasks import TASKS
@@ -31,8 +30,6 @@ def lines(*rows: str, end: str = "\n") -> str:
 def good_rows(count: int) -> list[str]:
     return [f"{i}\tid{i}\ttext {i}\t{i % 5}" for i in range(count)]
 
-
-# ------------------------------------------------------------------------------------ odd but valid
 
 VALID = {
     "doubled quotes": (lines(HEADER, '0\ta\t"say ""no"" twice"\t3'), 'say "no" twice'),
@@ -85,15 +82,6 @@ def test_unlabelled_rows_are_all_kept_in_order(tmp_path, caplog):
     assert examples == [Example(id, pair, None) for id, pair in zip("bace", texts, strict=True)]
     assert warnings_of(caplog) == []
 
-
-def test_similarity_labels_stay_floats(tmp_path, tokenizer):
-    """Guards against scores cut to integers, which only lowers the correlation and gives no error."""
-    rows = [f"0\tid{score}\tone\ttwo\t{score}" for score in ("3.8", "0", "5.0", "0.25")]
-    examples = read_examples(write(tmp_path, lines(PAIRS, *rows)), STS)
-    assert torch.equal(tokenize(examples, STS, tokenizer, 32).labels, torch.tensor([3.8, 0.0, 5.0, 0.25]))
-
-
-# ------------------------------------------------------------------------------------- unusable rows
 
 BAD_ROWS = {
     "no label": "0\tbad\ttext\t",
@@ -154,8 +142,6 @@ def test_an_id_that_comes_twice_is_reported(tmp_path, caplog, labelled):
     (warning,) = warnings_of(caplog)
     assert "2 rows have the id of an earlier row (first: line 5, 'id1')" in warning
 
-
-# ------------------------------------------------------------------------------------ unusable files
 
 ROW = "0\ta\tplain\t1"
 UNLABELLED = "\tid\tsentence"

@@ -11,7 +11,15 @@ import transformers
 from torch import Tensor, nn
 
 from any_models import CASES, SIZES, alone, call, hf, made, text_batch, without_dropout
-from mysmartloss import SMART, SMARTLoss, embedding_block, logits_of, sym_kl_loss
+from mysmartloss import (
+    SMART,
+    SMARTLoss,
+    bernoulli_sym_kl_loss,
+    embedding_block,
+    logits_of,
+    squared_error,
+    sym_kl_loss,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -39,11 +47,6 @@ def penalty(model: nn.Module, batch, **settings) -> Tensor:
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-
-
-def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, msg=name)
 
 
 # ---------------------------------------------------------------------------------- the thirteen models
@@ -89,28 +92,49 @@ def test_padding_changes_nothing(name):
     assert together.item() == pytest.approx(expected, rel=1e-3) and together > 1e-6
 
 
-@pytest.mark.parametrize("name", ["roberta, padded left", "gpt2, its last token", "tokens"])
-def test_it_is_smart_loss_behind_the_block(name):
-    """Guards against another R_s than that of `SMARTLoss` on the same model, cut by hand behind its block.
+@pytest.mark.parametrize(
+    ("name", "task", "divergence"),
+    [
+        ("roberta, padded left", "classification", sym_kl_loss),
+        ("gpt2, its last token", "regression", squared_error),
+        ("a wrapper, one logit", "binary", bernoulli_sym_kl_loss),
+        ("tokens", "classification", sym_kl_loss),
+    ],
+)
+def test_it_is_smart_loss_behind_the_block(name, task, divergence):
+    """Guards against another R_s than that of `SMARTLoss`, with which our own trainer computes, on the same
+    model, cut by hand behind its block; against another divergence, D_Breg or gradient.
     With inputs_embeds in place of the hook, R_s of RoBERTa with padding on the left was off by .02."""
     model, batch = made(name)
     block = without_dropout(model).get_submodule(CASES[name].block)
-    mask = batch["attention_mask"]
+    mask = batch["attention_mask"] if isinstance(batch, dict) else batch[1]
     real = mask.bool() if name == "tokens" else slice(None)
+    smart = SMART(model, task, epsilon=0.1, num_steps=2, noise_fn=noise_of)
+    with torch.no_grad():  # away from the teacher
+        for parameter in model.parameters():
+            parameter.mul_(1.05)
+    call(model, batch)
+    with pytest.warns(UserWarning, match="D_Breg of the first batch"):  # the weights were moved on purpose
+        value = smart(batch)
+    found = torch.autograd.grad(value, model.parameters(), allow_unused=True)
+    teacher = logits_of(call(smart.bregman.teacher, batch))[real].detach()
+    smart.remove()
     seen = []
 
     def logits(hook) -> Tensor:
         handle = block.register_forward_hook(hook)
-        found = logits_of(call(model, batch))[real]
+        outputs = logits_of(call(model, batch))[real]
         handle.remove()
-        return found
+        return outputs
 
     clean = logits(lambda module, args, output: seen.append(output))
     settings = {"epsilon": 0.1, "step_size": 0.1, "num_steps": 2, "noise_fn": noise_of}
-    by_hand = SMARTLoss(lambda x: logits(lambda *_: x), sym_kl_loss, **settings)
-    expected = by_hand(seen[0], clean, mask)
-    found = penalty(model, batch, epsilon=0.1, num_steps=2, bregman_weight=0)
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    by_hand = SMARTLoss(lambda x: logits(lambda *_: x), divergence, **settings)
+    expected = by_hand(seen[0], clean, mask) + divergence(clean, teacher)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    gradients = torch.autograd.grad(expected, model.parameters(), allow_unused=True)
+    for mine, gradient in zip(found, gradients, strict=True):
+        torch.testing.assert_close(mine, gradient)
 
 
 # -------------------------------------------------------------------------------- what a training does
@@ -159,47 +183,44 @@ def test_evaluation_adds_nothing_and_costs_nothing():
     assert smart.last == {}
 
 
-def fail(model: nn.Module, other: dict[str, Tensor]) -> None:
+def fail(model: nn.Module, batch: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError, match="batch_size"):
         model(**other | {"labels": torch.tensor([0])})
     model.eval()(**other)
 
 
+def look_again(model: nn.Module, batch: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        model.eval()(**batch)
+        model.train()(**batch)
+
+
 BETWEEN = {
-    "no_grad": lambda model, other: torch.no_grad()(model)(**other),
-    "eval": lambda model, other: model.eval()(**other),
-    "another batch": lambda model, other: model(**other),
-    "a copy": lambda model, other: copy.deepcopy(model)(**other),
-    "encoder alone": lambda model, other: model.bert(other["input_ids"]),
+    "no_grad": lambda model, batch, other: torch.no_grad()(model)(**other),
+    "eval": lambda model, batch, other: model.eval()(**other),
+    "another batch": lambda model, batch, other: model(**other),
+    "a copy": lambda model, batch, other: copy.deepcopy(model)(**other),
+    "encoder alone": lambda model, batch, other: model.bert(other["input_ids"]),
     "a pass that fails": fail,
+    "the batch again, for its accuracy": look_again,
 }
 
 
 @pytest.mark.parametrize("between", BETWEEN)
 def test_passes_in_between(between):
-    """Guards against the clean pass of another batch, or of another mode, taken for that of the batch."""
-    model, batch = without_dropout(hf("bert")), text_batch()
+    """Guards against the pass of another batch, of another mode, or of another look at the batch, that takes
+    the place of the pass whose loss and dropout masks are those of the step."""
+    model, other, batch = hf("bert"), hf("bert"), text_batch()
+    if between == "another batch":  # SMART makes a clean pass of its own, with other masks
+        model, other = without_dropout(model), without_dropout(other)
     smart = SMART(model, "classification", noise_fn=noise_of)
+    torch.manual_seed(7)
     outputs = model(**batch)
-    BETWEEN[between](model, text_batch("left"))
+    BETWEEN[between](model, batch, text_batch("left"))
     model.train()
     value = smart(batch)
     (outputs.loss + value).backward()
-    expected = penalty(without_dropout(hf("bert")), batch)
-    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
-
-
-def test_the_users_own_pass_is_the_clean_one():
-    """Guards against another look at the batch, for its accuracy, that takes the place of the pass whose loss
-    and dropout masks are those of the step."""
-    model, batch = hf("bert"), text_batch()
-    smart = SMART(model, "classification", noise_fn=noise_of)
-    torch.manual_seed(7)
-    model(**batch)
-    with torch.no_grad():
-        model.eval()(**batch)
-        model.train()(**batch)
-    assert smart(batch).item() == penalty(hf("bert"), batch).item()
+    assert value.item() == pytest.approx(penalty(other, batch).item(), rel=1e-6)
 
 
 def test_a_batch_that_the_model_has_not_read():
@@ -216,8 +237,8 @@ def test_a_batch_that_the_model_has_not_read():
 
 
 def test_the_teacher_follows_the_optimizer():
-    """Guards against a teacher that stands still, or has no dropout where the model has: a model that comes
-    from `from_pretrained` is in eval mode when SMART copies it."""
+    """Guards against a teacher that averages some parameters only, starts elsewhere, swaps β and 1 - β, or
+    has no dropout where the model has: `from_pretrained` leaves a model in eval mode."""
     model, batch = hf("bert").eval(), text_batch()
     smart = SMART(model, "classification", beta=0.75)
     start = [parameter.detach().clone() for parameter in model.parameters()]
@@ -233,10 +254,6 @@ def test_the_teacher_follows_the_optimizer():
     model(**batch)
     smart(batch)
     assert smart.last["bregman"] > 0
-    resumed = SMART(hf("bert"), "classification")
-    resumed.load_state_dict(smart.state_dict())
-    pairs = zip(resumed.bregman.teacher.parameters(), smart.bregman.teacher.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("frozen", ["embeddings", "all but the head"])
@@ -250,20 +267,36 @@ def test_frozen_layers(frozen):
     assert set(gradients(model)) == trained and smart.last["smart"] > 0
 
 
-def test_gradient_checkpointing_changes_nothing():
-    """Guards against layers that are computed again, in the backward pass, from other embeddings."""
+@pytest.fixture
+def one_process(tmp_path):
+    """torch.distributed, with this process alone."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("how", ["gradient checkpointing", "DistributedDataParallel"])
+def test_another_way_to_run_changes_nothing(one_process, how):
+    """Guards against layers that are computed again, in the backward pass, from other embeddings; and against
+    a wrapper that SMART cannot copy or call, or whose gradients miss the term."""
     found = []
-    for checkpointing in (False, True):
+    for used in (False, True):
         model, batch = hf("bert"), text_batch()
-        if checkpointing:
+        called = model
+        if used and how == "gradient checkpointing":
             model.activation_checkpointing_enable()
-        smart = SMART(model, "classification", noise_fn=noise_of)
+        elif used:
+            called = nn.parallel.DistributedDataParallel(model)
+        smart = SMART(called, "classification", noise_fn=noise_of)
+        assert smart.model is model
         torch.manual_seed(5)
-        (model(**batch).loss + smart(batch)).backward()
+        (called(**batch).loss + smart(batch)).backward()
         found.append((smart.last["smart"], gradients(model)))
     (plain, expected), (value, again) = found
     torch.testing.assert_close(value, plain)
-    assert_same_gradients(again, expected)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(again[name], gradient, msg=name)
 
 
 @pytest.mark.parametrize("how", ["bfloat16", "autocast"])
@@ -300,25 +333,6 @@ def test_a_compiled_model():
         assert smart.last["bregman"] == 0
         values.append(smart.last["smart"])
     torch.testing.assert_close(*values)
-
-
-def test_distributed_data_parallel(tmp_path):
-    """Guards against a wrapper that SMART cannot copy or call, or whose gradients miss the term."""
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        found = []
-        for parallel in (False, True):
-            model, batch = hf("bert"), text_batch()
-            called = nn.parallel.DistributedDataParallel(model) if parallel else model
-            smart = SMART(called, "classification", noise_fn=noise_of)
-            assert smart.model is model
-            torch.manual_seed(5)
-            (called(**batch).loss + smart(batch)).backward()
-            found.append(gradients(model))
-        assert_same_gradients(found[1], found[0])
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def test_two_on_one_model():
@@ -371,18 +385,8 @@ def test_blocks_of_many_architectures(kind, ending):
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_encoders_of_encoder_decoders(kind):
     """Guards against the table that encoder and decoder share, and that neither of them calls."""
-    sizes = {
-        "d_model": 32,
-        "d_kv": 16,
-        "num_heads": 2,
-        "num_layers": 1,
-        "d_ff": 48,
-        "decoder_start_token_id": 1,
-    }
-    layers = {
-        f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")
-    }
-    model = hf(kind, **sizes, **layers, pad_token_id=1, eos_token_id=2)
+    layers = dict.fromkeys(("num_layers", "encoder_layers", "decoder_layers"), 2)
+    model = hf(kind, **layers, d_model=32, decoder_start_token_id=1, pad_token_id=1, eos_token_id=2)
     batch = {"input_ids": torch.tensor([[7, 8, 9, 2], [7, 9, 2, 1]]), "labels": torch.tensor([0, 1])}
     batch["attention_mask"] = batch["input_ids"].ne(1).long()
     smart = SMART(model, "classification")
@@ -461,13 +465,6 @@ def test_labels_that_do_not_exclude_each_other():
     model(**batch)  # transformers set problem_type here at the latest
     with pytest.raises(ValueError, match="use task='multilabel'"):
         smart(batch)
-
-
-def test_one_logit_is_no_classification():
-    """Guards against the softmax KL of one logit, which is always 0."""
-    smart = SMART(hf("bert", num_labels=1), "classification")
-    with pytest.raises(ValueError, match="bernoulli_sym_kl_loss or squared_error"):
-        smart(text_batch())
 
 
 def test_an_epsilon_below_bf16_warns():

@@ -1,4 +1,4 @@
-"""The Bregman teacher against its closed form."""
+"""The Bregman term, its teacher and the teacher's β."""
 
 import pytest
 import torch
@@ -12,28 +12,9 @@ def small_net() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.3), nn.Tanh(), nn.Linear(16, 3))
 
 
-def test_teacher_is_the_closed_form_of_the_moving_average():
-    """Guards against a teacher that averages only some parameters,
-    starts from other values, or swaps β and 1 - β."""
-    net = small_net().double()
-    bregman = BregmanProximal(net)
-    history = [[parameter.detach().clone() for parameter in net.parameters()]]
-    for step in range(50):
-        with torch.no_grad():
-            for parameter in net.parameters():
-                parameter += torch.randn_like(parameter)
-        history.append([parameter.detach().clone() for parameter in net.parameters()])
-        bregman.update(net, 0.9)
-        expected = [0.9 ** (step + 1) * first for first in history[0]]
-        for age, past in enumerate(reversed(history[1:])):
-            expected = [sum_ + 0.1 * 0.9**age * value for sum_, value in zip(expected, past, strict=True)]
-        for parameter, value in zip(bregman.teacher.parameters(), expected, strict=True):
-            torch.testing.assert_close(parameter, value)
-
-
 def test_bregman_term_is_zero_at_the_start_and_pulls_to_the_teacher():
-    """Guards against a teacher with dropout masks of its own,
-    for which the term is never 0, and against a sign that pushes the model away."""
+    """Guards against a teacher with dropout masks of its own, for which the term is never 0, and against a
+    sign that pushes the model away."""
     net = small_net().train()
     x = torch.randn(64, 6)
     bregman = BregmanProximal(net)
@@ -42,22 +23,15 @@ def test_bregman_term_is_zero_at_the_start_and_pulls_to_the_teacher():
         generator = torch.get_rng_state()
         return bregman(net(x), lambda teacher: teacher(x), sym_kl_loss, generator)
 
-    def distance() -> float:
-        pairs = zip(net.parameters(), bregman.teacher.parameters(), strict=True)
-        return sum((a - b).square().sum().item() for a, b in pairs)
-
     assert term().item() == 0
+    away = [0.3 * torch.randn_like(parameter) for parameter in net.parameters()]
     with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
-    before = distance()
-    first = term().item()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    for _ in range(300):
-        optimizer.zero_grad()
-        term().backward()
-        optimizer.step()
-    assert distance() < 0.9 * before and term().item() < 0.05 * first
+        for parameter, step in zip(net.parameters(), away, strict=True):
+            parameter += step
+    term().backward()
+    assert (
+        sum((parameter.grad * step).sum() for parameter, step in zip(net.parameters(), away, strict=True)) > 0
+    )
     assert all(parameter.grad is None for parameter in bregman.teacher.parameters())
 
 
