@@ -162,15 +162,25 @@ Outcome = Callable[[Run, Path, Path], tuple[dict[str, Any], dict[str, np.ndarray
 def dev_outcome(
     run: Run, data_dir: Path, folder: Path
 ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
-    """Dev scores and losses of a finished run's last weights by task, and the predictions with their labels.
+    """`scored` of a finished run's last weights."""
+    return scored(*finished_model(folder), run.tasks, data_dir)
+
+
+def scored(
+    model: multitask_classifier.MultitaskBERT,
+    tokenizer: Tokenizer,
+    config: TrainConfig,
+    tasks: Iterable[str],
+    data_dir: Path,
+) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
+    """Dev scores and losses of a model by task, and the predictions with their labels.
 
     The predictions of a task are stored under its name, the labels under "<task> labels". Intervals over dev
     rows are computed from these.
     """
-    model, tokenizer, config = finished_model(folder)
     dev = {}
     predictions = {}
-    for name in run.tasks:
+    for name in tasks:
         task = TASKS[name]
         examples = read_examples(data_dir / task.filename("dev"), task)
         examples = sample_rows(examples, config.max_eval_samples)

@@ -1,10 +1,10 @@
-"""The study of the trainer's defaults: rows that are held out, and the rule that picks a winner."""
+"""The searches on held-out rows: the rows, and the rules that pick a winner."""
 
 import numpy as np
 import pytest
 
 from datasets import read_examples
-from experiments import held_out, runner, tables, trainer
+from experiments import held_out, record_search, runner, tables, trainer
 from tasks import TASKS
 
 
@@ -40,6 +40,21 @@ def test_the_winner_of_a_stage_by_hand(gains, winner, left):
     stage = trainer.stage_of("batch_size", dict(trainer.TODAY), lines_of("batch_size", found))
     assert stage.winner == winner and list(stage.left) == left
     assert list(stage.gains["16"]) == list(range(len(gains)))
+
+
+@pytest.mark.parametrize(("gains", "winner"), [((0.01, 0.002), "adapted"), ((0.02, -0.001), "minilm")])
+def test_a_value_of_the_record_search_wins_by_both_seeds(gains, winner):
+    """Guards against a value kept by one lucky seed, and a stage that starts from a loser."""
+
+    def line(run, mean):
+        dev = {task: {TASKS[task].main_metric: mean} for task in run.tasks}
+        return {"name": run.name, "tasks": run.tasks, "dev": dev}
+
+    (stage,) = record_search.stages([])
+    scores = {run.name: 0.7 + gains[run.seed] * ("adapted" in run.arm) for run in stage.left}
+    first, second = record_search.stages([line(run, scores[run.name]) for run in stage.left])
+    assert first.winner == winner and second.option == "regulariser" and second.winner is None
+    assert all(("adapted" in run.arm) == (winner == "adapted") for run in second.left)
 
 
 def test_held_out_rows_are_in_one_of_the_two_files(course_data, tmp_path):
