@@ -149,7 +149,7 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(start, tmp_path):
 
 
 def test_a_model_of_the_sample_says_so(sample_run, tmp_path, caplog, capsys):
-    """Guards against a user who takes the answers of a model of 600 rows for what the method can do."""
+    """Guards against a user who takes the answers of a model of 700 rows for what the method can do."""
     other = load_checkpoint(sample_run / "best")
     other.records["run"]["data"] = "data"
     save_checkpoint(tmp_path / "other", other)
