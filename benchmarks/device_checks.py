@@ -147,7 +147,7 @@ def replay(setting: Setting) -> list[Check]:
 
 
 def largest_divergence(setting: Setting, precision: str, masked: bool, compile_it: bool = False) -> float:
-    """R_s at δ = 0, as in the ascent and as in the loss, and D_Breg of a new teacher: the largest of them."""
+    """The largest of R_s at δ = 0, as in the ascent and as in the loss, and D_Breg of a new teacher."""
     ours = new_training(setting, "SMART + Bregman", precision, compile_it=compile_it)
     model = ours.model
     batch = new_batch(8, 32, masked).to(setting.device)

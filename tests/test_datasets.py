@@ -14,8 +14,8 @@ from tasks import TASKS
 
 SST = TASKS["sst"]
 # Odd for a tokenizer.
-ODD_TEXTS = ["", " ", "naïve CAFÉ", "日本語のテキスト", "emoji 🎬👍🏽", "nul\0byte\ttab\nline"]
-ODD_TEXTS += ["[SEP] [MASK] [CLS]", "x" * 150, "a-b_c's `` ''", "1,000.5€"]
+ODD_TEXTS = ["", " ", "naïve CAFÉ", "日本語のテキスト", "emoji 🎬👍🏽", "[SEP] [MASK] [CLS]"]
+ODD_TEXTS += ["nul\0byte\ttab\nline", "x" * 150, "a-b_c's `` ''", "1,000.5€"]
 
 
 def dataset_of(rows, segment_starts=None, labels=None) -> TokenizedDataset:
@@ -35,9 +35,6 @@ def dataset_of(rows, segment_starts=None, labels=None) -> TokenizedDataset:
 def rows_of_random_length(count: int) -> TokenizedDataset:
     lengths = np.random.default_rng(3).integers(1, 30, count)
     return dataset_of([list(range(1, length + 1)) for length in lengths])
-
-
-# --------------------------------------------------------------------------------------- tokenising
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +59,6 @@ def test_tokens_are_those_of_transformers(tokenizer, reference, task, max_length
     assert dataset.num_truncated == sum(len(ids) > max_length for ids in reference(*columns)["input_ids"])
     assert (dataset.num_truncated > 0) == (max_length < 512)
     assert [len(tokenize(examples[:count], task, tokenizer, 8)) for count in (0, 1)] == [0, 1]
-
-
-# ---------------------------------------------------------------------------------------- collating
 
 
 def test_collate_by_hand():
@@ -92,9 +86,6 @@ def test_a_batch_moves_to_another_device(monkeypatch):
     tensors = (moved.input_ids, moved.token_type_ids, moved.attention_mask, moved.labels)
     assert all(tensor.is_meta for tensor in tensors) and not pinned
     assert batch.to(torch.device("cpu")) is batch
-
-
-# ----------------------------------------------------------------------------------------- batching
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(3, [3]), (4, [4]), (33, [1] + 8 * [4])])
@@ -142,9 +133,6 @@ def test_loader_batch_is_a_function_of_its_number():
     assert [sorted(sum(batches, [])) for batches in epochs] == [list(range(21))] * 3
     # and rows meet other rows in each
     assert len({frozenset(map(frozenset, batches)) for batches in epochs}) == 3
-
-
-# ---------------------------------------------------------------------------------------- max_tokens
 
 
 def test_a_cap_on_tokens_by_hand():

@@ -20,9 +20,11 @@ CLS, SEP = 1, 2
 
 def pair_batch(labels=(3.0, 1.0, 0.5)) -> Batch:
     """Three pairs `[CLS] a [SEP] b [SEP]`; the texts have 3 and 1, 1 and 4, 2 and 2 tokens."""
-    rows = [[CLS, 11, 12, 13, SEP, 21, SEP, 0]]
-    rows.append([CLS, 31, SEP, 41, 42, 43, 44, SEP])
-    rows.append([CLS, 5, 6, SEP, 5, 6, SEP, 0])
+    rows = [
+        [CLS, 11, 12, 13, SEP, 21, SEP, 0],
+        [CLS, 31, SEP, 41, 42, 43, 44, SEP],
+        [CLS, 5, 6, SEP, 5, 6, SEP, 0],
+    ]
     ids = torch.tensor(rows)
     types = torch.tensor([[0] * 5 + [1, 1, 0], [0] * 3 + [1] * 5, [0] * 4 + [1] * 3 + [0]])
     return Batch(np.arange(3), ids, types, ids != 0, torch.tensor(labels), int((ids != 0).sum()), seed=4)
@@ -37,9 +39,6 @@ def test_pairs_are_split_by_hand():
     expected += [[CLS, 5, 6, SEP, 0, 0]] * 2
     assert ids.tolist() == expected
     assert torch.equal(mask, ids != 0)
-
-
-# ------------------------------------------------------------------------------------------- cosine
 
 
 def test_the_cosine_is_that_of_transformers(tmp_path):
@@ -107,9 +106,6 @@ def test_a_saved_cosine_opens(tmp_path, tokenizer):
     texts = [("A man eats.", "A man is eating."), ("Cats sleep.", "The sun is hot.")]
     model.tokenizer = tokenizer
     assert opened.eval().predict("sts", texts) == model.predict("sts", texts)
-
-
-# -------------------------------------------------------------------------------------- contrastive
 
 
 def test_in_batch_negatives_are_those_of_sentence_transformers():

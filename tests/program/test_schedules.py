@@ -63,9 +63,6 @@ def test_shares_in_sequence_are_equal_over_the_epochs(per_epoch, tasks):
     assert [order.count(task) for task in range(tasks)] == [2 * per_epoch] * tasks
 
 
-# ------------------------------------------------------------------------------------------- drawn
-
-
 def shares(steps: list[tuple[int, ...]]) -> np.ndarray:
     """Share of the steps that each task has."""
     return np.bincount([task for (task,) in steps]) / len(steps)
@@ -80,7 +77,7 @@ def test_proportional_shares_are_those_of_the_rows():
 
 @pytest.mark.parametrize(("epoch", "exponent"), [(0, 1.0), (1, 0.6), (2, 0.2)])
 def test_annealed_shares(epoch, exponent):
-    """Guards against an exponent that grows, or that never leaves 1. Expected by hand: α = 1 - .8 e/(E-1)."""
+    """Guards against an exponent that grows, or never leaves 1. Expected by hand: α = 1 - .8 e/(E-1)."""
     length = RunLength((8000, 1000), 3, 20_000, seed=3)
     expected = 8**exponent / (8**exponent + 1)
     assert shares(annealed(length, epoch))[0] == pytest.approx(expected, abs=0.02)
