@@ -109,9 +109,6 @@ def test_a_mistake_does_not_delete_the_run_before(main, tmp_path, caplog):
     assert (tmp_path / "run/best/model.safetensors").exists()
 
 
-# ------------------------------------------------------------------------------------------- averages
-
-
 @pytest.fixture(scope="module")
 def three(tmp_path_factory, encoder):
     """Three short runs: two of sst with other seeds, one of sts."""

@@ -167,9 +167,6 @@ def test_growth_point(tmp_path):
     assert growth.measure("pairs", 450, path)["seconds"] > 0
 
 
-# --------------------------------------------------------------------------------- the list for a GPU
-
-
 def test_the_list_for_a_gpu_on_this_cpu(tmp_path, capsys, monkeypatch):
     """Guards against a list that the first user with a GPU is the first to run, and against one broken check
     that hides the others. What starts programs or a compiler has tests elsewhere."""

@@ -14,9 +14,6 @@ NAMES = ("sst", "para", "sts")
 PLAIN = {"tasks": NAMES, "schedule": "joint", "hidden_dropout_prob": 0.0, "precision": "fp32"}
 
 
-# ------------------------------------------------------------------------------------------- PCGrad
-
-
 @pytest.mark.parametrize(
     ("vectors", "orders", "combined", "conflicts"),
     [
@@ -77,9 +74,6 @@ def test_a_parameter_that_no_task_trains_has_no_gradient():
     params = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(1))]
     combine_by_pcgrad(params, [[torch.ones(2), None], [-torch.ones(2), None]], seed=0)
     assert params[0].grad is not None and params[1].grad is None
-
-
-# ------------------------------------------------------------------------------------ weights of tasks
 
 
 def test_the_weight_is_on_the_tasks_own_loss():

@@ -32,9 +32,6 @@ def test_the_gradient_norm_of_fp16_is_that_of_fp32(main, tmp_path):
     assert len(norms["fp32"]) == 6 and norms["fp16"] == pytest.approx(norms["fp32"], rel=0.02)
 
 
-# ----------------------------------------------------------------------------------- what stays fp32
-
-
 def test_a_step_in_bf16_leaves_the_rest_in_fp32(monkeypatch):
     """Guards against weights, moments, δ, sentence vectors or a teacher that are rounded to three digits."""
     model = tiny_model(precision="bf16")

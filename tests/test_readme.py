@@ -45,8 +45,6 @@ def test_the_figures_are_those_of_the_committed_lines(page):
     assert pages.updated(page) == text_of(page), "python -m experiments.pages writes it anew"
 
 
-# ------------------------------------------------------------------------------------------ commands
-
 # Fences whose commands are left out where a page is run: they make an environment, or they are these tests.
 NOT_RUN = re.compile(r"\bpytest\b|\bvenv\b")
 
@@ -124,8 +122,6 @@ def test_commands_run_as_they_stand(page, tmp_path):
         assert done.returncode == 0, fence + done.stdout + done.stderr
 
 
-# ------------------------------------------------------------------------------------------ examples
-
 SWIM = "How do I learn to swim?"
 CSV_EXAMPLES = [  # of data/README.md: task, whether with labels, the first row, the number of rows
     ("sst", True, Example("1", ("Slow, long, and I loved it.",), 4.0), 3),
@@ -145,9 +141,6 @@ def test_the_layouts_are_read_as_the_page_says(tmp_path):
         assert rows[0] == first and len(rows) == count
 
 
-# --------------------------------------------------------------------------------------- the rest
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_and_links_are_there(page):
     """Guards against a flag that does not exist, and a link into nothing."""
@@ -161,9 +154,6 @@ def test_flags_and_links_are_there(page):
 def test_a_newcomer_reads_the_readme_in_five_minutes():
     """Guards against a README that grows until nobody reads it."""
     assert len(text_of("README.md").split()) <= 1300
-
-
-# --------------------------------------------------------- what tables of the pages in docs/ name
 
 
 def tables(text: str) -> list[list[list[str]]]:

@@ -204,12 +204,10 @@ def test_nonfinite_batches(main, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(multitask_classifier, "training_loss", poisoned)
     poisoned.calls = -TRIALS
-    assert main(*RUN, "--skip_nonfinite", 1, "--output_dir", tmp_path / "a") == 2
+    assert main(*RUN, "--skip_nonfinite", 1, "--output_dir", tmp_path) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "step 6, task sst, rows " in error and "not finite" in error
-    assert checkpoint.load_checkpoint(tmp_path / "a" / "last").records["progress"]["step"] == 6
-    poisoned.calls = -TRIALS
-    assert main(*RUN, "--skip_nonfinite", 2, "--output_dir", tmp_path / "b") == 0
+    assert checkpoint.load_checkpoint(tmp_path / "last").records["progress"]["step"] == 6
 
 
 def test_out_of_memory_says_what_to_try(main, tmp_path, monkeypatch, capsys):

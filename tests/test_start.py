@@ -65,9 +65,6 @@ def test_names_in_the_settings_are_those_of_the_tables():
     assert setting["model_name_or_path"].default == base_bert.EMBEDDED
 
 
-# ------------------------------------------------------------------------------ the time of a run
-
-
 @pytest.fixture
 def forecasted(encoder, tokenizer):
     """Makes a forecast of a run of the tiny BERT on 40 rows of sst and of sts, with a teacher.

@@ -15,8 +15,6 @@ from tasks import TASKS
 
 HEADERS = {"sst": "Predicted_Sentiment", "para": "Predicted_Is_Paraphrase", "sts": "Predicted_Similiary"}
 
-# ------------------------------------------------------------------------------ what a run leaves
-
 
 @pytest.fixture(scope="module")
 def results(sample_run) -> dict:
@@ -76,9 +74,6 @@ def test_evaluate_repeats_the_scores_from_a_moved_folder(
         assert file.read_bytes() == (tmp_path / "again" / "predictions" / file.name).read_bytes()
 
 
-# ---------------------------------------------------------------------------------------- predicting
-
-
 def test_predict_needs_the_checkpoint_alone(sample_run, tmp_path, monkeypatch):
     """Guards against predictions of a moved model that differ from those of the run it was made in."""
     shutil.copytree(sample_run / "best", tmp_path / "moved")
@@ -92,9 +87,6 @@ def test_predict_needs_the_checkpoint_alone(sample_run, tmp_path, monkeypatch):
     paths = {task: tmp_path / "all" / "predictions" / f"{task}-test-output.csv" for task in ("para", "sts")}
     for task, path in {"sst": tmp_path / "mine.csv", **paths}.items():
         assert path.read_bytes() == (sample_run / "predictions" / f"{task}-test-output.csv").read_bytes()
-
-
-# ------------------------------------------------------------------------------------------ training
 
 
 def test_pretrain_changes_the_heads_only(main, encoder, tmp_path):
