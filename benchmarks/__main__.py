@@ -8,14 +8,13 @@ each row measures.
 """
 
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
 import transformers
 
-from benchmarks.command_line import add_only, announce, parser_of, write_results
+from benchmarks.command_line import call_each, parser_of, write_results
 from benchmarks.measure import Measurement
 from benchmarks.rows import ROWS, Setting
 from support.devices import choose_precision, keep_freed_memory
@@ -36,32 +35,17 @@ def as_table(measured: list[Measurement]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = parser_of("benchmarks", __doc__, "results.json", data=True)
-    add_only(parser, ROWS)
-    parser.add_argument(
-        "--scale",
-        type=float,
-        default=1.0,
-        help="share of the steps; with less than 1 the ratios are inaccurate (default: 1)",
-    )
-    parser.add_argument(
-        "--batch_size",
-        type=int,
-        default=Setting.batch_size,
-        help="rows in a training step (default: %(default)s)",
-    )
+    parser = parser_of("benchmarks", __doc__, "results.json", data=True, only=ROWS)
+    said = "share of the steps; with less than 1 the ratios are inaccurate (default: 1)"
+    parser.add_argument("--scale", type=float, default=1.0, help=said)
+    said = "rows in a training step (default: %(default)s)"
+    parser.add_argument("--batch_size", type=int, default=Setting.batch_size, help=said)
     options = parser.parse_args(arguments)
     precision = choose_precision(torch.device("cpu"), None)
     print(f"precision: {precision.name}, {precision.reason}", file=sys.stderr, flush=True)
     setting = Setting(options.data_dir, options.scale, options.batch_size, precision.name)
-    measured: list[Measurement] = []
-    seconds: dict[str, float] = {}  # by row
     keep_freed_memory()  # as the main program does
-    for name in options.only:
-        announce(name, ROWS[name])
-        begin = time.perf_counter()
-        measured += ROWS[name](setting)
-        seconds[name] = round(time.perf_counter() - begin, 1)
+    measured, seconds = call_each(options.only, ROWS, lambda name: ROWS[name](setting))
     found = {
         "transformers": transformers.__version__,
         "precision": precision.name,

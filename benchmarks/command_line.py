@@ -5,9 +5,10 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,40 +16,49 @@ from experiments.runner import machine
 from support.files import write_text
 
 HERE = Path(__file__).resolve().parent
+Found = TypeVar("Found")
 
 
-def parser_of(name: str, description: str | None, output: str, data: bool) -> argparse.ArgumentParser:
-    """A parser with --output and, with `data`, --data_dir. output: name of the file in this folder."""
+def parser_of(
+    name: str, description: str | None, output: str, data: bool, only: Iterable[str] = ()
+) -> argparse.ArgumentParser:
+    """A parser with --output. With `data` it has --data_dir, with names in `only` --only.
+
+    output: name of the file in this folder.
+    """
     parser = argparse.ArgumentParser(
         prog=f"python -m {name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--output", type=Path, default=HERE / output, help="path of the JSON file (default: %(default)s)"
-    )
+    said = "path of the JSON file (default: %(default)s)"
+    parser.add_argument("--output", type=Path, default=HERE / output, help=said)
     if data:
         folder = os.environ.get("SMART_BERT_DATA_DIR")
         said = "default: $SMART_BERT_DATA_DIR"
         parser.add_argument("--data_dir", type=Path, default=folder, required=not folder, help=said)
+    if names := list(only):
+        said = f"any of {', '.join(names)}"
+        parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=said)
     return parser
 
 
-def add_only(parser: argparse.ArgumentParser, functions: Mapping[str, Callable[..., Any]]) -> None:
-    """The flag --only: which of the functions are called."""
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=functions,
-        default=list(functions),
-        metavar="NAME",
-        help=f"any of {', '.join(functions)}",
-    )
+def call_each(
+    names: Sequence[str], functions: Mapping[str, Callable[..., Any]], call: Callable[[str], Sequence[Found]]
+) -> tuple[list[Found], dict[str, float]]:
+    """What call(name) finds for each name, and its seconds by name.
 
-
-def announce(name: str, function: Callable[..., Any]) -> None:
-    """Say on stderr what begins: the first line of the function's docstring."""
-    print(f"{name}: {(function.__doc__ or '').splitlines()[0]}", file=sys.stderr, flush=True)
+    stderr says what begins: the first line of the function's docstring.
+    """
+    found: list[Found] = []
+    seconds = {}
+    for name in names:
+        said = (functions[name].__doc__ or "").splitlines()[0]
+        print(f"{name}: {said}", file=sys.stderr, flush=True)
+        begin = time.perf_counter()
+        found += call(name)
+        seconds[name] = round(time.perf_counter() - begin, 1)
+    return found, seconds
 
 
 def write_results(path: Path, name: str, arguments: Sequence[str], found: dict[str, Any]) -> None:

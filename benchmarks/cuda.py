@@ -13,18 +13,16 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from tokenizers import BertWordPieceTokenizer
 
-from base_bert import BertConfig
+from base_bert import BertConfig, load_tokenizer
 from benchmarks import device_checks
-from benchmarks.command_line import HERE, add_only, announce, parser_of, write_results
+from benchmarks.command_line import HERE, call_each, parser_of, write_results
 from benchmarks.device_checks import Check, Setting, verdict
 from bert import BertModel
 from support.devices import pick_device
@@ -33,9 +31,6 @@ from support.screen import cut, table
 
 PROGRAM = HERE.parent / "multitask_classifier.py"
 KILLS = HERE.parent / "tests" / "kill_and_resume.py"
-# a vocabulary in which every letter is a token: thousands of texts in a second
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *",.'-", *("##" + c for c in LETTERS)]
 RUN = ["--use_smart", "--max_train_samples=41", "--max_eval_samples=21", "--precision=fp32"]
 RUN += ["--epochs=1", "--steps_per_epoch=12", "--save_steps=2", "--lr=1e-3", "--smart_epsilon=0.1"]
 RUN += ["--deterministic"]
@@ -60,41 +55,31 @@ sys.exit(program.main())
 
 
 def new_encoder(setting: Setting, name: str, dropout: float) -> str:
-    """A folder with a small random BERT and a tokenizer of single letters."""
-    folder = setting.folder / name
+    """A folder with a small random BERT and MiniLM's tokenizer."""
+    folder = str(setting.folder / name)
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(PIECES),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        max_position_embeddings=64,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-    )
+    config = BertConfig(30522, 64, 2, 4, 128, max_position_embeddings=64)
+    config = replace(config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     BertModel(config).save_pretrained(folder)
-    BertWordPieceTokenizer({piece: i for i, piece in enumerate(PIECES)}).save(str(folder / "tokenizer.json"))
-    return str(folder)
+    load_tokenizer().save(f"{folder}/tokenizer.json")
+    return folder
 
 
-def run(*command: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """A Python program on the sample, started by torchrun where it is several processes."""
+def run(*command: object, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """A Python program on the sample, started by torchrun where it is several processes.
+
+    With `check`, raises RuntimeError with the last line of its complaint if it fails.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("SMART_BERT_DATA_DIR", None)
     start = [sys.executable]
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return subprocess.run(
-        [*start, *map(str, command)], env=environment, cwd=HERE.parent, capture_output=True, text=True
-    )
-
-
-def finished(*command: object, processes: int = 1) -> None:
-    """`run`; raises RuntimeError with the last line of its complaint if it fails."""
-    done = run(*command, processes=processes)
-    if done.returncode:
+    words = [*start, *map(str, command)]
+    done = subprocess.run(words, env=environment, cwd=HERE.parent, capture_output=True, text=True)
+    if check and done.returncode:
         raise RuntimeError((done.stderr.strip() or "no word").splitlines()[-1])
+    return done
 
 
 def processes(setting: Setting) -> list[Check]:
@@ -107,20 +92,20 @@ def processes(setting: Setting) -> list[Check]:
     for count in (1, 2):
         folder = setting.folder / f"processes{count}"
         size = f"--batch_size={8 // count}"
-        finished(PROGRAM, *RUN, *without, size, "--output_dir", folder, processes=count)
+        run(PROGRAM, *RUN, *without, size, "--output_dir", folder, processes=count)
         weights[count] = load_file(folder / "last" / "student.safetensors")
     off = max(float((weights[1][key] - weights[2][key]).abs().max()) for key in weights[1])
     checks = [Check(f"1 and 2 processes on {name}", f"weights differ by {off:.1e}", verdict(off <= 1e-5))]
     whole, broken = (setting.folder / each for each in ("whole", "broken"))
     encoder = ["--model_name_or_path", new_encoder(setting, "encoder", 0.1), "--batch_size=4"]
-    finished(PROGRAM, *RUN, *encoder, "--output_dir", whole, processes=2)
+    run(PROGRAM, *RUN, *encoder, "--output_dir", whole, processes=2)
     script = setting.folder / "dies.py"
     script.write_text(DIES.format(project=str(HERE.parent)))
-    ended = run(script, *RUN, *encoder, "--output_dir", broken, processes=2)
+    ended = run(script, *RUN, *encoder, "--output_dir", broken, processes=2, check=False)
     clear = bool(ended.returncode) and "lost another one" in ended.stderr and "--resume" in ended.stderr
     said = "one line says how to resume" if clear else f"status {ended.returncode}, no clear message"
     checks.append(Check(f"one of 2 processes on {name} is killed", said, verdict(clear)))
-    finished(PROGRAM, "--resume", "--output_dir", broken, processes=2)
+    run(PROGRAM, "--resume", "--output_dir", broken, processes=2)
     same = [(f / "last" / "student.safetensors").read_bytes() for f in (whole, broken)]
     words = "bit for bit the run that was not killed" if same[0] == same[1] else "other weights"
     return [*checks, Check("  and resumed", words, verdict(same[0] == same[1]))]
@@ -129,8 +114,7 @@ def processes(setting: Setting) -> list[Check]:
 def kills(setting: Setting) -> list[Check]:
     """Runs that are killed at random moments and resumed, with --deterministic."""
     folder = setting.folder / "kills"
-    encoder = new_encoder(setting, "killed", 0.1)
-    done = run(KILLS, "--kills", 5, "--folder", folder, "--encoder", encoder, "--deterministic")
+    done = run(KILLS, "--kills", 5, "--folder", folder, "--deterministic", check=False)
     said = (done.stdout.strip() or done.stderr.strip() or "no word").splitlines()[-1]
     return [Check("killed and resumed on the device", said, verdict(done.returncode == 0))]
 
@@ -153,29 +137,28 @@ def as_table(checks: list[Check]) -> str:
     return table(rows)
 
 
+def tried(name: str, setting: Setting) -> list[Check]:
+    """What a check finds, also where it breaks."""
+    try:
+        found = CHECKS[name](setting)
+    except torch.OutOfMemoryError as error:
+        found = [Check(name, one_line(error), "not run")]
+    except Exception as error:  # whatever breaks on a device that nobody has tried
+        found = [Check(name, f"{type(error).__name__}: {one_line(error)}", "FAILED")]
+    print(*(f"  {check}" for check in found), sep="\n", file=sys.stderr, flush=True)
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = parser_of("benchmarks.cuda", __doc__, "cuda.json", data=False)
-    add_only(parser, CHECKS)
-    options = parser.parse_args(arguments)
+    options = parser_of("benchmarks.cuda", __doc__, "cuda.json", data=False, only=CHECKS).parse_args(
+        arguments
+    )
     device = pick_device(use_gpu=False)
-    checks: list[Check] = []
-    seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(device, Path(folder))
-        for name in options.only:
-            announce(name, CHECKS[name])
-            begin = time.perf_counter()
-            try:
-                found = CHECKS[name](setting)
-            except torch.OutOfMemoryError as error:
-                found = [Check(name, one_line(error), "not run")]
-            except Exception as error:  # whatever breaks on a device that nobody has tried
-                found = [Check(name, f"{type(error).__name__}: {one_line(error)}", "FAILED")]
-            print(*(f"  {check}" for check in found), sep="\n", file=sys.stderr, flush=True)
-            checks += found
-            seconds[name] = round(time.perf_counter() - begin, 1)
+        checks, seconds = call_each(options.only, CHECKS, lambda name: tried(name, setting))
     results = {
         "device": str(device),
         "small": setting.small,

@@ -19,15 +19,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from base_bert import BertConfig, load_tokenizer
 from benchmarks.command_line import parser_of, write_results
+from benchmarks.device_checks import new_batch
 from benchmarks.training import Training
 from bert import BertModel
 from config import TrainConfig
-from datasets import TokenizedDataset, read_examples, tokenize
+from datasets import read_examples, tokenize
 from experiments.tables import markdown
 from multitask_classifier import MultitaskBERT
 from support.devices import keep_freed_memory
@@ -51,20 +49,9 @@ def reading(path: Path) -> Work:
 def training(rows: int, tokens: int, layers: int) -> Work:
     """One plain training step on rows of the same length. The encoder has minilm's width and new weights."""
     keep_freed_memory()  # as the main program does
-    shape = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
-    ours = Training(
-        MultitaskBERT(BertModel(BertConfig(num_hidden_layers=layers, **shape))).train(), TrainConfig()
-    )
-    dataset = TokenizedDataset(
-        task=TASKS["sst"],
-        ids=[str(row) for row in range(rows)],
-        labels=torch.arange(rows) % 5.0,
-        tokens=np.random.default_rng(0).integers(1000, 30000, rows * tokens, dtype=np.int32),
-        starts=np.arange(rows + 1) * tokens,
-        segment_starts=np.full(rows, tokens),
-        num_truncated=0,
-    )
-    return functools.partial(ours.step_on, dataset, np.arange(rows))
+    bert = BertModel(BertConfig(30522, 384, layers, 12, 1536))
+    ours = Training(MultitaskBERT(bert).train(), TrainConfig())
+    return functools.partial(ours.step, TASKS["sst"], new_batch(rows, tokens, masked=False))
 
 
 def resident(field: str) -> float:

@@ -2,12 +2,15 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
+import checkpoint
 import multitask_classifier
 from datasets import Batch, Example, collate, read_examples, tokenize
 from tasks import TASKS
@@ -42,6 +45,26 @@ def sample_batch(
 def run_program(*arguments) -> int:
     """Exit status of the command line, run in this process."""
     return multitask_classifier.main([*map(str, arguments)])
+
+
+def run_stopped(saves: int, *arguments) -> None:
+    """Run the command line and stop it, as by SIGTERM, right after its checkpoint of that number."""
+    save = checkpoint.save_last
+    calls = []
+
+    def save_and_stop(*given):
+        save(*given)
+        calls.append(1)
+        if len(calls) == saves:
+            raise checkpoint.Interrupted(15)
+
+    with mock.patch.object(checkpoint, "save_last", save_and_stop):
+        assert run_program(*arguments) == 143
+
+
+def clone_of_project(folder: Path) -> Path:
+    """The folder, now with the project's files as they are here."""
+    return shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "runs", "__pycache__"))
 
 
 def run_python(script: str, *arguments: str | Path, cwd: Path, **environment: str) -> str:

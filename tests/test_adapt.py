@@ -11,13 +11,15 @@ import adapt
 from base_bert import load_tokenizer
 from bert import BertModel
 from datasets import Example, Loader, collate, tokenize
-from helpers import SAMPLE, run_program
+from helpers import SAMPLE, run_program, run_stopped
 from multitask_classifier import load_model
 from tasks import TASKS
 from tiny_bert import SIZES, randomise
 
 ADAPT = """--option adapt --tasks sst,sts --max_train_samples 60 --batch_size 8 --epochs 2 --precision fp32
 --logging_steps 5 --save_steps 2""".split()  # noqa: SIM905
+SIZE = ["--max_train_samples=16", "--max_eval_samples=12", "--batch_size=4", "--epochs=1"]
+SIZE += ["--steps_per_epoch=3", "--no_report"]
 
 
 def small_dataset(tokenizer):
@@ -76,22 +78,11 @@ def test_masks_have_the_papers_shares(tokenizer):
     assert kept == pytest.approx(0.1 * chosen, abs=3 * error)
 
 
-def test_an_adapted_encoder_is_opened_and_a_stopped_run_ends_like_a_whole_one(main, tmp_path, monkeypatch):
+def test_an_adapted_encoder_is_opened_and_a_stopped_run_ends_like_a_whole_one(main, encoder, tmp_path):
     """Guards against an encoder that nothing opens, weights that did not move, and a resumed run with other
     masks, dropout or learning rates."""
     assert main(*ADAPT, "--output_dir", tmp_path / "whole") == 0
-    real = adapt.checkpoint.save_last
-    calls = []
-
-    def stop(*args):
-        real(*args)
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(adapt.checkpoint, "save_last", stop)
-        assert main(*ADAPT, "--output_dir", tmp_path / "run") != 0
+    run_stopped(3, *ADAPT, "--model_name_or_path", encoder, "--output_dir", tmp_path / "run")
     assert main("--option", "adapt", "--resume", "--output_dir", tmp_path / "run") == 0
     for file in ("best/model.safetensors", "last/student.safetensors", "last/optimizer.safetensors"):
         assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
@@ -104,30 +95,8 @@ def test_an_adapted_encoder_is_opened_and_a_stopped_run_ends_like_a_whole_one(ma
     )
     assert torch.equal(before["word_embedding.weight"], after["embeddings.word_embeddings.weight"])
     assert transformers.AutoTokenizer.from_pretrained(adapted).model_max_length == 64  # the encoder's
-    flags = [
-        "--tasks=sst",
-        "--max_train_samples=16",
-        "--max_eval_samples=8",
-        "--steps_per_epoch=2",
-        "--epochs=1",
-    ]
-    fine_tuned = ["--model_name_or_path", adapted, "--output_dir", tmp_path / "tuned", "--no_report"]
-    assert run_program(*flags, *fine_tuned) == 0
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--unlabelled_file", "nothing.txt"], "--unlabelled_task"),
-        (["--checkpoint", "runs/a"], "--checkpoint"),
-        (["--model_name_or_path", "nowhere"], "nowhere"),
-    ],
-)
-def test_a_mistake_is_one_line(main, tmp_path, capsys, flags, said):
-    """Guards against a traceback, and against a folder that is left half-written."""
-    assert main(*ADAPT, *flags, "--output_dir", tmp_path / "run") == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and said in error and not (tmp_path / "run").exists()
+    fine_tuned = ["--model_name_or_path", adapted, "--output_dir", tmp_path / "tuned"]
+    assert run_program(*SIZE, "--tasks", "sst", *fine_tuned) == 0
 
 
 def test_a_mistake_does_not_delete_the_run_before(main, tmp_path, caplog):
@@ -140,51 +109,32 @@ def test_a_mistake_does_not_delete_the_run_before(main, tmp_path, caplog):
     assert (tmp_path / "run/best/model.safetensors").exists()
 
 
-# ------------------------------------------------------------------------------------------- averages
-
-
 @pytest.fixture(scope="module")
 def three(tmp_path_factory, encoder):
     """Three short runs: two of sst with other seeds, one of sts."""
     folder = tmp_path_factory.mktemp("average")
-    size = (
-        "--max_train_samples 16 --max_eval_samples 12 --batch_size 4 --epochs 1 --steps_per_epoch 3 --lr 1e-3"
-    )
-    flags = [*size.split(), "--no_report", "--model_name_or_path", encoder, "--data_dir", str(SAMPLE)]
+    flags = [*SIZE, "--lr", 1e-3, "--model_name_or_path", encoder, "--data_dir", SAMPLE]
     for name, task, seed in (("a", "sst", 1), ("b", "sst", 2), ("c", "sts", 1)):
         assert run_program(*flags, "--tasks", task, "--seed", seed, "--output_dir", folder / name) == 0
     return folder
 
 
-def average(three, *names, out="soup"):
+def score(three, option, *names, out) -> int:
+    """Evaluate a model, or the average of some."""
     folders = [word for name in names for word in ("--checkpoint", three / name)]
-    return run_program(
-        "--option", "average", *folders, "--data_dir", SAMPLE, "--no_report", "--output_dir", three / out
-    )
+    flags = ["--data_dir", SAMPLE, "--no_report", "--output_dir", three / out]
+    return run_program("--option", option, *folders, *flags)
 
 
 def test_every_weight_is_the_mean(three):
     """Guards against heads of one model, an average of predictions, and scores of another model."""
-    assert average(three, "a", "b") == 0
+    assert score(three, "average", "a", "b", out="soup") == 0
     soup, a, b = (load_model(three / name)[0].state_dict() for name in ("soup", "a", "b"))
     assert set(soup) == set(a) and not torch.equal(a["heads.sst.weight"], b["heads.sst.weight"])
     for name, value in soup.items():
         torch.testing.assert_close(value, (a[name] + b[name]) / 2, rtol=1e-6, atol=1e-7)
     results = json.loads((three / "soup/results.json").read_text())
-    assert (
-        run_program(
-            "--option",
-            "evaluate",
-            "--checkpoint",
-            three / "soup",
-            "--data_dir",
-            SAMPLE,
-            "--no_report",
-            "--output_dir",
-            three / "again",
-        )
-        == 0
-    )
+    assert score(three, "evaluate", "soup", out="again") == 0
     assert json.loads((three / "again/results.json").read_text())["dev"] == results["dev"]
     assert (three / "soup/predictions/sst-dev-output.csv").exists()
 
@@ -195,6 +145,6 @@ def test_every_weight_is_the_mean(three):
 )
 def test_models_that_are_no_soup(three, capsys, names, said):
     """Guards against a mean of models that have nothing in common, or of one."""
-    assert average(three, *names, out="none") == 2
+    assert score(three, "average", *names, out="none") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and said in error and not (three / "none" / "best").exists()

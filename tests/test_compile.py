@@ -1,5 +1,8 @@
 """--compile: the same losses, the same dropout masks again in every pass, and a clear word where it can't."""
 
+import itertools
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -7,7 +10,7 @@ from bert import run_layer
 from config import TrainConfig
 from dry_run import check_compiled
 from kill_and_resume import RUN, outcome
-from multitask_classifier import MultitaskBERT, training_loss
+from multitask_classifier import training_loss
 from mysmartloss import BregmanProximal, SMARTLoss
 from support.errors import UserError
 from tasks import TASKS
@@ -60,33 +63,23 @@ def test_a_run_that_compiles_ends_like_one_that_does_not(main, compiler, tmp_pat
     assert outcome(tmp_path / "run") == outcome(tmp_path / "plain")
 
 
-def compiled_as(model: MultitaskBERT, function) -> MultitaskBERT:
-    model.bert.run_layer = function
-    return model
-
-
-def test_a_machine_without_a_compiler_is_told_so():
-    """Guards against a page of the compiler's own words."""
-
-    def fails(*_):
-        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nin torch._inductor.config")
-
-    with pytest.raises(
-        UserError, match=r"--compile: the encoder can't be compiled .*; leave the flag out$"
-    ) as e:
-        check_compiled(compiled_as(tiny_model(), fails), TrainConfig())
-    assert "\n" not in str(e.value)
-
-
-def test_masks_that_do_not_come_again_are_refused_with_smart():
-    """Guards against a compiler with random numbers of its own: R_s would be mostly R-Drop."""
-    other = iter(range(99))
+def test_what_cannot_be_compiled_is_refused(monkeypatch):
+    """Guards against a page of the compiler's own words, and against a compiler with random numbers of its
+    own: R_s would be mostly R-Drop."""
+    said = "InvalidCxxCompiler: No working C++ compiler found\nin torch._inductor.config"
+    model = tiny_model()
+    model.bert.run_layer = Mock(side_effect=RuntimeError(said))
+    words = r"--compile: the encoder can't be compiled .*; leave the flag out$"
+    with pytest.raises(UserError, match=words) as error:
+        check_compiled(model, TrainConfig())
+    assert "\n" not in str(error.value)
 
     def draws_anew(layer, hidden, mask):
-        torch.manual_seed(next(other))
+        torch.manual_seed(next(seeds))
         return run_layer(layer, hidden, mask)
 
-    model = compiled_as(tiny_model(), draws_anew)
+    seeds = itertools.count()
+    model.bert.run_layer = draws_anew
     with pytest.raises(UserError, match="--compile: .* new dropout masks .* leave out one of the two"):
         check_compiled(model, TrainConfig(use_smart=True))
     check_compiled(model, TrainConfig())

@@ -24,18 +24,18 @@ def cpu(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "expected", "reason"),
+    ("name", "expected", "has"),
     [
-        ("none", "fp32", "this CPU has neither amx_bf16 nor avx512_bf16"),
-        ("avx512", "bf16", "this CPU has avx512_bf16"),
-        ("amx", "bf16", "this CPU has amx_bf16"),
+        ("none", "fp32", "neither amx_bf16 nor avx512_bf16"),
+        ("avx512", "bf16", "avx512_bf16"),
+        ("amx", "bf16", "amx_bf16"),
     ],
 )
-def test_the_default_is_bf16_where_the_processor_has_it(cpu, name, expected, reason):
+def test_the_default_is_bf16_where_the_processor_has_it(cpu, name, expected, has):
     """Guards against bf16 in software, which is slow, and against fp32 where bf16 takes half the time."""
     cpu(name)
     device = torch.device("cpu")
-    assert choose_precision(device, None) == (expected, reason)
+    assert choose_precision(device, None) == (expected, f"this CPU has {has}")
     assert choose_precision(device, "fp16") == ("fp16", "as --precision says")
 
 

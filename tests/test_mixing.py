@@ -7,15 +7,11 @@ import torch
 from config import TrainConfig
 from multitask_classifier import training_loss
 from optimizer import combine_by_pcgrad, pcgrad
-from support.errors import UserError
 from tasks import TASKS
 from tiny_bert import tiny_batch, tiny_model
 
 NAMES = ("sst", "para", "sts")
 PLAIN = {"tasks": NAMES, "schedule": "joint", "hidden_dropout_prob": 0.0, "precision": "fp32"}
-
-
-# ------------------------------------------------------------------------------------------- PCGrad
 
 
 @pytest.mark.parametrize(
@@ -80,9 +76,6 @@ def test_a_parameter_that_no_task_trains_has_no_gradient():
     assert params[0].grad is not None and params[1].grad is None
 
 
-# ------------------------------------------------------------------------------------ weights of tasks
-
-
 def test_the_weight_is_on_the_tasks_own_loss():
     """Guards against a weight that scales SMART's terms, too, or that is lost for a task left out."""
     smart = {"use_smart": True, "bregman_weight": 0.0, "smart_epsilon": 1.0, "smart_step_size": 1.0}
@@ -93,31 +86,3 @@ def test_the_weight_is_on_the_tasks_own_loss():
         expected = weight * losses["task"] + losses["smart"]
         assert losses["smart"] > 1e-3  # a hundred times the tolerance
         torch.testing.assert_close(losses["total"], expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("settings", "flags"),
-    [
-        ({"task_weights": {"cfimdb": 1.0}}, ["--task_weights cfimdb=1", "--tasks"]),
-        ({"task_weights": {"nothing": 1.0}}, ["--task_weights", "no task 'nothing'"]),
-        ({"task_weights": -1.0}, ["--task_weights -1"]),
-        ({"task_weights": float("nan")}, ["--task_weights nan"]),
-        ({"task_weights": 0.0}, ["--task_weights 0", "nothing is left"]),
-        ({"schedule": "joint", "tasks": ("sst",)}, ["--schedule joint", "--tasks"]),
-        ({"gradient_surgery": "pcgrad"}, ["--gradient_surgery pcgrad", "--schedule joint"]),
-        ({"gradient_surgery": "cagrad"}, ["--gradient_surgery cagrad", "pcgrad"]),
-        ({"schedule": "anealed"}, ["--schedule anealed", "did you mean annealed"]),
-        ({"unlabelled_task": "sst"}, ["--unlabelled_task sst", "--unlabelled_file"]),
-        ({"unlabelled_file": "x", "unlabelled_task": "cfimdb"}, ["--unlabelled_task cfimdb", "--tasks"]),
-        ({"unlabelled_file": "x", "unlabelled_task": "sst"}, ["--unlabelled_file", "--use_smart"]),
-        ({"similarity": "cosine", "tasks": ("sst",)}, ["--similarity cosine", "--tasks"]),
-        ({"contrastive_weight": {"sst": 1.0}}, ["--contrastive_weight sst=1", "sst"]),
-    ],
-    ids=str,
-)
-def test_settings_that_do_not_fit_are_refused(settings, flags):
-    """Guards against a mixing flag that is silently without effect."""
-    with pytest.raises(UserError) as caught:
-        TrainConfig(**settings)
-    said = str(caught.value)
-    assert all(flag in said for flag in flags) and "\n" not in said

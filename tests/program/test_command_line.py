@@ -2,18 +2,21 @@
 
 import dataclasses
 import re
+import shlex
 
 import pytest
 import torch
 import transformers
 
 from config import parse_arguments, warn_of_unused_flags
-from helpers import run_program, warnings_of
+from helpers import ROOT, SAMPLE, run_program, warnings_of
 from support.other_flags import ANSWERS, answer
 
+TASK_LIST = "the tasks are sst (sentiment), para (is_duplicate), sts (similarity), cfimdb (sentiment)"
 PREDICT = "--option predict --checkpoint x"
 ASK = f"{PREDICT} --task sst"
-MISTAKES = {  # what names the mistake in the error
+ADAPT = "--option adapt --tasks sst"
+MISTAKES = {  # the command line -> what the error says, in parts that stand in this order
     "--lr x": "--lr",
     "--lr nan": "--lr",
     "--seed -1": "--seed",
@@ -34,86 +37,34 @@ MISTAKES = {  # what names the mistake in the error
     "--sst_dev_out .": "--sst_dev_out",
     "--sst_train no-such-file.csv": "--sst_train",
     "--data_dir no/such/folder": "no/such/folder",
+    "--data_dir=": "--data_dir: must not be empty or hold a NUL",
     "--model_name_or_path no-such-org/no-such-model": "no-such-org/no-such-model",
-}
-
-
-@pytest.mark.parametrize(("arguments", "named"), MISTAKES.items())
-def test_a_mistake_is_one_line_and_status_2(arguments, named, capsys, tmp_path, monkeypatch, no_course_data):
-    """Guards against tracebacks, and against a long run that starts although a flag is wrong."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert run_program(*arguments.split(), "--output_dir", tmp_path / "out") == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and error.startswith("multitask_classifier.py: error: ") and named in error
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "name", ["\x1b[2J\x07\x85no", "a\u202eb\u2028c\r\nd", "x" * 4000, "/".join("é" * 900)]
-)
-@pytest.mark.parametrize("flag", ["--data_dir", "--sst_train", "--model_name_or_path", "--no_such_flag"])
-def test_a_message_is_short_and_leaves_the_screen_alone(flag, name, capsys, tmp_path, offline):
-    """Guards against a stranger's file name that rewrites the terminal, and one that fills it."""
-    assert run_program(flag, name, "--output_dir", tmp_path / "out") == 2
-    error = capsys.readouterr().err
-    assert error.startswith("multitask_classifier.py: error: ") and error.endswith("\n")
-    assert error[:-1].isprintable() and len(error) <= 301
-
-
-# Flags of run_glue.py, of the CS 224N project's scripts and of mt-dnn's train.py, which have no class to ask.
-RUN_GLUE = """
-task_name dataset_name dataset_config_name max_seq_length overwrite_cache pad_to_max_length
-max_train_samples max_eval_samples max_predict_samples train_file validation_file test_file
-model_name_or_path config_name tokenizer_name cache_dir use_fast_tokenizer model_revision token
-use_auth_token trust_remote_code ignore_mismatched_sizes num_warmup_steps max_train_steps use_slow_tokenizer
-checkpointing_steps
-"""
-OLDER = """
-evaluation_strategy warmup_ratio no_cuda use_mps_device overwrite_output_dir group_by_length logging_dir
-fp16_opt_level half_precision_backend per_gpu_train_batch_size per_gpu_eval_batch_size adafactor
-save_safetensors tpu_num_cores ray_scope include_inputs_for_metrics hub_token
-"""
-COURSE = """
-train dev test seed epochs option fine-tune-mode use_gpu dev_out test_out batch_size lr filepath
-hidden_dropout_prob local_files_only sst_train sst_dev_out para_test model_size temperature top_p
-sonnet_path held_out_sonnet_path sonnet_out
-"""
-MT_DNN = """
-update_bert_opt multi_gpu_on mtl_opt ratio mix_opt max_seq_len init_ratio encoder_type num_hidden_layers
-bert_model_type do_lower_case masked_lm_prob bin_on bin_size local_rank world_size master_addr backend
-log_file tensorboard tensorboard_logdir init_checkpoint data_dir data_sort_on name task_def train_datasets
-test_datasets glue_format_on mkd_opt do_padding tokenizer dataloader_num_workers cuda log_per_updates epochs
-save_per_updates save_per_updates_on batch_size batch_size_eval optimizer grad_clipping global_grad_clipping
-weight_decay learning_rate momentum warmup warmup_schedule adam_eps vb_dropout dropout_p dropout_w
-bert_dropout_p model_ckpt resume scheduler_type output_dir seed grad_accumulation_step fp16 fp16_opt_level
-adv_train adv_opt adv_norm_level adv_p_norm adv_alpha adv_k adv_step_size adv_noise_var adv_epsilon
-encode_mode debug transformer_cache
-"""
-SMART_PYTORCH = "eval_fn loss_fn loss_last_fn norm_fn num_steps step_size epsilon noise_var"
-TRAINING_ARGUMENTS = [field.name for field in dataclasses.fields(transformers.TrainingArguments)]
-FOREIGN = [*TRAINING_ARGUMENTS, *" ".join([OLDER, RUN_GLUE, COURSE, MT_DNN, SMART_PYTORCH]).split()]
-
-
-def test_no_flag_of_another_trainer_is_answered_by_its_letters(capsys):
-    """Guards against `--do_train`, that is answered by `--sts_train`, and against an answer that names a flag
-    which this program does not have."""
-    with pytest.raises(SystemExit):
-        parse_arguments(["--help"])
-    ours = set(re.findall(r"^  (?:-\w, )?--([\w-]+)", capsys.readouterr().out, flags=re.MULTILINE))
-    assert not ours & set(ANSWERS)
-    for name in FOREIGN:
-        assert name in ours or answer(f"--{name}"), name
-    for words in ANSWERS.values():
-        assert set(re.findall(r"--([\w-]+)", words)) <= ours, words
-
-
-TASK_LIST = "the tasks are sst (sentiment), para (is_duplicate), sts (similarity), cfimdb (sentiment)"
-HINTS = {
+    "--max_tokens 8 --model_name_or_path {encoder}": "--max_tokens 8: a row of ",
+    f"{ADAPT},sts --unlabelled_file nothing.txt": "--unlabelled_task",
+    f"{ADAPT} --checkpoint runs/a": "--checkpoint",
+    f"{ADAPT} --model_name_or_path nowhere": "nowhere",
+    # a setting that would be without effect
+    "--task_weights cfimdb=1": "--task_weights cfimdb=1 ... --tasks",
+    "--task_weights nothing=1": "--task_weights ... no task 'nothing'",
+    "--task_weights -1": "--task_weights -1",
+    "--task_weights nan": "--task_weights nan",
+    "--task_weights 0": "--task_weights 0 ... nothing is left",
+    "--schedule joint --tasks sst": "--schedule joint ... --tasks",
+    "--schedule anealed": "--schedule anealed ... did you mean annealed",
+    "--gradient_surgery pcgrad": "--gradient_surgery pcgrad ... --schedule joint",
+    "--gradient_surgery cagrad": "--gradient_surgery cagrad ... pcgrad",
+    "--unlabelled_task sst": "--unlabelled_task sst ... --unlabelled_file",
+    "--unlabelled_file x --unlabelled_task cfimdb": "--unlabelled_task cfimdb ... --tasks",
+    "--unlabelled_file x --unlabelled_task sst": "--unlabelled_file ... --use_smart",
+    "--similarity cosine --tasks sst": "--similarity cosine ... --tasks",
+    "--contrastive_weight sst=1": "--contrastive_weight sst=1 ... sst",
+    "--select_by macro_f1 --tasks sts": "--select_by macro_f1: no metric of sts",
+    "--use_smart --adversary freelb --smart_every 2": "smart_every 2: not with --adversary freelb",
+    # what was probably meant
     "--epoch=3": "unknown flag --epoch; did you mean --epochs?",
     "\u2014epochs 3": "unknown flag \u2014epochs; did you mean --epochs?",
     "--sst_trian x": "unknown flag --sst_trian; did you mean --sst_train?",
-    "--do_train": "unknown flag --do_train; leave it out: a run trains, scores dev and predicts the test"
-    " files",
+    "--do_train": "unknown flag --do_train; leave it out",
     "--learning_rate=2e-5": "unknown flag --learning_rate; here it is --lr",
     "--per-device-train-batch-size 8": "unknown flag --per-device-train-batch-size; here it is --batch_size",
     "--num_train_epochs 3 --max_seq_length 128 --lr 1 --zzz -1": "unknown flags --num_train_epochs (here"
@@ -129,15 +80,56 @@ HINTS = {
     f"{PREDICT} --task STS": f"--task STS: there is no task 'STS'; did you mean sts? {TASK_LIST}",
     "--fine-tune-mode full-model --option pretrain": "--fine-tune-mode full-model: means --option finetune,"
     " not pretrain",
-    "--data_dir=": "--data_dir: must not be empty or hold a NUL",
 }
+if not torch.cuda.is_available():  # or the run would train on the CPU without a word
+    MISTAKES["--use_gpu"] = "--use_gpu"
 
 
-@pytest.mark.parametrize(("arguments", "words"), HINTS.items())
-def test_a_mistake_is_answered_with_what_was_probably_meant(arguments, words, capsys):
-    """Guards against an error that sends the user to search a list of sixty flags."""
-    assert run_program(*arguments.split()) == 2
-    assert capsys.readouterr().err == f"multitask_classifier.py: error: {words}\n"
+@pytest.mark.parametrize(("arguments", "said"), MISTAKES.items())
+def test_a_mistake_is_one_line_and_status_2(
+    arguments, said, encoder, capsys, tmp_path, monkeypatch, no_course_data
+):
+    """Guards against tracebacks, against a long run that starts although a flag is wrong or without effect,
+    and against an error that sends the user to search a list of sixty flags."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    words = arguments.format(encoder=encoder).split()
+    assert run_program(*words, "--output_dir", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("multitask_classifier.py: error: ")
+    assert re.search(".+".join(map(re.escape, said.split(" ... "))), error)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["\x1b[2J\x07\x85no", "a\u202eb\u2028c\r\nd", "x" * 4000, "/".join("é" * 900)]
+)
+@pytest.mark.parametrize("flag", ["--data_dir", "--sst_train", "--model_name_or_path", "--no_such_flag"])
+def test_a_message_is_short_and_leaves_the_screen_alone(flag, name, capsys, tmp_path, offline):
+    """Guards against a stranger's file name that rewrites the terminal, and one that fills it."""
+    assert run_program(flag, name, "--output_dir", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("multitask_classifier.py: error: ") and error.endswith("\n")
+    assert error[:-1].isprintable() and len(error) <= 301
+
+
+# Flags of programs that have no class to ask. A line that begins with # names the program.
+LINES = (ROOT / "tests/fixtures/strangers/flags.txt").read_text().splitlines()
+TRAINING_ARGUMENTS = [field.name for field in dataclasses.fields(transformers.TrainingArguments)]
+FOREIGN = TRAINING_ARGUMENTS + " ".join(line for line in LINES if line[0] != "#").split()
+
+
+def test_no_flag_of_another_trainer_is_answered_by_its_letters(capsys):
+    """Guards against `--do_train`, that is answered by `--sts_train`, and against an answer that names a flag
+    which this program does not have."""
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    ours = set(re.findall(r"^  (?:-\w, )?--([\w-]+)", capsys.readouterr().out, flags=re.MULTILINE))
+    assert not ours & set(ANSWERS)
+    assert len(FOREIGN) > 240
+    for name in FOREIGN:
+        assert name in ours or answer(f"--{name}"), name
+    for words in ANSWERS.values():
+        assert set(re.findall(r"--([\w-]+)", words)) <= ours, words
 
 
 @pytest.mark.parametrize(
@@ -169,8 +161,42 @@ def test_every_setting_is_a_flag(words):
     assert given == {"option", "tasks", "eval_tasks", "lr", "use_smart", "smart_norm", "files"}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_use_gpu_without_one_is_an_error(capsys, tmp_path):
-    """Guards against a run that silently trains on the CPU although a GPU was asked for."""
-    assert run_program("--use_gpu", "--output_dir", tmp_path / "out") == 2
-    assert "--use_gpu" in capsys.readouterr().err
+# ------------------------------------- the course's starter code, as its students have typed it since 2023
+
+STEMS = {"sst": "ids-sst", "para": "quora", "sts": "sts"}
+FILES = {}  # of the course's flags, with their defaults
+for task, stem in STEMS.items():
+    FILES |= {f"{task}_{split}": f"data/{stem}-{split}.csv" for split in ("train", "dev")}
+    FILES |= {f"{task}_test": f"data/{stem}-test-student.csv"}
+    FILES |= {f"{task}_{split}_out": f"predictions/{task}-{split}-output.csv" for split in ("dev", "test")}
+EVERY_FLAG = "--seed 11711 --epochs 10 --use_gpu --batch_size 8 --hidden_dropout_prob 0.3 --lr 1e-5 "
+EVERY_FLAG += " ".join(f"--{name} {path}" for name, path in FILES.items())
+COMMANDS = {
+    "": "finetune",
+    "--option=finetune --epochs=10 --lr=1e-05 --batch_size=64 --hidden_dropout_prob=0.3": "finetune",
+    f"--option pretrain {EVERY_FLAG}": "pretrain",  # 2023
+    "--fine-tune-mode last-linear-layer --lr 1e-3": "pretrain",
+    "--fine-tune-mode=full-model --option finetune": "finetune",
+    f"--fine-tune-mode full-model {EVERY_FLAG}": "finetune",  # 2024
+}
+
+
+@pytest.mark.parametrize(("words", "option"), COMMANDS.items())
+def test_the_starter_codes_command_lines_are_understood(words, option):
+    """Guards against a flag of the course that our program refuses, or takes for something else."""
+    config, given = parse_arguments(shlex.split(words))
+    assert config.option == option
+    assert "fine_tune_mode" not in given and ("option" in given) == (words != "")
+    if EVERY_FLAG in words:
+        assert (config.seed, config.epochs, config.batch_size, config.lr) == (11711, 10, 8, 1e-5)
+        assert config.use_gpu and config.hidden_dropout_prob == 0.3 and config.files == FILES
+
+
+def test_a_starter_command_line_runs(encoder, tmp_path, monkeypatch, no_course_data):
+    """Guards against files of the course's flags that are parsed and then not read, or not written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(SAMPLE)
+    words = EVERY_FLAG.replace("--use_gpu ", "").replace("--epochs 10", "--epochs 1")
+    ours = ["--model_name_or_path", encoder, "--steps_per_epoch", "3", "--output_dir", "out", "--no_report"]
+    assert run_program("--fine-tune-mode", "last-linear-layer", *shlex.split(words), *ours) == 0
+    assert all((tmp_path / path).exists() for name, path in FILES.items() if name.endswith("_out"))

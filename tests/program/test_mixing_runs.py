@@ -5,10 +5,9 @@ import json
 
 import pytest
 
-import checkpoint
 import multitask_classifier
 from config import TrainConfig
-from helpers import SAMPLE, run_program
+from helpers import SAMPLE, run_program, run_stopped
 from kill_and_resume import outcome
 from multitask_classifier import training_loss
 from mysmartloss import BregmanProximal
@@ -23,6 +22,7 @@ WAYS = {
     "joint": ["--schedule=joint", "--gradient_surgery=pcgrad", "--max_tokens=128"],
     "proportional": ["--schedule=proportional", "--use_smart", "--adversary=freelb", "--smart_steps=2"],
 }
+WAYS["annealed"] += ["--smart_every=3"]
 WAYS["joint"] += ["--task_weights=sst=1,para=0.5"]
 WAYS["proportional"] += ["--rdrop_weight=.5", "--gradient_accumulation_steps=2"]
 WAYS["proportional"] += ["--head_lr=1e-2", "--layer_lr_decay=.8", "--eval_steps=4", "--patience=9"]
@@ -37,20 +37,14 @@ def texts(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def start(encoder, texts):
-    """Starts a run in a way to mix tasks; returns its exit status."""
-
-    def run(way: str, folder) -> int:
-        words = [*SHORT, *WAYS[way], *([] if way == "proportional" else [*UNLABELLED, texts])]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.delenv("SMART_BERT_DATA_DIR", raising=False)
-            return run_program("--model_name_or_path", encoder, *words, "--output_dir", folder)
-
-    return run
+def words(encoder, texts):
+    """The flags of a run in a way to mix tasks."""
+    places = ["--model_name_or_path", encoder, "--data_dir", SAMPLE]
+    return lambda way: [*places, *SHORT, *WAYS[way], *([] if way == "proportional" else [*UNLABELLED, texts])]
 
 
 @pytest.fixture(scope="module")
-def runs(start, tmp_path_factory):
+def runs(words, tmp_path_factory):
     """Folder of a whole run of each way, and the seeds that PCGrad has drawn from in the joint one."""
     folder = tmp_path_factory.mktemp("runs")
     seeds = []
@@ -62,7 +56,8 @@ def runs(start, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(multitask_classifier, "combine_by_pcgrad", spy)
-        assert [start(way, folder / way) for way in WAYS] == [0] * len(WAYS)
+        statuses = [run_program(*words(way), "--output_dir", folder / way) for way in WAYS]
+        assert statuses == [0] * len(WAYS)
     return folder, seeds
 
 
@@ -73,17 +68,9 @@ def records(folder, kind: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_stopped_run_ends_like_one_that_was_not(way, runs, start, main, tmp_path, monkeypatch):
+def test_a_stopped_run_ends_like_one_that_was_not(way, runs, words, main, tmp_path):
     """Guards against a way of mixing that a resumed run takes otherwise: other batches, draws or weights."""
-    save = checkpoint.save_last
-
-    def save_and_stop(*arguments):
-        save(*arguments)
-        raise checkpoint.Interrupted(15)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_last", save_and_stop)
-        assert start(way, tmp_path / "run") == 143
+    run_stopped(1, *words(way), "--output_dir", tmp_path / "run")
     assert main("--resume", "--output_dir", tmp_path / "run") == 0
     assert outcome(tmp_path / "run") == outcome(runs[0] / way)
 
@@ -127,11 +114,3 @@ def test_the_loss_without_labels_by_hand():
     assert set(bare) == {"smart", "bregman", "total"}
     assert bare["smart"] == labelled["smart"] and bare["bregman"] == labelled["bregman"]
     assert bare["total"].item() == pytest.approx(2 * bare["smart"].item() + 3 * bare["bregman"].item())
-
-
-def test_a_cap_that_cannot_do_is_one_line(main, tmp_path, capsys):
-    """Guards against a traceback, and against a folder half-written."""
-    assert main(*SHORT, "--max_tokens=8", "--output_dir", tmp_path / "run") == 2
-    complained = capsys.readouterr().err
-    assert "--max_tokens 8: a row of " in complained and complained.strip().count("\n") == 0
-    assert not (tmp_path / "run").exists()

@@ -16,7 +16,7 @@ import pytest
 from nbclient import NotebookClient
 
 from config import parse_arguments
-from helpers import ROOT, SAMPLE
+from helpers import ROOT, SAMPLE, clone_of_project
 from tiny_bert import tiny_encoder
 
 GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@example.org")
@@ -60,23 +60,25 @@ def notebook(cells: int | None = None, content: Path | None = None, **form: obje
 
 def text(cell) -> str:
     """What a cell printed, and the text of what it displayed or raised."""
-    outputs = [
+    ways = (
         output.get("text") or output.get("evalue") or output.get("data", {}).get("text/plain", "")
         for output in cell.outputs
-    ]
-    return "\n".join(outputs)
+    )
+    return "\n".join(ways)
 
 
-def execute(book, folder: Path) -> None:
-    NotebookClient(book, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+def scope_of(folder: Path, **form: object) -> dict:
+    """The functions of the third cell, which trains, without the training."""
+    source = notebook(3, **form).cells[2].source.split("\nwords = command()")[0]
+    scope = {"home": folder, "data_dir": folder, "sys": sys}
+    exec(source, scope)
+    return scope
 
 
 @pytest.fixture
 def repository(tmp_path) -> Path:
     """A git repository with the project as it is here."""
-    folder = tmp_path / "origin"
-    left_out = (".*", "runs", "predictions", "pictures", "__pycache__", "*.jsonl")
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*left_out))
+    folder = clone_of_project(tmp_path / "origin")
     for words in (("init", "-q"), ("add", "-A"), ("commit", "-qm", "all")):
         subprocess.run([*GIT, *words], cwd=folder, check=True)
     return folder
@@ -106,14 +108,6 @@ def first_cell(content: Path, **form: object) -> str:
     return done.stdout
 
 
-def small_project(folder: Path) -> Path:
-    """A folder that the notebook takes for the project."""
-    (folder / "runs").mkdir(parents=True)
-    for name in ("multitask_classifier.py", "requirements.txt"):
-        (folder / name).touch()
-    return folder
-
-
 def test_the_first_click_fails_nowhere(on_colab):
     """Guards against a traceback on the first click: with the form as it is, with a wrong address, with a
     zip that was uploaded in part. The cell says what to do."""
@@ -124,41 +118,53 @@ def test_the_first_click_fails_nowhere(on_colab):
         assert address in said
 
 
-@pytest.mark.parametrize("where", ["zip", "folder", "Drive", "zip on Drive", "named", "asked"])
-def test_the_project_comes_without_an_address(on_colab, tmp_path, where):
+PLACES = {  # where the project is, as a folder or zipped by GitHub
+    "zip": "content",
+    "folder": "content",
+    "Drive": "content/drive/MyDrive",
+    "zip on Drive": "content/drive/MyDrive",
+    "zip named": ".",
+    "zip asked for": "packages/google/colab",
+}
+
+
+@pytest.mark.parametrize(("what", "place"), PLACES.items())
+def test_the_project_comes_without_an_address(on_colab, tmp_path, what, place):
     """Guards against a notebook for those alone who have a public repository."""
-    folder = small_project(tmp_path / "smart-bert-main")
-    places = {"zip": on_colab, "zip on Drive": on_colab / "drive/MyDrive", "named": tmp_path}
-    places["asked"] = tmp_path / "packages/google/colab"
-    if where in places:  # as GitHub makes it
-        places[where].mkdir(parents=True, exist_ok=True)
-        shutil.make_archive(str(places[where] / "project"), "zip", tmp_path, folder.name)
+    folder = tmp_path / "smart-bert-main"
+    names = {"multitask_classifier.py", "requirements.txt"}
+    (folder / "runs").mkdir(parents=True)
+    for name in names:
+        (folder / name).touch()
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    if what.startswith("zip"):
+        shutil.make_archive(str(tmp_path / place / "project"), "zip", tmp_path, folder.name)
     else:
-        shutil.copytree(folder, on_colab / ("drive/MyDrive" if where == "Drive" else "") / folder.name)
-    said = first_cell(on_colab, repository=f"{tmp_path}/project.zip" if where == "named" else "")
+        shutil.copytree(folder, tmp_path / place / folder.name)
+    said = first_cell(on_colab, repository=f"{tmp_path}/project.zip" if what == "zip named" else "")
     assert said.endswith(f"project: {on_colab}/smart-bert\n")
-    assert {path.name for path in (on_colab / "smart-bert").iterdir()} == {
-        "multitask_classifier.py",
-        "requirements.txt",
-    }
+    assert {path.name for path in (on_colab / "smart-bert").iterdir()} == names
 
 
 def test_curves_have_two_points_and_whole_steps(tmp_path):
     """Guards against plots of single points, and ticks at steps such as 2.88."""
-    source = notebook(3).cells[2].source.split("\nwords = command()")[0]
-    scope = {"home": tmp_path, "data_dir": tmp_path, "sys": sys}
-    exec(source, scope)
+    scope = scope_of(tmp_path)
     log = tmp_path / "metrics.jsonl"
-    lines = [
-        {"step": step, "kind": kind, name: 0.5 / step}
-        for step in (3, 4)
-        for kind, name in (("train/sst", "task"), ("dev/sst", "accuracy"))
-    ]
-    log.write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
-    (axes,) = scope["draw"](scope["read_log"](tmp_path)).axes  # dev has one point
+    lines = [{"step": step, "kind": "train/sst", "task": 0.5 / step} for step in (3, 4)]
+    lines.append({"step": 3, "kind": "dev/sst", "accuracy": 0.5})  # one point
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (axes,) = scope["draw"](scope["read_log"](tmp_path)).axes
     assert all(tick == int(tick) for tick in axes.get_xticks())
     log.write_text(json.dumps(lines[0]) + "\n")
     assert "second point" in scope["draw"](scope["read_log"](tmp_path)).data
+
+
+def test_a_form_without_smart_gives_a_plain_run(tmp_path):
+    """Guards against a tick that changes nothing, and against flags that the program no longer has."""
+    form = {"use_smart": False, "start_again": True, "max_train_samples": 7, "more_flags": "--seed 3"}
+    config, given = parse_arguments(scope_of(tmp_path, **form)["command"]()[2:])
+    assert not config.use_smart and config.overwrite_output_dir and config.seed == 3
+    assert config.max_train_samples == 7 and "smart_weight" not in given
 
 
 @pytest.mark.slow
@@ -168,16 +174,15 @@ def test_all_cells_run_on_the_sample(repository, tmp_path, no_course_data):
     here = tmp_path / "here"
     here.mkdir()
     book = notebook(repository=str(repository), epochs=2, max_train_samples=32)
-    execute(book, here)
+    NotebookClient(book, timeout=300, resources={"metadata": {"path": str(here)}}).execute()
     get, data, train, report, ask, compare, submit, tests = book.cells
     assert f"project: {here}/smart-bert" in text(get)
     assert "smart-bert/data/sample: ids-sst-dev.csv" in text(data)
     assert "--use_smart" in text(train) and "dev after epoch 2/2" in text(train)
     assert "image/png" in str(train.outputs)
     assert "<iframe srcdoc=" in str(report.outputs) and "SMART" in str(report.outputs)
-    assert re.match(r"sst: (very )?(negative|neutral|positive)\n", text(ask)) and "image/png" in str(
-        ask.outputs
-    )
+    assert re.match(r"sst: (very )?(negative|neutral|positive)\n", text(ask))
+    assert "image/png" in str(ask.outputs)
     assert re.search(r"smart +sst 0\.\d{3}   para 0\.\d{3}   sts -?0\.\d{3}", text(compare))
     assert "cs224n_default_final_project_submission.zip" in text(submit)
     assert re.search(r"\d{2,} passed", text(tests)) and "failed" not in text(tests)
@@ -188,16 +193,9 @@ def test_a_run_goes_on_from_drive_after_a_disconnect(repository, on_colab, tmp_p
     """Guards against a run that starts at step 0 in the next session, or whose data were lost with the first;
     and against ■ that kills the run before it has saved."""
     encoder = tiny_encoder(tmp_path / "encoder")
-    form = {
-        "repository": f"file://{repository}",
-        "keep_on_drive": True,
-        "epochs": 20,
-        "max_train_samples": 16,
-    }
-    form |= {
-        "batch_size": 8,
-        "more_flags": f"--model_name_or_path {encoder} --save_steps 1 --max_eval_samples 5",
-    }
+    form = {"repository": f"file://{repository}", "keep_on_drive": True, "epochs": 20, "batch_size": 8}
+    form["max_train_samples"] = 16
+    form["more_flags"] = f"--model_name_or_path {encoder} --save_steps 1 --max_eval_samples 5"
     run_dir = on_colab / "drive/MyDrive/smart-bert/runs/smart"
 
     first = notebook(3, on_colab, data="upload", **form)
@@ -218,20 +216,8 @@ def test_a_run_goes_on_from_drive_after_a_disconnect(repository, on_colab, tmp_p
 
     shutil.rmtree(on_colab / "smart-bert")  # the next session starts on a bare machine
     second = notebook(3, on_colab, data="Drive", **form)
-    execute(second, tmp_path)
+    NotebookClient(second, timeout=300, resources=where).execute()
     assert "--resume" in text(second.cells[2])
     assert f"step {stopped_at}" in (run_dir.parent / "smart.log").read_text()
     results = json.loads((run_dir / "results.json").read_text())
     assert results["steps"] == 20 * 6 and 0 < stopped_at < 20 * 6
-
-
-def test_a_form_without_smart_gives_a_plain_run(tmp_path):
-    """Guards against a tick that changes nothing, and against flags that the program no longer has."""
-    form = {"use_smart": False, "start_again": True, "max_train_samples": 7, "more_flags": "--seed 3"}
-    train = notebook(3, **form).cells[2]
-    source = train.source.split("\nwords = command()")[0]
-    scope = {"home": tmp_path, "data_dir": tmp_path, "sys": sys}
-    exec(source, scope)
-    config, given = parse_arguments(scope["command"]()[2:])
-    assert not config.use_smart and config.overwrite_output_dir and config.seed == 3
-    assert config.max_train_samples == 7 and "smart_weight" not in given

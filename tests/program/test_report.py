@@ -2,11 +2,10 @@
 
 import html
 import json
-import os
 import re
 import shutil
-import signal
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,20 +13,10 @@ from matplotlib.figure import Figure
 
 import multitask_classifier
 import report
-from helpers import FAST, SAMPLE, run_program, run_python, warnings_of
+from helpers import FAST, SAMPLE, run_program, run_python, run_stopped, warnings_of
 
-SHORT = [*FAST, "--tasks=sst,sts", "--use_smart"]
-CONFIG = {
-    "option": "finetune",
-    "model_name_or_path": "minilm",
-    "checkpoint": None,
-    "precision": "fp32",
-    "seed": 1,
-    "use_smart": False,
-    "smart_weight": 1.0,
-    "output_dir": "runs/toy",
-    "resume": False,
-}
+CONFIG = {"option": "finetune", "model_name_or_path": "minilm", "checkpoint": None, "precision": "fp32"}
+CONFIG |= {"seed": 1, "use_smart": False, "smart_weight": 1.0, "output_dir": "runs/toy", "resume": False}
 
 
 def row(id: str, text: str, label, prediction, **probabilities: float) -> dict:
@@ -62,9 +51,11 @@ def write_run(folder: Path, rows: dict[str, list[dict]], **results) -> Path:
 
 
 def shown(folder: Path) -> str:
-    """The text of the page, without pictures and tags, every run of blanks one blank."""
-    page = report.write_report(folder).read_text(encoding="utf-8")
-    body = re.sub(r"<svg.*?</svg>", "", page[page.index("<body>") :], flags=re.DOTALL)
+    """The text of the page that a run has left, or of a new one, without pictures and tags, every run of
+    blanks one blank."""
+    page = folder / "report.html"
+    text = (page if page.exists() else report.write_report(folder)).read_text(encoding="utf-8")
+    body = re.sub(r"<svg.*?</svg>", "", text[text.index("<body>") :], flags=re.DOTALL)
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
 
 
@@ -72,7 +63,8 @@ def shown(folder: Path) -> str:
 
 
 def test_the_constants_scores_by_hand():
-    """Guards against a baseline that flatters the model."""
+    """Guards against a baseline that flatters the model, and against a model that always says one of two
+    equally frequent classes and looks better, or worse, than the constant of the other one."""
     rows = [report.Row(**line) for line in CLASSES]
     name, scores = report.constant_scores(rows)
     assert name == "always “no”"
@@ -80,6 +72,10 @@ def test_the_constants_scores_by_hand():
     assert scores == pytest.approx({"accuracy": 3 / 4, "macro_f1": 3 / 7})
     name, scores = report.constant_scores([report.Row(**line) for line in SCORES])
     assert name == "always 2.00, the mean" and scores == pytest.approx({"mean squared error": 14 / 3})
+    tie = [report.Row(str(k), ["a"], "no" if k % 2 else "yes", "no") for k in range(10)]
+    samples = report.resampled_scores(tie)
+    assert report.constant_scores(tie)[0] == "always “no”"
+    assert (samples["accuracy"] == samples["constant"]).all()
 
 
 def test_intervals_are_those_of_chance():
@@ -120,14 +116,18 @@ def test_what_the_page_says_first(tmp_path):
 
 def test_rare_answers_and_flat_scores_are_said():
     """Guards against a class that the model never answers, which the accuracy hides."""
+
+    def remarks(labels: list, answers: list) -> list[str]:
+        rows = [report.Row("a", ["b"], *pair) for pair in zip(labels, answers, strict=True)]
+        return report.remarks("t", rows)
+
     labels = ["no"] * 50 + ["perhaps"] * 40 + ["yes"] * 10
     answers = ["no"] * 88 + ["perhaps"] * 3 + ["yes"] * 9
-    rows = [report.Row("a", ["b"], *pair) for pair in zip(labels, answers, strict=True)]
-    assert report.remarks("t", rows) == ["t: “perhaps” is 40% of the rows and 3% of the answers."]
-    flat = [report.Row("a", ["b"], k / 20, 2 + k / 200) for k in range(101)]
+    assert remarks(labels, answers) == ["t: “perhaps” is 40% of the rows and 3% of the answers."]
+    scores = [k / 20 for k in range(101)]
     words = "nine of ten predictions lie between 2.02 and 2.48, nine of ten labels between 0.25 and 4.75."
-    assert report.remarks("t", flat) == [f"t: {words}"]
-    assert report.remarks("t", [report.Row("a", ["b"], k / 20, k / 30) for k in range(101)]) == []
+    assert remarks(scores, [2 + k / 200 for k in range(101)]) == [f"t: {words}"]
+    assert remarks(scores, [k / 30 for k in range(101)]) == []
 
 
 def test_the_page_shows_scores_confusions_and_the_worst_mistakes(tmp_path):
@@ -205,25 +205,17 @@ def test_runs_side_by_side(tmp_path, capsys):
     assert "yesno: c was scored on other dev rows than a" in said.out
     assert "left out: " in said.err and "empty" in said.err and said.err.count("\n") == 1
     assert max(map(len, said.out.splitlines()[:-1])) <= 100
-    page = (tmp_path / "runs" / "comparison.html").read_text(encoding="utf-8")
-    assert "0.600 ±0.100" in page and "<small>+0.050</small>" in page and "yesno: dev" in page
-    before = page
+    page = tmp_path / "runs" / "comparison.html"
+    before = page.read_text(encoding="utf-8")
+    assert "0.600 ±0.100" in before and "<small>+0.050</small>" in before and "yesno: dev" in before
     assert report.main([str(folder) for folder in folders]) == 0
-    assert (tmp_path / "runs" / "comparison.html").read_text(encoding="utf-8") == before
+    assert page.read_text(encoding="utf-8") == before
     assert report.main([str(tmp_path / "runs" / "empty"), str(tmp_path / "runs" / "notes.txt")]) == 2
     shutil.copytree(folders[0], tmp_path / "copy")  # no second seed, so no standard error
     capsys.readouterr()
     assert report.main([str(folders[0]), str(tmp_path / "copy")]) == 0
     said = capsys.readouterr()
     assert "settings and seed of" in said.err and "±" not in said.out
-
-
-def test_a_tie_of_the_constants_flatters_nobody():
-    """Guards against a model that always says one of two equally frequent classes, beside the other one."""
-    rows = [report.Row(str(k), ["a"], "no" if k % 2 else "yes", "no") for k in range(10)]
-    assert report.constant_scores(rows)[0] == "always “no”"
-    samples = report.resampled_scores(rows)
-    assert (samples["accuracy"] == samples["constant"]).all()
 
 
 # --------------------------------------------------------------------------------------- the run's end
@@ -264,9 +256,8 @@ def test_dev_rows_hold_what_the_files_said(sample_run):
         file = sample_run / "predictions" / f"{task}-dev-rows.jsonl"
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         output = (sample_run / "predictions" / f"{task}-dev-output.csv").read_text().splitlines()[1:]
-        data = {
-            line.split("\t")[1]: line for line in (SAMPLE / record.filename("dev")).read_text().splitlines()
-        }
+        source = (SAMPLE / record.filename("dev")).read_text().splitlines()
+        data = {line.split("\t")[1]: line for line in source}
         names = record.label_names
         assert len(rows) == 24
         for line, written in zip(rows, output, strict=True):
@@ -295,54 +286,39 @@ def test_the_page_is_made_again_byte_for_byte_without_torch(sample_run, tmp_path
     assert (tmp_path / "moved" / "report.html").read_bytes() == before
 
 
-def test_a_stopped_run_leaves_a_page_that_says_how_to_resume(main, tmp_path, monkeypatch):
+def test_a_stopped_run_leaves_a_page_that_says_how_to_resume(main, encoder, tmp_path):
     """Guards against a page of a stopped run that looks like that of a finished one, or is missing."""
     folder = tmp_path / "a run"
-    real = multitask_classifier.training_loss
-    left = []  # steps until Ctrl-C
-
-    def loss(*arguments, **named):
-        if left and not left.pop():
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(*arguments, **named)
-
-    monkeypatch.setattr(multitask_classifier, "training_loss", loss)
-    trials = [1] * 3  # the largest batch, and a typical one of each task
-    left += [0, 1, *trials]  # taken from the end: the trials, step 1, Ctrl-C in step 2
-    assert main(*SHORT, "--epochs", 2, "--output_dir", folder) == 130
+    start = [*FAST, "--tasks", "sst", "--epochs", 2, "--save_steps", 2, "--model_name_or_path", encoder]
+    resume = ["--resume", "--output_dir", folder]
+    run_stopped(1, *start, "--output_dir", folder)
+    assert (folder / "report.html").exists()
     text = shown(folder)
-    assert (folder / "report.html").exists() and "No epoch has ended" in text and "accuracy" not in text
+    assert "No epoch has ended" in text and "accuracy" not in text
     assert "Stopped, or still running, after step 2 of 12." in text
     assert f"python multitask_classifier.py --resume --output_dir '{folder}'" in text
-    left += [0, 1, 1, 1, 1, 1, *trials]  # step 8
-    assert main("--resume", "--output_dir", folder) == 130
+    run_stopped(3, *resume)
     text = shown(folder)
     assert "after step 6, the best epoch so far." in text and "accuracy" in text and "step 8 of 12" in text
-    assert main("--resume", "--output_dir", folder) == 0
+    assert main(*resume) == 0
     text = shown(folder)
-    assert "Stopped" not in text and "resumed at least once" in text and "--epochs 2 --output_dir" in text
-    left += [0, *trials]
-    assert main("--resume", "--epochs", 3, "--output_dir", folder) == 130
-    assert "after step 13 of 18." in shown(folder)  # results.json is that of an earlier end
+    assert "Stopped" not in text and "resumed at least once" in text and "--epochs 2" in text
+    run_stopped(1, *resume, "--epochs", 3)
+    assert "after step 14 of 18." in shown(folder)  # results.json is that of an earlier end
 
 
-def test_evaluate_leaves_a_page_without_training(sample_run, tmp_path, no_course_data):
-    """Guards against a page that needs a log, and against pictures that nobody wants."""
+def test_a_page_without_training_and_one_that_fails(
+    sample_run, tmp_path, monkeypatch, no_course_data, caplog
+):
+    """Guards against a page that needs a log, against pictures that nobody wants, and against hours of
+    training that end with status 1 for want of a picture."""
     arguments = ["--option", "evaluate", "--checkpoint", sample_run, "--eval_tasks", "sts"]
     assert run_program(*arguments, "--no_report", "--output_dir", tmp_path) == 0
     assert not (tmp_path / "report.html").exists()
     text = shown(tmp_path)
     assert "sts 50 rows" in text and "The log holds no training" in text and "accuracy" not in text
-
-
-def test_a_page_that_fails_costs_a_warning_and_no_run(main, tmp_path, monkeypatch, caplog):
-    """Guards against hours of training that end with status 1 for want of a picture."""
-
-    def fail(*_):
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(report, "picture", fail)
-    assert main(*SHORT, "--output_dir", tmp_path / "out") == 0
+    monkeypatch.setattr(report, "picture", Mock(side_effect=RuntimeError("a bug")))
+    assert run_program(*arguments, "--output_dir", tmp_path / "out") == 0
     (warning,) = [words for words in warnings_of(caplog) if "report.html" in words]
     assert warning.count("\n") == 0 and (tmp_path / "out" / "results.json").exists()
     assert not list((tmp_path / "out").glob("report*"))
@@ -351,14 +327,13 @@ def test_a_page_that_fails_costs_a_warning_and_no_run(main, tmp_path, monkeypatc
 # ------------------------------------------------------------------------------------------ bad input
 
 
+GOOD_LINE = '{"kind": "train/yesno", "step": 3, "task": 1.0}\n'
+
+
 @pytest.mark.parametrize(
     ("file", "content", "named"),
     [
-        (
-            "metrics.jsonl",
-            '{"kind": "train/yesno", "step": 3, "task": 1.0}\n{"kind"',
-            "metrics.jsonl:2: not JSON",
-        ),
+        ("metrics.jsonl", GOOD_LINE + '{"kind"', "metrics.jsonl:2: not JSON"),
         ("metrics.jsonl", '{"kind": "train/yesno", "step": 3}\n', "not those of a run"),
         ("predictions/yesno-dev-rows.jsonl", "\n", "yesno-dev-rows.jsonl:1: not JSON"),
         ("predictions/yesno-dev-rows.jsonl", '{"id": "a", "label": "no"}\n', "not those of a run"),
@@ -380,12 +355,6 @@ def test_a_damaged_folder_is_one_line_and_status_2(tmp_path, capsys, file, conte
     assert "holds no run" in capsys.readouterr().err
 
 
-def test_the_program_starts_without_the_libraries_of_the_page(tmp_path):
-    """Guards against matplotlib's second of import time at the start of every run."""
-    said = run_python("import sys, multitask_classifier; print(*sys.modules)", cwd=tmp_path).split()
-    assert "report" not in said and "matplotlib" not in said
-
-
 # ------------------------------------------------------------------------------------- in a browser
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -398,11 +367,8 @@ def odd_page(tmp_path_factory) -> Path:
     texts = [*HOSTILE, LONG, "מימין לשמאל"]
     rows = {LONG[:40]: [row(LONG, text, 0.0, 1e30 * n) for n, text in enumerate(texts)]}
     rows["yesno"] = [row("a", "b", LONG, "no", **{LONG: 0.1, "no": 0.9})]
-    config = CONFIG | {
-        "output_dir": LONG,
-        "command": f"python {LONG} --x {LONG}",
-        "differing": f"  x  --{LONG}",
-    }
+    config = CONFIG | {"output_dir": LONG, "command": f"python {LONG} --x {LONG}"}
+    config["differing"] = f"  x  --{LONG}"
     folder = write_run(tmp_path_factory.mktemp("odd") / "run", rows, config=config, data=LONG)
     return report.write_report(folder)
 

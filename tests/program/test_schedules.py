@@ -3,33 +3,37 @@
 import numpy as np
 import pytest
 
-from config import TrainConfig
-from datasets import Loader, Plan, plan_steps, tokenize
+from datasets import Loader, plan_steps, tokenize
 from helpers import sample_examples
 from support.schedules import SCHEDULES, RunLength, annealed, one_after_another, proportional, round_robin
 from tasks import TASKS
 
 
-def loaders_of(tokenizer, sizes: dict[str, int]) -> dict[str, Loader]:
-    examples = {name: sample_examples(name, count=size) for name, size in sizes.items()}
-    return {
-        name: Loader(tokenize(rows, TASKS[name], tokenizer, 64), 8, (0,)) for name, rows in examples.items()
+@pytest.fixture(scope="module")
+def plan(tokenizer):
+    """Makes the plan of a run on 2 batches of sst, 10 of para and 3 of sts an epoch."""
+    loaders = {
+        name: Loader(tokenize(sample_examples(name, count=8 * count), TASKS[name], tokenizer, 64), 8, (0,))
+        for name, count in {"sst": 2, "para": 10, "sts": 3}.items()
     }
+    return lambda schedule, epochs: plan_steps(loaders, tuple(loaders), schedule, epochs, None, seed=0)
 
 
-def plan_of(config: TrainConfig, loaders: dict[str, Loader]) -> Plan:
-    length = (config.schedule, config.epochs, config.steps_per_epoch, config.seed)
-    return plan_steps(loaders, config.tasks, *length)
-
-
-def test_plan_interleaves_and_numbers_each_tasks_batches(tokenizer):
-    """Guards against a task that repeats or skips batches when tasks alternate."""
-    loaders = loaders_of(tokenizer, {"sst": 16, "para": 80, "sts": 24})
-    plan = plan_of(TrainConfig(epochs=2), loaders)
-    assert plan.per_epoch == 9  # the median task, sts, has 3 batches
-    first, second = ([((name, k),) for name in ("sst", "para", "sts")] for k in (0, 1))
-    assert plan.steps[:7] == [*first, *second, (("sst", 2),)]
-    assert len(plan.steps) == 18 and plan.steps[-1] == (("sts", 5),)
+def test_plan_interleaves_and_numbers_each_tasks_batches(plan):
+    """Guards against a task that repeats or skips batches when tasks alternate, an epoch of `joint` that sees
+    each row three times, or that cuts tasks to the shortest. The median task, sts, has 3 batches."""
+    tasks = ("sst", "para", "sts")
+    found = plan("interleaved", 2)
+    assert found.per_epoch == 9 and len(found.steps) == 18
+    assert found.steps[:7] == [((name, k),) for k in range(3) for name in tasks][:7]
+    assert found.steps[-1] == (("sts", 5),)
+    joint = plan("joint", 2)
+    assert joint.per_epoch == 3 and joint.steps == [tuple((name, k) for name in tasks) for k in range(6)]
+    for schedule in SCHEDULES:
+        steps = plan(schedule, 3).steps
+        for task in tasks:
+            numbers = [k for parts in steps for name, k in parts if name == task]
+            assert numbers == list(range(len(numbers)))
 
 
 @pytest.mark.parametrize(
@@ -59,9 +63,6 @@ def test_shares_in_sequence_are_equal_over_the_epochs(per_epoch, tasks):
     assert [order.count(task) for task in range(tasks)] == [2 * per_epoch] * tasks
 
 
-# ------------------------------------------------------------------------------------------- drawn
-
-
 def shares(steps: list[tuple[int, ...]]) -> np.ndarray:
     """Share of the steps that each task has."""
     return np.bincount([task for (task,) in steps]) / len(steps)
@@ -76,7 +77,7 @@ def test_proportional_shares_are_those_of_the_rows():
 
 @pytest.mark.parametrize(("epoch", "exponent"), [(0, 1.0), (1, 0.6), (2, 0.2)])
 def test_annealed_shares(epoch, exponent):
-    """Guards against an exponent that grows, or that never leaves 1. Expected by hand: α = 1 - .8 e/(E-1)."""
+    """Guards against an exponent that grows, or never leaves 1. Expected by hand: α = 1 - .8 e/(E-1)."""
     length = RunLength((8000, 1000), 3, 20_000, seed=3)
     expected = 8**exponent / (8**exponent + 1)
     assert shares(annealed(length, epoch))[0] == pytest.approx(expected, abs=0.02)
@@ -91,21 +92,3 @@ def test_an_epoch_depends_on_the_seed_and_its_number_alone(draw):
     length = RunLength((500, 300, 200), 4, 40, seed=5)
     assert draw(length, 2) == draw(length, 2)
     assert draw(length, 2) != draw(length._replace(seed=6), 2) and draw(length, 1) != draw(length, 2)
-
-
-def test_joint_steps_have_a_batch_of_every_task(tokenizer):
-    """Guards against an epoch of `joint` that sees each row three times, or cuts tasks to the shortest."""
-    loaders = loaders_of(tokenizer, {"sst": 16, "para": 80, "sts": 24})
-    plan = plan_of(TrainConfig(epochs=2, schedule="joint"), loaders)
-    assert plan.per_epoch == 3  # batches of sts, the median task
-    assert plan.steps == [tuple((name, k) for name in ("sst", "para", "sts")) for k in range(6)]
-
-
-def test_no_batch_is_left_out_or_repeated(tokenizer):
-    """Guards against a task whose batches are numbered by the step."""
-    loaders = loaders_of(tokenizer, {"sst": 16, "para": 80, "sts": 24})
-    for name in SCHEDULES:
-        plan = plan_of(TrainConfig(epochs=3, schedule=name), loaders)
-        for task in loaders:
-            numbers = [k for parts in plan.steps for other, k in parts if other == task]
-            assert numbers == list(range(len(numbers)))

@@ -95,40 +95,26 @@ def test_predictions_may_lie_elsewhere_and_in_any_order(run, finished, tmp_path)
         assert archive.read("predictions/para-test-output.csv") == elsewhere.read_bytes()
 
 
-def edited(run: Path, name: str, line: int, text: str | None) -> str:
-    """Write another text on a line of a prediction file, or take the line out. Returns the path."""
-    path = run / "predictions" / name
-    lines = path.read_text().splitlines(keepends=True)
-    lines[line - 1 : line] = [] if text is None else [text]
-    path.write_text("".join(lines))
-    return str(path)
-
-
 @pytest.mark.parametrize(
     ("name", "line", "text", "words"),
     [
-        ("sst-test-output.csv", 3, "strange , 2 \n", "the id 'strange' is not in"),
-        ("sst-test-output.csv", 3, "no comma\n", "'no comma' is not 'ID , VALUE'"),
-        ("sst-dev-output.csv", 4, "{id} , 5 \n", "'5' is not one of 0 to 4"),
-        ("sts-dev-output.csv", 51, "{id} , nan \n", "'nan' is not a number"),
+        ("sst-test", 3, "strange , 2 \n", "{path}:3: the id 'strange' is not in"),
+        ("sst-test", 3, "no comma\n", "{path}:3: 'no comma' is not 'ID , VALUE'"),
+        ("sst-dev", 4, "{id} , 5 \n", "{path}:4: '5' is not one of 0 to 4"),
+        ("sts-dev", 51, "{id} , nan \n", "{path}:51: 'nan' is not a number"),
+        # a row that is graded twice, or not at all
+        ("sts-test", 3, "{next} , 1.0 \n", "{path}:4: a second prediction for the id '{next}'"),
+        ("sts-test", 3, "", "{path}: 1 of 51 rows of ... (first: id '{id}'"),
     ],
 )
 def test_a_wrong_line_is_named(run, capsys, name, line, text, words):
     """Guards against a zip that the course refuses, or grades as wrong, days later."""
-    path = run / "predictions" / name
-    id = path.read_text().splitlines()[line - 1].split(" ,")[0]
-    edited(run, name, line, text.replace("{id}", id))
-    refused(capsys, run, f"{path}:{line}: ", words)
-
-
-def test_each_row_has_one_prediction(run, capsys):
-    """Guards against a row that is graded twice, or not at all."""
-    path = run / "predictions" / "sts-test-output.csv"
-    lines = path.read_text().splitlines(keepends=True)
-    edited(run, path.name, 3, lines[4])
-    refused(capsys, run, f"{path}:5: a second prediction for the id '{lines[4].split(' ,')[0]}'")
-    edited(run, path.name, 3, None)
-    refused(capsys, run, f"{path}: 1 of 51 rows of", f"(first: id '{lines[2].split(' ,')[0]}'")
+    path = run / "predictions" / f"{name}-output.csv"
+    lines = [*path.read_text().splitlines(keepends=True), ""]
+    ids = [words.split(" ,")[0] for words in lines]
+    named = {"path": path, "id": ids[line - 1], "next": ids[line]}
+    path.write_text("".join([*lines[: line - 1], text.format(**named), *lines[line:]]))
+    refused(capsys, run, *words.format(**named).split(" ... "))
 
 
 def test_missing_predictions_are_listed(run, capsys, tmp_path):

@@ -15,12 +15,14 @@ from tasks import TASKS
 
 HEADERS = {"sst": "Predicted_Sentiment", "para": "Predicted_Is_Paraphrase", "sts": "Predicted_Similiary"}
 
-# ------------------------------------------------------------------------------ what a run leaves
+
+@pytest.fixture(scope="module")
+def results(sample_run) -> dict:
+    return json.loads((sample_run / "results.json").read_text())
 
 
-def test_results_and_files(sample_run):
+def test_results_and_log(sample_run, results):
     """Guards against results that lack what was asked for, or that hide that the sample was used."""
-    results = json.loads((sample_run / "results.json").read_text())
     metrics = {"sst": "accuracy", "para": "accuracy", "sts": "pearson"}
     main_scores = [results["dev"][task][metric] for task, metric in metrics.items()]
     assert results["dev_mean"] == pytest.approx(sum(main_scores) / 3)
@@ -32,25 +34,21 @@ def test_results_and_files(sample_run):
     assert all(record["smart"] > 0 and record["task"] > 0 for record in trained)
 
 
-@pytest.mark.parametrize("task", HEADERS)
-def test_prediction_files_hold_every_id_in_order(sample_run, task):
-    """Guards against predictions in order of length, dropped rows,
-    or a header that the course's grader does not know."""
-    for split in ("dev", "test"):
-        file = sample_run / "predictions" / f"{task}-{split}-output.csv"
-        lines = file.read_text().splitlines(keepends=True)
-        assert lines[0] == f"id \t {HEADERS[task]} \n"
-        ids, values = zip(*(line.removesuffix(" \n").split(" , ") for line in lines[1:]), strict=True)
-        if split == "test":
-            assert list(ids) == [example.id for example in sample_examples(task, split)]
-        assert len(ids) == (50 if split == "test" else 24)
-        allowed = {"sst": {"0", "1", "2", "3", "4"}, "para": {"0.0", "1.0"}}.get(task)
-        assert set(values) <= allowed if allowed else all(np.isfinite(float(value)) for value in values)
+def test_prediction_files_hold_every_id_in_order(sample_run):
+    """Guards against predictions in order of length, dropped rows, or a header that the course's grader does
+    not know. The values of dev: test_report.py."""
+    for task, header in HEADERS.items():
+        file = sample_run / "predictions" / f"{task}-test-output.csv"
+        first, *lines = file.read_text().splitlines(keepends=True)
+        assert first == f"id \t {header} \n" and len(lines) == 50
+        ids, values = zip(*(line.removesuffix(" \n").split(" , ") for line in lines), strict=True)
+        assert list(ids) == [example.id for example in sample_examples(task, "test")]
+        allowed = {"sst": {"0", "1", "2", "3", "4"}, "para": {"0.0", "1.0"}, "sts": set(values)}[task]
+        assert set(values) <= allowed and np.isfinite(np.array(values, float)).all()
 
 
-def test_best_holds_student_and_teacher_of_its_step(sample_run):
+def test_best_holds_student_and_teacher_of_its_step(sample_run, results):
     """Guards against student and teacher saved under each other's name, and against another step's model."""
-    results = json.loads((sample_run / "results.json").read_text())
     best, last = (load_checkpoint(sample_run / name) for name in ("best", "last"))
     assert results["best_step"] == last.records["progress"]["step"]  # so that the two can be compared
     kept = best.records["run"]["kept"]
@@ -62,21 +60,18 @@ def test_best_holds_student_and_teacher_of_its_step(sample_run):
     assert not torch.equal(biases["student"], biases["teacher"])
 
 
-def test_evaluate_repeats_the_scores_from_a_moved_folder(sample_run, tmp_path, monkeypatch, no_course_data):
+def test_evaluate_repeats_the_scores_from_a_moved_folder(
+    sample_run, results, tmp_path, monkeypatch, no_course_data
+):
     """Guards against a checkpoint that needs the folder it was made in, or that is not the scored model."""
-    moved = tmp_path / "moved"
-    shutil.copytree(sample_run / "best", moved)
+    shutil.copytree(sample_run / "best", tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
-    arguments = ["--option", "evaluate", "--checkpoint", moved, "--max_eval_samples", 24, "--batch_size", 8]
-    assert run_program(*arguments, "--output_dir", tmp_path / "again") == 0
-    folders = (sample_run, tmp_path / "again")
-    first, again = (json.loads((folder / "results.json").read_text()) for folder in folders)
-    assert again["dev"] == first["dev"] and again["dev_mean"] == first["dev_mean"]
+    size = ["--max_eval_samples", 24, "--batch_size", 8]
+    assert run_program("--option", "evaluate", "--checkpoint", "moved", *size, "--output_dir", "again") == 0
+    again = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert again["dev"] == results["dev"] and again["dev_mean"] == results["dev_mean"]
     for file in (sample_run / "predictions").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / "predictions" / file.name).read_bytes()
-
-
-# ---------------------------------------------------------------------------------------- predicting
 
 
 def test_predict_needs_the_checkpoint_alone(sample_run, tmp_path, monkeypatch):
@@ -94,41 +89,6 @@ def test_predict_needs_the_checkpoint_alone(sample_run, tmp_path, monkeypatch):
         assert path.read_bytes() == (sample_run / "predictions" / f"{task}-test-output.csv").read_bytes()
 
 
-ODD_TEXTS = {
-    "empty": "",
-    "long": "word " * 300,
-    "one long word": "w" * 5_000,
-    "nul": "a\0b",
-    "emoji": "so good \N{GRINNING FACE}\N{ZERO WIDTH JOINER}",
-    "quoted": '"two\nlines and ""quotes"""',
-}
-
-
-@pytest.mark.parametrize("task", ["sst", "sts"])
-def test_predict_gives_every_id_a_value_whatever_its_text(sample_run, tmp_path, task):
-    """Guards against texts that drop a row, join two rows, or end the program."""
-    columns = TASKS[task].text_columns
-    texts = {name: "\t".join([text] * len(columns)) for name, text in ODD_TEXTS.items()}
-    rows = [f"{i}\t{name}\t{text}" for i, (name, text) in enumerate(texts.items())]
-    lines = ["\t".join(["", "id", *columns]), "", *rows, "", ""]
-    (tmp_path / "odd.csv").write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
-    arguments = ["--option", "predict", "--checkpoint", sample_run / "best", "--output_dir", tmp_path / "out"]
-    assert run_program(*arguments, f"--{task}_test", tmp_path / "odd.csv") == 0
-    lines = (tmp_path / "out" / "predictions" / f"{task}-test-output.csv").read_text().splitlines()
-    assert [line.split(" , ")[0] for line in lines[1:]] == list(ODD_TEXTS)
-    assert all(np.isfinite(float(line.split(" , ")[1])) for line in lines[1:])
-
-
-# ------------------------------------------------------------------------------------------ training
-
-
-def test_untrained_tasks_are_marked(main, tmp_path):
-    """Guards against scores of an untrained head that look like results."""
-    assert main("--tasks", "sts", "--eval_tasks", "sts,sst", *FAST, "--output_dir", tmp_path / "out") == 0
-    dev = json.loads((tmp_path / "out" / "results.json").read_text())["dev"]
-    assert dev["sst"]["trained"] is False and "trained" not in dev["sts"]
-
-
 def test_pretrain_changes_the_heads_only(main, encoder, tmp_path):
     """Guards against a 'frozen' encoder that weight decay or a stray gradient changes."""
     assert main("--option", "pretrain", "--tasks", "sst", *FAST, "--output_dir", tmp_path / "out") == 0
@@ -141,14 +101,23 @@ def test_pretrain_changes_the_heads_only(main, encoder, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "metric", "floor", "extra"),
-    [("sst", "accuracy", 0.3, ["--use_smart"]), ("para", "accuracy", 0.65, []), ("sts", "pearson", 0.5, [])],
+    [
+        ("sst", "accuracy", 0.3, ["--use_smart"]),
+        ("para", "accuracy", 0.65, []),
+        ("sts", "pearson", 0.5, []),
+        ("own", "accuracy", 0.3, ["--text_column=sentence", "--label_column=sentiment"]),
+    ],
 )
 def test_real_data_is_learned(course_data, tmp_path, task, metric, floor, extra):
     """Guards against a pipeline that runs to its end and learns nothing:
     a constant prediction scores .26, .63 and 0."""
-    few = SAMPLE / TASKS[task].filename("test")
-    files = ["--data_dir", course_data, f"--{task}_test", few, "--output_dir", tmp_path / "out"]
+    if task == "own":  # the same as sst's, from files alone
+        train, dev = (course_data / TASKS["sst"].filename(split) for split in ("train", "dev"))
+        files = ["--train_file", train, "--dev_file", dev, "--output_dir", tmp_path / "out"]
+    else:
+        few = SAMPLE / TASKS[task].filename("test")
+        files = ["--data_dir", course_data, f"--{task}_test", few, "--output_dir", tmp_path / "out"]
     size = ["--epochs", 2, "--max_train_samples", 640, "--max_eval_samples", 300]
     assert run_program("--tasks", task, *files, *size, *extra) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["dev"][task][metric] > floor and results["data"] == str(course_data)
+    assert results["dev"][task][metric] > floor and results["data"] == str(files[1])
