@@ -33,8 +33,10 @@ from tasks import TASKS
 MAX_LENGTH = 256  # tokens
 MAX_ROWS = 20_000  # of a training file, which every separate process reads
 MIXED = ("sst", "para", "sts")
+LAZY = 4  # --smart_every
 PLAIN = TrainConfig()
 SMART = TrainConfig(use_smart=True, bregman_weight=0.0)
+BREGMAN = TrainConfig(use_smart=True)
 OUR_DROPOUT = support.dropout.dropout
 # The columns. Ours computes in the program's default precision in both.
 DEFAULTS = "at defaults"  # the peer as it comes, in fp32
@@ -48,6 +50,8 @@ GOALS: dict[tuple[str, str, str], float] = {
     ("SMART training: all three", "bf16", DEFAULTS): 4.5,
     ("SMART training: all three", "bf16", EQUAL): 2.9,
     ("SMART training: all three", "fp32", DEFAULTS): 3.0,
+    ("SMART, every 4th step / plain step", "bf16", NEITHER): 1.6,
+    ("SMART, every 4th step / plain step", "fp32", NEITHER): 1.6,
     ("AdamW step, 22.7 M parameters", "bf16", NEITHER): 1.2,
     ("AdamW step, 22.7 M parameters", "fp32", NEITHER): 1.2,
 }
@@ -191,12 +195,30 @@ def dropout(setting: Setting) -> list[Measurement]:
         with patch.object(support.dropout, "dropout", function), patch.object(bert, "dropout", function):
             ours.step_on(*batches[k])
 
-    for name, config in {"plain": PLAIN, "SMART + Bregman": replace(PLAIN, use_smart=True)}.items():
+    for name, config in {"plain": PLAIN, "SMART + Bregman": BREGMAN}.items():
         ours = new_training(setting.precision, config)
         sides = [functools.partial(step, ours, function) for function in (OUR_DROPOUT, F.dropout)]
         seconds = take_turns(len(batches), *sides, warm_up=len(MIXED))
         measured.append(setting.compare(f"{name} step / with torch's dropout", NEITHER, seconds, len(MIXED)))
     return measured
+
+
+def lazy(setting: Setting) -> list[Measurement]:
+    """A step with both of SMART's terms, in every batch and in every 4th, beside a plain step."""
+    batches = mixed_batches(setting, setting.count(8))
+    configs = (BREGMAN, replace(BREGMAN, smart_every=LAZY), PLAIN)
+    trainings = [new_training(setting.precision, config) for config in configs]
+
+    def step(training: Training, k: int) -> None:
+        training.step_on(*batches[k], k // len(MIXED))
+
+    sides = (functools.partial(step, training) for training in trainings)
+    seconds = take_turns(len(batches), *sides, warm_up=len(MIXED))
+    names = ("SMART step / plain step", f"SMART, every {LAZY}th step / plain step")
+    calls = LAZY * len(MIXED)  # a round has a batch with SMART of each task
+    return [
+        setting.compare(name, NEITHER, seconds[:, [place, -1]], calls) for place, name in enumerate(names)
+    ]
 
 
 def adamw(setting: Setting) -> list[Measurement]:
@@ -216,5 +238,6 @@ ROWS: dict[str, Callable[[Setting], Sequence[Measurement]]] = {
     "plain": plain,
     "smart": smart,
     "dropout": dropout,
+    "lazy": lazy,
     "adamw": adamw,
 }

@@ -1,5 +1,7 @@
 """The training step that is measured: the one place that knows how `multitask_classifier.train` takes it."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -37,6 +39,6 @@ class Training:
             self.teacher.update(self.model, 0.99)
         return losses
 
-    def step_on(self, dataset: TokenizedDataset, rows: np.ndarray) -> None:
-        """Make the batch of these row numbers (B,), and train on it."""
-        self.step(dataset.task, collate(dataset, rows))
+    def step_on(self, dataset: TokenizedDataset, rows: np.ndarray, number: int = 0) -> None:
+        """Make the batch of these row numbers (B,), the task's `number`-th, and train on it."""
+        self.step(dataset.task, replace(collate(dataset, rows), number=number))

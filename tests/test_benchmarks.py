@@ -152,8 +152,8 @@ def test_program(tmp_path, capsys, monkeypatch):
     assert "AdamW step, 22.7 M parameters" in capsys.readouterr().out
     results = json.loads(output.read_text())
     goals = {(row["what"], row["column"]): row["goal"]["bound"] for row in results["rows"]}
-    assert len(goals) == len(results["rows"]) == 4 * 4 + 2 + 1
-    assert sorted(goal for goal in goals.values() if goal) == [1.2, 2.6, 2.9, 4.1, 4.5]
+    assert len(goals) == len(results["rows"]) == 4 * 4 + 2 + 2 + 1
+    assert sorted(goal for goal in goals.values() if goal) == [1.2, 1.6, 2.6, 2.9, 4.1, 4.5]
     assert all(row["ours"] > 0 and row["peer"] > 0 for row in results["rows"])
     assert (results["precision"], results["precision_reason"]) == ("bf16", f"as {PRECISION_VARIABLE} says")
     assert {"processor", "torch"} <= results["machine"].keys()
