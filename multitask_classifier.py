@@ -770,7 +770,8 @@ def open_checkpoint(config: TrainConfig) -> tuple[TrainConfig, MultitaskBERT, To
         log.warning("%s was trained on the project's own sample, too small to learn much", folder)
     precision = choose_precision(device, config.precision)
     model.compute_type = COMPUTE_TYPES[precision.name]
-    trained_with = {name: run["config"][name] for name in ("max_length", "pooling")}
+    trained = TrainConfig.from_dict(run["config"])
+    trained_with = {name: getattr(trained, name) for name in ("max_length", "pooling", "similarity")}
     config = replace(config, eval_tasks=names, precision=precision.name, **trained_with)
     return config, model.to(device), tokenizer, run
 

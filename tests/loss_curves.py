@@ -21,7 +21,7 @@ from tiny_bert import tiny_encoder  # noqa: E402
 FILE = HERE / "fixtures" / "loss_curves.json"
 PARTS = ("task", "smart", "bregman", "total", "grad_norm")
 SETTINGS = """
---option finetune --pooling mean --hidden_dropout_prob 0.1 --max_length 32 --precision fp32
+--option finetune --pooling mean --similarity head --hidden_dropout_prob 0.1 --max_length 32 --precision fp32
 --schedule interleaved --epochs 1 --steps_per_epoch 30 --batch_size 8 --lr 1e-3 --head_lr 1e-3
 --warmup_steps 3 --weight_decay 0.01 --max_grad_norm 1 --skip_nonfinite 0 --seed 11711
 --use_smart --smart_weight 1

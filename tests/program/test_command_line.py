@@ -56,7 +56,6 @@ MISTAKES = {  # the command line -> what the error says, in parts that stand in 
     "--unlabelled_task sst": "--unlabelled_task sst ... --unlabelled_file",
     "--unlabelled_file x --unlabelled_task cfimdb": "--unlabelled_task cfimdb ... --tasks",
     "--unlabelled_file x --unlabelled_task sst": "--unlabelled_file ... --use_smart",
-    "--similarity cosine --tasks sst": "--similarity cosine ... --tasks",
     "--contrastive_weight sst=1": "--contrastive_weight sst=1 ... sst",
     "--select_by macro_f1 --tasks sts": "--select_by macro_f1: no metric of sts",
     "--use_smart --adversary freelb --smart_every 2": "smart_every 2: not with --adversary freelb",
@@ -139,6 +138,7 @@ def test_no_flag_of_another_trainer_is_answered_by_its_letters(capsys):
         ("--keep teacher --bregman_beta .5", []),
         ("--use_smart --adversary freelb --smart_norm 2", ["--smart_norm: with --adversary freelb"]),
         ("--option pretrain --layer_lr_decay .9", ["--layer_lr_decay: with --option pretrain"]),
+        ("--similarity head --tasks sst,para", ["--similarity: without --tasks sts"]),
     ],
 )
 def test_a_flag_without_effect_is_said(arguments, said, caplog):
