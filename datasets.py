@@ -382,13 +382,17 @@ class Batch:
         return replace(batch, part=part, weight=size * count / len(self.rows))
 
     def noise(self, embeddings: Tensor) -> Tensor:
-        """Standard normal noise for embeddings (B,T,H), fp32 or wider; a row's is the same on every rank."""
+        """Standard normal noise for embeddings (B,T,H), fp32 or wider; a row's is the same on every rank.
+
+        Also for embeddings (2B,S,H) after `split_pairs`, where S may differ between the parts of a batch.
+        """
         generator = None if embeddings.is_meta else torch.Generator(embeddings.device).manual_seed(self.seed)
         sequences = len(embeddings) // len(self.input_ids)  # per row: 2 after `split_pairs`
-        shape = (len(self.rows), sequences, *embeddings.shape[1:])  # all ranks' rows
+        _, tokens, hidden = embeddings.shape
+        shape = (len(self.rows), sequences, self.input_ids.shape[1], hidden)  # all ranks' rows
         dtype = torch.promote_types(embeddings.dtype, torch.float32)
         noise = torch.randn(shape, generator=generator, dtype=dtype, device=embeddings.device)
-        return noise[self.part].flatten(0, 1)
+        return noise[self.part, :, :tokens].flatten(0, 1)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device. Copies to CUDA are asynchronous, from pinned memory."""

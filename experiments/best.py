@@ -96,7 +96,9 @@ def command_of(line: Line) -> str:
     program = ["python", "multitask_classifier.py", "--data_dir", "data", "--output_dir", "runs/best"]
     # an experiment keeps the trained weights, where the program alone would choose by dev
     keep = ["--keep", "student"] if "--use_smart" in line["flags"] and "--keep" not in line["flags"] else []
-    heads = [] if "--head_lr" in line["flags"] else ["--head_lr", "1e-4"]  # as all lines were run
+    # as all lines were run, before today's defaults
+    older = {"--head_lr": "1e-4", "--similarity": "head"}
+    heads = [word for flag, value in older.items() if flag not in line["flags"] for word in (flag, value)]
     steps = ["--epochs", "1", "--steps_per_epoch", str(line["steps"])]
     return shlex.join([*program, *line["flags"], *heads, *keep, *steps])
 

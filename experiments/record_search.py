@@ -50,9 +50,9 @@ STAGES = {  # the first value is the base's
         "R-Drop": "--rdrop_weight 1",
     },
     "sts": {
-        "head": "",
-        "cosine": "--similarity cosine",
-        "cosine, contrastive": "--similarity cosine --contrastive_weight 0.1",
+        "cosine": "",
+        "head": "--similarity head",
+        "cosine, contrastive": "--contrastive_weight 0.1",
     },
     "schedule": {
         "proportional": "--schedule proportional",

@@ -31,21 +31,24 @@ NAMES = {
 
 
 def by_transformers(folder: Path, task: str) -> list[dict]:
-    """Answers by transformers' BERT, one text at a time: [CLS] a [SEP] (b [SEP]), mean, head."""
+    """Answers by transformers' BERT, one text at a time: [CLS] a [SEP] (b [SEP]), mean, head or cosine."""
     encoder = transformers.BertModel.from_pretrained(folder).eval()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     heads = safetensors.torch.load_file(folder / "heads.safetensors")
+
+    @torch.no_grad()
+    def vector(*texts: str) -> torch.Tensor:
+        inputs = tokenizer(*texts, return_token_type_ids=True, return_tensors="pt")
+        return encoder(**inputs).last_hidden_state[0].mean(0)
+
     answers = []
     for row in ASKED[task]:
         texts = [row] if isinstance(row, str) else row
-        with torch.no_grad():
-            hidden = encoder(
-                **tokenizer(*texts, return_token_type_ids=True, return_tensors="pt")
-            ).last_hidden_state
-        logits = hidden[0].mean(0) @ heads[f"{task}.weight"].T + heads[f"{task}.bias"]
         if task == "sts":
-            answers.append({"value": pytest.approx(logits.item(), abs=1e-4)})
+            cosine = torch.cosine_similarity(*map(vector, texts), dim=0)
+            answers.append({"value": pytest.approx(5 * cosine.item(), abs=1e-4)})
             continue
+        logits = vector(*texts) @ heads[f"{task}.weight"].T + heads[f"{task}.bias"]
         shares = torch.cat([torch.zeros(1), logits]) if task == "para" else logits
         shares = dict(zip(NAMES[task], shares.softmax(0).tolist(), strict=True))
         name = max(shares, key=shares.get)
