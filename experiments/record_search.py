@@ -49,11 +49,7 @@ STAGES = {  # the first value is the base's
         "SMART": SMART,
         "R-Drop": "--rdrop_weight 1",
     },
-    "sts": {
-        "cosine": "",
-        "head": "--similarity head",
-        "cosine, contrastive": "--contrastive_weight 0.1",
-    },
+    "sts": {"cosine": "", "head": "--similarity head", "cosine, contrastive": "--contrastive_weight 0.1"},
     "schedule": {
         "proportional": "--schedule proportional",
         "annealed": "--schedule annealed",

@@ -37,7 +37,7 @@ def own_file(folder, **columns) -> str:
 
 
 @pytest.mark.parametrize(
-    ("columns", "flags"), [({"sentiment": "3"}, []), ({}, ["--lr", "1e-12"])], ids=["labels", "rate"]
+    ("columns", "flags"), [({"sentiment": "3"}, []), ({}, ["--lr", "1e-12", "--head_lr", "1e-12"])], ids=["labels", "rate"]
 )
 def test_a_run_that_learns_nothing_says_so(main, tmp_path, caplog, columns, flags):
     """Guards against hours of training on a file, or with a rate, that does nothing, without a word."""

@@ -224,12 +224,12 @@ def test_columns_of_glue_and_kaggle(tmp_path, name, task, content, expected):
 
 def test_held_out_rows_have_every_label_in_its_share():
     """Guards against dev rows that are in training, other dev rows in each run, and a class without any."""
-    rows = [example._replace(id=str(i)) for i, example in enumerate(sample_examples("sst"))]  # 40 of each
+    rows = [example._replace(id=str(i)) for i, example in enumerate(sample_examples("sst"))]  # 60 of each
     parts = held_out(rows)
     ids = {name: [int(row.id) for row in part] for name, part in parts.items()}
-    assert sorted(ids["train"] + ids["dev"]) == list(range(200)) and len(ids["dev"]) == 20
+    assert sorted(ids["train"] + ids["dev"]) == list(range(300)) and len(ids["dev"]) == 30
     assert ids["train"] == sorted(ids["train"]) and ids["dev"] == sorted(ids["dev"])
-    assert [sum(row.label == label for row in parts["dev"]) for label in range(5)] == [4] * 5
+    assert [sum(row.label == label for row in parts["dev"]) for label in range(5)] == [6] * 5
     assert held_out(rows) == parts and [len(part) for part in held_out(rows[:2]).values()] == [1, 1]
 
 
