@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from config import parse_arguments
+from config import TrainConfig, flags, parse_arguments
 from helpers import ROOT, SAMPLE, clone_of_project
 from tiny_bert import tiny_encoder
 
@@ -157,6 +157,14 @@ def test_curves_have_two_points_and_whole_steps(tmp_path):
     assert all(tick == int(tick) for tick in axes.get_xticks())
     log.write_text(json.dumps(lines[0]) + "\n")
     assert "second point" in scope["draw"](scope["read_log"](tmp_path)).data
+
+
+def test_the_form_begins_with_the_programs_defaults(tmp_path):
+    """Guards against a form that keeps an old learning rate when the program has a new one."""
+    config, _ = parse_arguments(scope_of(tmp_path)["command"]()[2:])
+    names = {setting.name for setting in flags(TrainConfig)} - {"output_dir", "data_dir"}
+    differing = {name for name in names if getattr(config, name) != getattr(TrainConfig(), name)}
+    assert differing == {"use_smart", "logging_steps"}
 
 
 def test_a_form_without_smart_gives_a_plain_run(tmp_path):
