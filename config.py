@@ -512,7 +512,7 @@ class TrainConfig:
             tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
             if isinstance(folder := values.get("checkpoint"), str):  # one alone, before average
                 tuples["checkpoint"] = (folder,)
-            # before heads had a rate of their own, theirs was the encoder's
+            # of their time: heads had the encoder's rate, and sts a head
             older = {"head_lr": values.get("lr"), "similarity": "head"}
             return cls(**older | values | tuples)
         except (TypeError, AttributeError) as error:  # a name or a type that a setting does not have

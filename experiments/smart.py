@@ -21,4 +21,4 @@ PASSES: dict[str, float] = {
     "Bregman alone": 4,
     "R-Drop": 6,
 }
-STUDY = Study("smart", "SST-5 with 1,000 rows", "with 1,000 rows", "SMART", PASSES)
+STUDY = Study("smart", "SST-5 with 1,000 rows", "with 1,000 rows (plain: twice the passes)", "SMART", PASSES)
