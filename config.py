@@ -142,7 +142,9 @@ class TrainConfig:
     checkpoint: tuple[str, ...] | None = flag(
         None, "folder of a saved model, for evaluate and predict; for average given for each model"
     )
-    pooling: str = flag("mean", "sentence vector: mean of all tokens, or cls, BERT's pooler", ("mean", "cls"))
+    pooling: str = flag(
+        "mean", "sentence vector: mean of all tokens, a point better than cls, BERT's pooler", ("mean", "cls")
+    )
     hidden_dropout_prob: float = flag(0.1, "dropout before the heads", FROM_0_TO_BELOW_1)
     max_length: int = flag(None, "longest input in tokens (default: 256 or the encoder's limit)", AT_LEAST_8)
     precision: str = flag(
@@ -227,7 +229,9 @@ class TrainConfig:
     steps_per_epoch: int | None = flag(
         None, "optimizer steps of an epoch (default: batches of the median task times the tasks)", AT_LEAST_1
     )
-    batch_size: int = flag(32, "rows of a batch, in each process if torchrun starts several", AT_LEAST_1)
+    batch_size: int = flag(
+        32, "rows of a batch, in each process if torchrun starts several; 16 are no better", AT_LEAST_1
+    )
     gradient_accumulation_steps: int = flag(
         1, "compute a batch of N times --batch_size rows in N parts, in the memory of one part", AT_LEAST_1
     )
@@ -249,7 +253,9 @@ class TrainConfig:
         " 3e-3, the best of four for accuracy and for rare classes; --lr for pretrain)",
         ABOVE_0,
     )
-    layer_lr_decay: float = flag(1.0, "factor on the learning rate for each lower layer", ABOVE_0_TO_1)
+    layer_lr_decay: float = flag(
+        1.0, "factor on the learning rate for each lower layer; .9 and .8 are no better", ABOVE_0_TO_1
+    )
     warmup_steps: int | None = flag(None, "steps of linear warm-up (default: a tenth of all)", AT_LEAST_0)
     weight_decay: float = flag(0.01, "decoupled weight decay; biases and LayerNorms have none", AT_LEAST_0)
     max_grad_norm: float = flag(1.0, "clip gradients to this 2-norm", ABOVE_0)
@@ -264,7 +270,9 @@ class TrainConfig:
         ("smart", "freelb"),
     )
     smart_weight: Weight = flag(1.0, "λ_s, weight of R_s: a number, or by task such as sst=1,para=0.5")
-    smart_epsilon: float = flag(0.01, "ε, largest perturbation; embeddings are about 0.5", ABOVE_0)
+    smart_epsilon: float = flag(
+        0.01, "ε, largest perturbation; embeddings are about 0.5, and 0.04 is no better", ABOVE_0
+    )
     smart_step_size: float = flag(0.01, "η, length of an ascent step", AT_LEAST_0)
     smart_noise_var: float = flag(1e-5, "σ², variance of the noise that the ascent starts from", AT_LEAST_0)
     smart_steps: int = flag(1, "T, number of ascent steps; with 0 the noise stays, as in R3F", AT_LEAST_0)
