@@ -9,15 +9,14 @@ quarter of Quora. It can't tell how long to train, nor what keeps a long trainin
 runs of full length. The first of them was planned before the first trial. It saw the rows of every task six
 times, and it overfitted; the others were fixed when that was known.
 
-What has the highest mean with the first seed is recommended, trial or final run, and got the second seed. Dev
-has chosen it, so its scores are selected: expect lower ones on test. One seed decides, so small differences
-are chance. The final models' predictions for the test files are in `experiments/best/`. Finished at commit
+What has the highest mean with the first seed, trial or final run, got the second seed and was recommended until
+the trainer had new defaults (`records.py`). Dev has chosen it, so its scores are selected: expect lower ones on
+test. One seed decides, so small differences are chance. The final models' predictions for the test files are in `experiments/best/`. Finished at commit
 028be2907e70, the later final runs at 1fe050fb970e.
 """
 
 import shlex
 import statistics
-import textwrap
 from collections.abc import Sequence
 
 from experiments import tables
@@ -70,7 +69,7 @@ def marks(lines: Sequence[Line]) -> dict[str, str]:
         if mean_score(line) > highest:
             highest = mean_score(line)
             found[arm] = "kept"
-    return found | {recommended_line(lines)["arm"]: "**recommended**"}
+    return found | {recommended_line(lines)["arm"]: "**highest**"}
 
 
 def shown(lines: Sequence[Line]) -> str:
@@ -103,22 +102,8 @@ def command_of(line: Line) -> str:
     return shlex.join([*program, *line["flags"], *heads, *keep, *steps])
 
 
-def recommended() -> str:
-    """For the pages: the best's mean dev scores, its time and its command."""
-    lines = all_lines()
-    best = recommended_line(lines)
-    row = tables.beside((), tables.of_arm(lines, best["arm"]))
-    scores = [f"{name} {tables.level(tables.of('score', task))(row)}" for task, name in NAMES.items()]
-    _, minutes = tables.MINUTES
-    said = f"Recommended, the best of a search: {', '.join(scores)}, in {minutes(row)} minutes of one core"
-    said += f" ({len(row.lines)} of 2 seeds; selected: dev chose the settings)."
-    # on one line: PowerShell has no backslash at a line's end
-    fence = f"```console\n# the course's files (see data/README.md)\n{command_of(best)}\n```"
-    return f"{textwrap.fill(said, 110)}\n\n{fence}"
-
-
 def page() -> str:
-    """For the page of experiments: the table, then what is recommended."""
+    """For the page of experiments: the table, and the aim."""
     lines = all_lines()
     aim = f"| the aim | | {' | '.join(f'{AIM[task]:.2f}' for task in NAMES)} | | | | |"
-    return f"{shown(lines)}\n{aim}\n\n{tables.provenance(lines)}\n\n{recommended()}"
+    return f"{shown(lines)}\n{aim}\n\n{tables.provenance(lines)} {tables.OLD_TRAINER}"

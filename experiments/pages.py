@@ -88,7 +88,7 @@ def should() -> str:
 
 
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"answer": answer, "table1": table1.short_table, "best": best.recommended},
+    "README.md": {"answer": answer, "table1": table1.short_table, "best": records.recommended},
     "experiments/README.md": {
         "should": should,
         **{name: question.page for name, question in QUESTIONS.items()},

@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,18 @@ def page() -> str:
         rows.append([str(number), record["class"], record["date"], record["commit"], *scores, *size])
         commands.append(f"{number}. {record['what']}: `{record['command']}`")
     return "\n\n".join([tables.markdown(heads, rows), "\n".join(commands)])
+
+
+def recommended() -> str:
+    """For the main README: the scores, the time and the command of the last record of two hours."""
+    record = [record for record in records() if record["class"] == "two hours"][-1]
+    scores = ", ".join(f"{name} {record['dev'][task]:.3f}" for task, name in NAMES.items())
+    seeds = "one seed" if record["seeds"] == 1 else f"{record['seeds']} seeds"
+    said = f"Recommended: {scores}, in {record['seconds'] / 60:.0f} minutes of one core ({seeds};"
+    said += " [records](experiments/records.md))."
+    # on one line: PowerShell has no backslash at a line's end
+    fence = f"```console\n# the course's files (see data/README.md)\n{record['command']}\n```"
+    return f"{textwrap.fill(said, 110)}\n\n{fence}"
 
 
 def check(number: int, data_dir: Path, seed: int) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 
 import base_bert
 from helpers import FAST, run_program
@@ -13,6 +14,12 @@ from tiny_bert import tiny_encoder
 
 # A shell's background jobs ignore Ctrl-C. Runs that tests start would inherit that, and not stop.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# `pytest -n 2`: the test processes, and the programs that they start, share the cores.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
 
 
 @pytest.fixture

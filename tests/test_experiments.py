@@ -406,7 +406,7 @@ def test_what_the_search_kept_and_recommends():
         dev = {task: {TASKS[task].main_metric: scores[line["arm"]]} for task in tables.NAMES}
         lines += [line | {"dev": dev}] if line["seed"] == 0 else []
     marks = dict.fromkeys(["base", "learning rate 5e-5", "16 rows a batch"], "kept")
-    assert best.marks(lines) == marks | {"winner, two passes": "**recommended**"}
+    assert best.marks(lines) == marks | {"winner, two passes": "**highest**"}
     line = best.recommended_line(best.all_lines())
     config, _ = parse_arguments(best.command_of(line).split()[2:])
     ours, _ = parse_arguments(["--keep", "student", "--tasks", "sst,para,sts", *line["flags"]])
