@@ -2,9 +2,9 @@
 
     python -m experiments.records --check 1 --seed 7     # runs a record's command with another seed
 
-A line of records.jsonl is a record: class, date, commit, what it was; and its command, seed, dev scores,
-seconds, processor and precision, or the question whose recommended run has them (`of`). A record counts if
-dev did not choose it: its settings come from rows that are nobody's dev (`held_out.py`).
+A line of records.jsonl is a record: class, date, commit, what it was, what dev chose; and its command, seeds,
+dev scores, seconds, processor and precision, or the question whose best run has them (`of`). A record counts if
+dev did not choose its settings: these come from rows that are nobody's dev (`held_out.py`).
 """
 
 import argparse
@@ -63,7 +63,7 @@ def recommended() -> str:
     scores = ", ".join(f"{name} {record['dev'][task]:.3f}" for task, name in NAMES.items())
     seeds = "one seed" if record["seeds"] == 1 else f"{record['seeds']} seeds"
     said = f"Recommended: {scores}, in {record['seconds'] / 60:.0f} minutes of one core ({seeds};"
-    said += " [records](experiments/records.md))."
+    said += f" dev chose the {record['dev_chose']}; [records](experiments/records.md))."
     # on one line: PowerShell has no backslash at a line's end
     fence = f"```console\n# the course's files (see data/README.md)\n{record['command']}\n```"
     return f"{textwrap.fill(said, 110)}\n\n{fence}"

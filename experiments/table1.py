@@ -62,21 +62,9 @@ CURVES = {  # each task alone
 }
 
 
-def trained(task: str, row: Row) -> bool:
-    """Whether the run trained the task."""
-    return task in row.lines[0]["tasks"]
-
-
-def ours(task: str) -> Cell:
-    """Our scores, bold if the task was trained."""
-    scores = tables.compact(task)
-
-    def cell(row: Row) -> str:
-        if task not in row.lines[0]["dev"]:
-            return "–"
-        return f"**{scores(row)}**" if trained(task, row) else scores(row)
-
-    return cell
+def ours(task: str, scores: Cell) -> Cell:
+    """Our scores of a task that was trained."""
+    return lambda row: scores(row) if task in row.lines[0]["tasks"] else "–"
 
 
 def papers(task: str) -> Cell:
@@ -86,13 +74,9 @@ def papers(task: str) -> Cell:
 
 
 def both(task: str) -> Cell:
-    """Our score of a task that was trained, and the paper's behind it."""
-
-    def cell(row: Row) -> str:
-        paper = f" ({papers(task)(row)})".replace(" ()", "")
-        return tables.level(tables.of("score", task))(row) + paper if trained(task, row) else "–"
-
-    return cell
+    """Our score, and the paper's behind it."""
+    score = tables.level(tables.of("score", task))
+    return ours(task, lambda row: score(row) + f" ({papers(task)(row)})".replace(" ()", ""))
 
 
 def rows(lines: Sequence[Line]) -> list[Row]:
@@ -103,7 +87,7 @@ def rows(lines: Sequence[Line]) -> list[Row]:
 
 def shown(lines: Sequence[Line]) -> str:
     """Our scores, and the paper's."""
-    columns = [(name, ours(task)) for task, name in NAMES.items()]
+    columns = [(name, ours(task, tables.compact(task))) for task, name in NAMES.items()]
     columns += [("paper: " * (task == "sst") + name, papers(task)) for task, name in NAMES.items()]
     return tables.table(("run",), rows(lines), [*columns, tables.SEEDS, tables.MINUTES])
 
