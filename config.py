@@ -143,7 +143,9 @@ class TrainConfig:
         None, "folder of a saved model, for evaluate and predict; for average given for each model"
     )
     pooling: str = flag(
-        "mean", "sentence vector: mean of all tokens, a point better than cls, BERT's pooler", ("mean", "cls")
+        "mean",
+        "sentence vector of the heads: mean of all tokens, a point better than cls, BERT's pooler",
+        ("mean", "cls"),
     )
     hidden_dropout_prob: float = flag(0.1, "dropout before the heads", FROM_0_TO_BELOW_1)
     max_length: int = flag(None, "longest input in tokens (default: 256 or the encoder's limit)", AT_LEAST_8)
@@ -243,8 +245,8 @@ class TrainConfig:
     )
     lr: float = flag(
         None,
-        "peak learning rate (default: 2e-4, which beat 1e-4 and 5e-5 in four settings of five; 1e-3 for"
-        " pretrain, 1e-4 for adapt)",
+        "peak learning rate (default: 2e-4, the best of three for MiniLM; for bert-base 2e-5 to 5e-5 are"
+        " usual; 1e-3 for pretrain, 1e-4 for adapt)",
         ABOVE_0,
     )
     head_lr: float = flag(
@@ -273,7 +275,7 @@ class TrainConfig:
     smart_epsilon: float = flag(
         0.01, "ε, largest perturbation; embeddings are about 0.5, and 0.04 is no better", ABOVE_0
     )
-    smart_step_size: float = flag(0.01, "η, length of an ascent step", AT_LEAST_0)
+    smart_step_size: float = flag(None, "η, length of an ascent step (default: --smart_epsilon)", AT_LEAST_0)
     smart_noise_var: float = flag(1e-5, "σ², variance of the noise that the ascent starts from", AT_LEAST_0)
     smart_steps: int = flag(1, "T, number of ascent steps; with 0 the noise stays, as in R3F", AT_LEAST_0)
     smart_norm: str = flag("inf", "norm that ε limits: inf, the largest coordinate, or 2", ("inf", "2"))
@@ -302,7 +304,9 @@ class TrainConfig:
         " (default: each task's main metric)",
         METRICS,
     )
-    rdrop_weight: Weight = flag(0.0, "α of R-Drop: a second pass, and α/2 times the symmetric divergence")
+    rdrop_weight: Weight = flag(
+        0.0, "α of R-Drop: a second pass pays the task loss, too, and α/2 times the divergence of both"
+    )
     contrastive_weight: Weight = flag(
         0.0,
         "weight of a contrastive loss on para (multiple negatives ranking): of all second questions in the"
@@ -354,6 +358,7 @@ class TrainConfig:
             "head_lr": lr if self.option in ("pretrain", "adapt") else 3e-3,
             "similarity": "head" if self.option == "pretrain" else "cosine",  # a cosine has no weights
             "unlabelled_task": tasks[0] if self.unlabelled_file and tasks and len(tasks) == 1 else None,
+            "smart_step_size": self.smart_epsilon,
             "output_dir": f"runs/{'finetune' if self.option == 'submit' else self.option}",
         }
         for name, value in defaults.items():
@@ -580,9 +585,14 @@ def as_hparams(config: TrainConfig) -> dict[str, int | float | str]:
 def describe_settings(config: TrainConfig, everything: bool = False) -> str:
     """The settings as flags, a group a line of 100 columns: those that are not the defaults, or all."""
     defaults = TrainConfig(option=config.option, checkpoint=config.checkpoint, own=config.own)
-    # where only --tasks is given, --eval_tasks follows it; under pretrain --head_lr follows --lr
+    # these follow another setting: --eval_tasks, under pretrain --head_lr, and --smart_step_size
     head_lr = config.lr if config.option == "pretrain" else defaults.head_lr
-    defaults = replace(defaults, eval_tasks=config.tasks or defaults.eval_tasks, head_lr=head_lr)
+    defaults = replace(
+        defaults,
+        eval_tasks=config.tasks or defaults.eval_tasks,
+        head_lr=head_lr,
+        smart_step_size=config.smart_epsilon,
+    )
     groups: dict[str, list[str]] = {}
     group = ""
     for setting in flags(config):

@@ -119,7 +119,7 @@ class Cosine(nn.Module):
 
 
 class MultitaskBERT(nn.Module):
-    """A BERT encoder, a sentence vector, dropout, and one linear head per task.
+    """A BERT encoder, a sentence vector, dropout, and a head per task: linear, or for sts a cosine.
 
     precision: compute type of the encoder's layers, `fp32`, `bf16` or `fp16` by autocast. Weights,
     embeddings, sentence vector and heads are fp32 in any case: a score of 4 in bf16 has steps of 1/32.

@@ -2,8 +2,9 @@
 
 All models start from the same weights and train on the same files. The timed step includes making the batch,
 for both sides by the same function. `plain` and `smart` compare whole programs: each side has a process of
-its own. `dropout` and `adamw` compare parts of a program: both sides share this process. Our side computes in
-the program's default precision on this processor. The peer takes a turn in fp32 and one in our precision.
+its own. `dropout`, `lazy` and `adamw` compare parts of a program: both sides share this process. Our side
+computes in the program's default precision on this processor. The peer takes a turn in fp32 and one in our
+precision.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """The best model of all three tasks in two hours on two cores: a search over the options there are.
 
 A trial changed one option of the best so far, and was kept if the mean of the three dev scores was higher.
-All training rows were used, Quora's 70,905 too. Every trial took as long, on one core beside another process:
-an option that makes a step dearer got fewer steps.
+All training rows were used, Quora's 70,905 too. Every trial had as many forward passes: an option that makes
+a step dearer got fewer steps.
 
 Trials took the tasks in turn, the final runs in proportion to their rows. So a trial saw SST twice and a
 quarter of Quora. It can't tell how long to train, nor what keeps a long training from overfitting: that takes
@@ -37,7 +37,7 @@ TRIALS = {  # in their order: what was changed in the best so far
     "[CLS] and the pooler": "--pooling cls",
 }
 FINALS = {  # what was changed in the best trial
-    "winner": "--schedule proportional",  # twelve times as long
+    "winner": "--schedule proportional",  # 9.5 times the steps
     "winner, two passes": "--schedule proportional",
     "winner with SMART, two passes": f"{SMART} --schedule proportional",
 }

@@ -1,6 +1,6 @@
 """Writes the figures of the pages from the committed lines.
 
-    python -m experiments.pages           # writes the tables of this folder's README and of the main README
+    python -m experiments.pages           # writes the tables of this folder's pages and of the main README
     python -m experiments.pages --plot    # draws the pictures
 
 A page has blocks between `<!-- name -->` and `<!-- /name -->`. Each is made anew by its function; a test

@@ -4,7 +4,8 @@
 
 A line of records.jsonl is a record: class, date, commit, what it was, what dev chose; and its command,
 seeds, dev scores, seconds, processor and precision, or the question whose best run has them (`of`). A record
-counts if dev did not choose its settings: these come from rows that are nobody's dev (`held_out.py`).
+after the first counts if dev did not choose its settings: these come from rows that are nobody's dev
+(`held_out.py`).
 """
 
 import argparse

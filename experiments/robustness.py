@@ -172,7 +172,7 @@ def shown(lines: Sequence[Line]) -> str:
         " plain (95 % over seeds) stands beside an arm's level:",
         tables.table(heads, under_attack, [*tables.scores(ATTACK, 3), ("verdict", verdict_cell)]),
         "The same runs on all of dev, without an attack. sts: Pearson correlation, and under NLL its squared"
-        " error. The last measure is the share of rows that are answered `neutral`:",
+        " error. `answers neutral` is the share of rows with that answer:",
         tables.table(heads, rows, [*tables.scores(CLEAN, 3), over]),
         "With a typo in so many of the longer words; on CFIMDB's reviews; expected calibration error before"
         " and after temperature scaling; accuracy on training rows, and that less dev's:",

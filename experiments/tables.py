@@ -25,7 +25,10 @@ NAMES = {"sst": "SST", "para": "Quora", "sts": "STS"}  # in the order of the tab
 # heads of columns and names of measures; "score" is the main metric, the loss of sts its squared error
 CLASSES = {"accuracy": "score", "macro F1": "macro_f1", "NLL": "loss"}
 ANY_TASK = {"score": "score", "macro F1": "macro_f1", "loss": "loss"}
-OLD_TRAINER = "Learning rate 1e-4 where no row says another, the same for the heads (today 2e-4, heads 3e-3)."
+OLD_TRAINER = (
+    "Learning rate 1e-4 where no row says another, the same for the heads (today 2e-4, heads 3e-3); STS by a"
+    " head, where no row says cosine."
+)
 Line = dict[str, Any]  # what is known of a run
 Measure = Callable[[Line], Any]  # one number of a run; None if it was not measured
 
@@ -293,9 +296,11 @@ def listed(values: Iterable[str]) -> str:
 
 
 def provenance(lines: Sequence[Line]) -> str:
-    """What a table must say of its lines: seeds, precision, commit, types of processors, thresholds."""
+    """What a table must say of its lines: time, seeds, precision, commit, types of processors, thresholds."""
+    hours = sum(line["seconds"] for line in lines) / 3600
     return (
-        f"{len(lines)} runs, seeds {ranges(line['seed'] for line in lines)}; precision"
+        f"{len(lines)} runs, {hours:.1f} hours of training on one core, seeds"
+        f" {ranges(line['seed'] for line in lines)}; precision"
         f" {listed(line['precision'] for line in lines)}; processors:"
         f" {listed(map(processor_type, lines))}; code of commit"
         f" {listed(line['commit'] for line in lines)}. Last step's weights; no threshold was fitted."

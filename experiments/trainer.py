@@ -43,7 +43,7 @@ PLAIN_STAGES = {
     "similarity": ("head", "cosine"),
 }
 STAGES = PLAIN_STAGES | {"smart_epsilon": ("0.01", "0.04")}  # η is the same
-TODAY = {option: values[0] for option, values in STAGES.items()}
+BEFORE = {option: values[0] for option, values in STAGES.items()}
 Values = dict[str, str]  # of every option
 
 
@@ -75,7 +75,7 @@ def run_of(values: Values, setting: str, seed: int, smart: bool, processor: str)
         flags += ["--use_smart", "--smart_step_size", values["smart_epsilon"]]
     for task in tasks:  # nobody reads these scores; the held-out rows are scored once, after the run
         flags += [f"--{task}_dev", os.path.relpath(SAMPLE / TASKS[task].filename("dev"))]
-    changed = [f"{option} {value}" for option, value in values.items() if smart or value != TODAY[option]]
+    changed = [f"{option} {value}" for option, value in values.items() if smart or value != BEFORE[option]]
     arm = ", ".join([setting, *(["SMART"] if smart else []), *changed, processor])
     steps = steps * 32 // int(values["batch_size"])
     return Run(arm, tasks, seed, tuple(flags), steps, rows)
@@ -159,7 +159,7 @@ def stage_of(option: str, base: Values, lines: Sequence[Line]) -> Stage:
 
 def stages(lines: Sequence[Line]) -> Iterator[Stage]:
     """Every stage up to the first that is not over."""
-    base = dict(TODAY)
+    base = dict(BEFORE)
     for option in STAGES:
         stage = stage_of(option, base, lines)
         yield stage

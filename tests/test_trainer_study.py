@@ -13,7 +13,7 @@ def lines_of(option: str, gains: dict[tuple[str, int], float]) -> list[dict]:
     lines = []
     kind = tables.processor_type(runner.machine())
     for (value, seed), gain in gains.items():
-        runs = trainer.runs_of(trainer.TODAY | {option: value}, seed, False, kind)
+        runs = trainer.runs_of(trainer.BEFORE | {option: value}, seed, False, kind)
         for number, run in enumerate(runs):
             main = 0.5 + gain + 0.001 * (number - 2) * (gain != 0)
             scores = {task: {TASKS[task].main_metric: main} for task in run.tasks}
@@ -37,7 +37,7 @@ def test_the_winner_of_a_stage_by_hand(gains, winner, left):
     found = {
         (value, seed): gain * (value == "16") for seed, gain in enumerate(gains) for value in ("32", "16")
     }
-    stage = trainer.stage_of("batch_size", dict(trainer.TODAY), lines_of("batch_size", found))
+    stage = trainer.stage_of("batch_size", dict(trainer.BEFORE), lines_of("batch_size", found))
     assert stage.winner == winner and list(stage.left) == left
     assert list(stage.gains["16"]) == list(range(len(gains)))
 
