@@ -103,13 +103,14 @@ def test_padding_changes_nothing(name):
 )
 def test_it_is_smart_loss_behind_the_block(name, task, divergence):
     """Guards against another R_s than that of `SMARTLoss`, with which our own trainer computes, on the same
-    model, cut by hand behind its block; against another divergence, D_Breg or gradient.
+    model, cut by hand behind its block; against another divergence, weight, D_Breg or gradient.
     With inputs_embeds in place of the hook, R_s of RoBERTa with padding on the left was off by .02."""
     model, batch = made(name)
     block = without_dropout(model).get_submodule(CASES[name].block)
     mask = batch["attention_mask"] if isinstance(batch, dict) else batch[1]
     real = mask.bool() if name == "tokens" else slice(None)
-    smart = SMART(model, task, epsilon=0.1, num_steps=2, noise_fn=noise_of)
+    weights = {"smart_weight": 0.5, "bregman_weight": 2.0}
+    smart = SMART(model, task, epsilon=0.1, num_steps=2, noise_fn=noise_of, **weights)
     with torch.no_grad():  # away from the teacher
         for parameter in model.parameters():
             parameter.mul_(1.05)
@@ -130,7 +131,7 @@ def test_it_is_smart_loss_behind_the_block(name, task, divergence):
     clean = logits(lambda module, args, output: seen.append(output))
     settings = {"epsilon": 0.1, "step_size": 0.1, "num_steps": 2, "noise_fn": noise_of}
     by_hand = SMARTLoss(lambda x: logits(lambda *_: x), divergence, **settings)
-    expected = by_hand(seen[0], clean, mask) + divergence(clean, teacher)
+    expected = 0.5 * by_hand(seen[0], clean, mask) + 2 * divergence(clean, teacher)
     assert value.item() == pytest.approx(expected.item(), rel=1e-5)
     gradients = torch.autograd.grad(expected, model.parameters(), allow_unused=True)
     for mine, gradient in zip(found, gradients, strict=True):
