@@ -232,8 +232,9 @@ def load_last(
 ) -> Progress:
     """Restore models, optimizer, scaler and RNG states, in place, from `folder`/last.
 
-    Warns if `folder`/best is damaged: the best of the remaining evaluations takes its place. Raises UserError
-    if `last` is not this run's: other data, model or optimizer.
+    Warns if `folder`/best is damaged, or of a later step because the run died before it saved `last`: the
+    best of the remaining evaluations takes its place. Raises UserError if `last` is not this run's: other
+    data, model or optimizer.
     """
     saved = load_checkpoint(folder / "last")
     try:
@@ -257,7 +258,9 @@ def load_last(
         raise UserError(f"{folder / 'last'}: not a checkpoint of this run ({one_line(error)})") from None
     if progress.best:
         try:
-            load_checkpoint(folder / "best")
+            step = load_checkpoint(folder / "best").records["run"].get("best_step")
+            if step != progress.best["best_step"]:
+                raise UserError(f"{folder / 'best'}: is of step {step}, later than step {progress.step}")
         except UserError as error:
             log.warning("%s; the best of the remaining evaluations takes its place", error)
             progress.best = {}

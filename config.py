@@ -423,7 +423,8 @@ class TrainConfig:
         yield "schedule", joint and count < 2, f"needs two --tasks or more, not {self.tasks[0]} alone"
         yield "gradient_surgery", self.gradient_surgery != "none" and not joint, "needs --schedule joint"
         selecting = [task for task in self.eval_tasks if task in self.tasks] or self.eval_tasks
-        has_metric = any(task not in TASKS or self.select_by in TASKS[task].metrics for task in selecting)
+        known = task_table({} if set(self.own) == {"name"} else self.own)  # not before its file was read
+        has_metric = any(task not in known or self.select_by in known[task].metrics for task in selecting)
         why = f"no metric of {', '.join(selecting)}"
         yield "select_by", self.select_by and not has_metric, why
         too_large = max(self.lr, self.head_lr) * self.weight_decay >= 1
@@ -609,22 +610,37 @@ def describe_settings(config: TrainConfig, everything: bool = False) -> str:
     return "\n".join(lines)
 
 
+# flags of training that --option adapt does not read
+NOT_ADAPTED = {"schedule", "task_weights", "gradient_surgery", "eval_steps", "patience", "head_lr"}
+NOT_ADAPTED |= {"layer_lr_decay", "gradient_accumulation_steps", "eval_tasks", "max_eval_samples"}
+
+
 def warn_of_unused_flags(config: TrainConfig, given: Collection[str]) -> None:
     """A line where flags are given that have no effect."""
-    if config.option not in RESUMABLE:
-        return
-    of_smart = {name for name in given if name.startswith(("smart_", "bregman_", "adversary"))}
-    if config.has_teacher:
-        of_smart.discard("bregman_beta")
-    cases = [
-        ("without --use_smart", not config.use_smart, of_smart),
-        ("with --adversary freelb", config.adversary == "freelb", {"smart_norm", "smart_noise_var"}),
-        ("with --option pretrain", config.option == "pretrain", {"layer_lr_decay"}),
-        ("with --option adapt", config.option == "adapt", {"use_smart", "head_lr", "layer_lr_decay"}),
-        ("without --tasks sts", "sts" not in config.tasks, {"similarity"}),
-    ]
+    groups: dict[str, set[str]] = {}
+    group = ""
+    for setting in flags(config):
+        group = setting.metadata["group"] or group
+        groups.setdefault(group, set()).add(setting.name)
+    of_model = {"pooling", "similarity", "hidden_dropout_prob"}
+    regularisation = groups["regularisation"]
+    cases = [(f"with --option {config.option}", True, groups["training"] | regularisation | of_model)]
+    if config.option == "adapt":
+        cases = [("with --option adapt", True, NOT_ADAPTED | regularisation | of_model)]
+    elif config.option in RESUMABLE:
+        of_smart = {name for name in given if name.startswith(("smart_", "bregman_", "adversary"))}
+        if config.has_teacher:
+            of_smart.discard("bregman_beta")
+        cosine = config.tasks == ("sts",) and config.similarity == "cosine"
+        cases = [
+            ("without --use_smart", not config.use_smart, of_smart),
+            ("with --adversary freelb", config.adversary == "freelb", {"smart_norm", "smart_noise_var"}),
+            ("with --option pretrain", config.option == "pretrain", {"layer_lr_decay"}),
+            ("without sts", "sts" not in (*config.tasks, *config.eval_tasks), {"similarity"}),
+            ("sts alone, by a cosine", cosine, {"head_lr", "pooling", "hidden_dropout_prob"}),
+        ]
     for where, holds, names in cases:
-        unused = ", ".join(f"--{name}" for name in sorted(names.intersection(given)))
+        unused = ", ".join(f"--{name}" for name in sorted(names.intersection(given) - {"batch_size"}))
         if unused and holds:
             log.warning("%s: %s this has no effect", unused, where)
 

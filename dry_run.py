@@ -94,7 +94,11 @@ def try_largest_batch(
     name = max(batches, key=lambda name: batches[name].input_ids.numel())
     rows, tokens = batches[name].input_ids.shape
     print(f"memory: trying the largest batch, {rows} rows of {tokens} tokens", end="", flush=True)
-    seconds = try_batch(model, loaders[name].dataset.task, batches[name], config, teacher, training_loss)
+    try:
+        seconds = try_batch(model, loaders[name].dataset.task, batches[name], config, teacher, training_loss)
+    except UserError:
+        print()  # the error begins a line
+        raise
     peaks = peak_memory(next(model.parameters()).device)
     peak = peaks.get("peak_gpu_memory_gib", peaks.get("peak_memory_gib", math.nan))
     print(f": {duration(seconds)}, {peak:.2g} GiB at most so far")

@@ -120,12 +120,9 @@ def _dataset_name(run: dict[str, Any], task: str) -> str:
 def _limits(run: dict[str, Any]) -> list[str]:
     """What a reader of the scores must know, a sentence each."""
     config = run["config"]
-    chosen = (
-        f"They are dev scores of the best epoch of {config['epochs']}. These same scores chose the epoch,"
-    )
-    chosen += " so expect less on new data."
+    chosen = "They are the run's best scores on dev, which chose the weights: expect less on new data."
     if models := run.get("averaged"):
-        chosen = f"The weights are the mean of {len(models)} models, each the best epoch of its run on dev."
+        chosen = f"The weights are the mean of {len(models)} models, each the best of its run on dev."
     limits = [
         chosen,
         f"They are of one seed ({config['seed']}). Another seed may move them by a point or more.",

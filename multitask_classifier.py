@@ -348,7 +348,9 @@ def training_loss(
         losses["bregman"] = teacher(logits, lambda m: m(task.name, *batch.inputs), task.divergence, generator)
     if "rdrop" in weights:  # Wu et al. 2021, equations 2 to 4
         second = model(task.name, *batch.inputs)  # with other dropout masks
-        losses["task"] = losses["task"] + task.loss(second, cast(Tensor, batch.labels))
+        # the loss of both passes, logged as their mean, which compares with that of other runs
+        losses["task"] = 0.5 * (losses["task"] + task.loss(second, cast(Tensor, batch.labels)))
+        weights["task"] *= 2
         losses["rdrop"] = 0.5 * task.divergence(second, logits)
     if "contrastive" in weights:
         losses["contrastive"] = contrastive_loss(model, task, batch, logits)
@@ -439,16 +441,19 @@ def optimizer_groups(model: MultitaskBERT, config: TrainConfig) -> list[dict]:
     return parameter_groups(model, config.weight_decay, factors)
 
 
-def log_interval(
-    run: Run, lr: float, total: int, ends_epoch: bool, constant_losses: dict[str, float]
-) -> None:
-    """Log the record of each task, and show a short line; with --log_level debug every number of it."""
+def log_interval(run: Run, lr: float, total: int, ends_epoch: bool) -> dict[str, dict[str, float]]:
+    """Log the record of each task, and show a short line; with --log_level debug every number of it.
+
+    Returns the records.
+    """
     config = run.config
     step = run.progress.step
     left = run.progress.seconds / step * (total - step)
     records = run.progress.report(lr)
     for task in filter(records.get, config.sources):
         record = records[task]
+        if "ascent_gain" in record:  # the ratio of the means, not the mean of the ratios of a batch's parts
+            record["ascent_gain"] = record["ascent_divergence"] / max(record["random_divergence"], 1e-38)
         run.log.write(f"train/{task}", step, record)
         weights = config.weights(task)  # with --smart_every N an interval may have no R_s
         added = {name: weight * record[name] for name, weight in weights.items() if name in record}
@@ -457,8 +462,7 @@ def log_interval(
             tqdm.write(numbers_line(step, f"train/{task}", record))
     if ends_epoch:
         messages.warn_of_rounding(records, config.precision)
-    if step == total:
-        messages.warn_of_nothing_learned(records, constant_losses, step)
+    return records
 
 
 def score_dev(models: dict[str, MultitaskBERT], dev: list[TokenizedDataset], run: Run, when: str) -> None:
@@ -533,6 +537,11 @@ def train(
     dry_run.describe(model, tokenizer, loaders, plan, warmup, config)
     dry_run.try_largest_batch(model, loaders, config, teacher, training_loss)
 
+    # nothing can be wrong any more, so an earlier run may go
+    if not config.resume and parallel.rank() == 0:
+        prepare_folder(folder, config.overwrite_output_dir)
+    write_own_rows(folder, data)
+
     record = checkpoint.run_record(config, data, source, processes) | {"total_steps": total}
     progress = Progress()
     if config.resume:
@@ -549,7 +558,10 @@ def train(
         for name, dataset in datasets.items()
         if dataset.labels is not None
     }
-    left = [] if progress.out_of_patience(config.patience) else plan.steps[progress.step :]
+    left = plan.steps[progress.step :]
+    if progress.out_of_patience(config.patience):
+        left = []
+        print(f"early stopping: {progress.stale} scorings without a better mean; raise --patience to go on")
     if left:
         expected = dry_run.forecast(models, loaders, plan, data, config, teacher, training_loss)
         expected.say(progress.step)
@@ -632,9 +644,14 @@ def train(
                 weights = {name: config.weights(name) for name in config.sources}
                 messages.warn_of_first_losses(progress.first_losses, weights, config.precision)
             if logs:
-                log_interval(run, lr, total, ends_epoch, constant_losses)
+                records = log_interval(run, lr, total, ends_epoch)
             if scores:
                 score_dev(models, dev, run, epoch if ends_epoch else f"step {progress.step}")
+            stops = progress.out_of_patience(config.patience)
+            if stops and not logs:
+                records = log_interval(run, lr, total, ends_epoch)
+            if stops or progress.step == total:
+                messages.warn_of_nothing_learned(records, constant_losses, progress.step)
             if saves:
                 progress.log_bytes = run_log.size()
                 with progress.saving():
@@ -642,7 +659,7 @@ def train(
                 saved_at = time.monotonic()
             if signal:
                 raise checkpoint.Interrupted(signal)
-            if progress.out_of_patience(config.patience):
+            if stops:
                 tqdm.write(f"early stopping: {progress.stale} scorings without a better mean on dev")
                 break
         if left:  # a run that was finished before has it
@@ -730,9 +747,6 @@ def fit(config: TrainConfig) -> None:
         print("compiling the encoder" + (": on a CPU its steps are slower" if device.type == "cpu" else ""))
         bert.compile_layers()
         dry_run.check_compiled(model.train(), config)
-    if not config.resume and parallel.rank() == 0:
-        prepare_folder(folder, config.overwrite_output_dir)
-    write_own_rows(folder, ((split, rows) for (name, split), rows in data.items() if name == own))
     with_cosine = [name for name in config.eval_tasks if name in config.tasks and tasks[name].from_cosines]
     pairs = [(data[name, "train"], data[name, "dev"]) for name in with_cosine]
     untrained = untrained_scores(model, pairs, config.batch_size)
@@ -804,7 +818,11 @@ def average_checkpoints(config: TrainConfig) -> None:
     if not config.overwrite_output_dir:
         prepare_folder(folder, overwrite=False)
     model, tokenizer, run = average.averaged(config.checkpoint or (), load_model)
-    prepare_folder(folder, config.overwrite_output_dir)
+    names = config.eval_tasks or tuple(run["trained_tasks"])
+    wanted = [(name, split) for name in names for split in ("dev", "test")]
+    files, _ = input_files(config, wanted, needs_test=False)
+    check_outputs(folder, config.files, wanted, files.values(), trains=True)
+    prepare_folder(folder, config.overwrite_output_dir)  # nothing can be wrong any more
     save_model(folder / "best", {"student": model}, "student", tokenizer, run | {"dev": {}})
     saved = (str(folder),)
     evaluate_checkpoint(replace(config, option="evaluate", checkpoint=saved, overwrite_output_dir=False))

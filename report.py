@@ -554,7 +554,10 @@ def compared_settings(run: Run) -> dict[str, str]:
 
     config = run.results["config"]
     left_out = {*NOT_COMPARED, "files", "checkpoint", "own"}
-    found = {name: words(value) for name, value in config.items() if name not in left_out}
+    # a version without the flag did what None does
+    found = {
+        name: words(value) for name, value in config.items() if name not in left_out and value is not None
+    }
     if model := run.results.get("checkpoint"):  # an evaluation of a saved model
         found["checkpoint"] = str(model)
     files = {name: path for name, path in config.get("files", {}).items() if not name.endswith("_out")}

@@ -279,9 +279,11 @@ def write_all_predictions(
     return paths
 
 
-def write_own_rows(folder: Path, datasets: Iterable[tuple[str, TokenizedDataset]]) -> None:
-    """Copy the rows of an own task, by split, to `folder`/own_data, so that the run needs no other file."""
-    for split, dataset in datasets if parallel.rank() == 0 else ():
+def write_own_rows(folder: Path, data: Data) -> None:
+    """Copy the rows of the user's own task, by split, to `folder`/own_data: the run needs no other file."""
+    for (name, split), dataset in data.items() if parallel.rank() == 0 else ():
+        if name in TASKS or split == UNLABELLED:
+            continue
         task = dataset.task
         labels = [] if dataset.labels is None else dataset.labels.numpy()
         lines = []

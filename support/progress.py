@@ -112,7 +112,7 @@ class Progress:
             where = f"step {step}, task {first.task}, rows {', '.join(ids[:4])}{', ...' * (len(ids) > 4)}"
             problem = f"{where}: loss or gradient is not finite ({values})"
             if self.skipped > allowed:
-                raise UserError(f"{problem}; no update was made; try a smaller --lr")
+                raise UserError(f"{problem}; no update was made; try a smaller --lr or --head_lr")
             log.warning("%s; batch %d of at most %d left out", problem, self.skipped, allowed)
         self._checked = len(self.interval)
 

@@ -1,6 +1,7 @@
 """Further pre-training on texts, and averages of weights."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -137,6 +138,15 @@ def test_every_weight_is_the_mean(three):
     assert score(three, "evaluate", "soup", out="again") == 0
     assert json.loads((three / "again/results.json").read_text())["dev"] == results["dev"]
     assert (three / "soup/predictions/sst-dev-output.csv").exists()
+
+
+def test_a_soup_without_dev_rows_leaves_an_earlier_one(three, tmp_path):
+    """Guards against --overwrite_output_dir that deletes results before the data files are found."""
+    soup = shutil.copytree(three / "a", tmp_path / "soup")
+    flags = ["--checkpoint", three / "a", "--checkpoint", three / "b", "--output_dir", soup]
+    nowhere = ["--data_dir", tmp_path, "--overwrite_output_dir"]
+    assert run_program("--option", "average", *flags, *nowhere) == 2
+    assert (soup / "results.json").exists() and (soup / "predictions/sst-dev-output.csv").exists()
 
 
 @pytest.mark.parametrize(

@@ -183,13 +183,33 @@ def test_a_folder_with_a_run_is_refused_and_overwritten_on_request(main, whole, 
     (whole / "notes.txt").write_text("the user's own")
     assert main(*RUN, "--output_dir", whole) == 2
     assert "--overwrite_output_dir" in capsys.readouterr().err
-    wrong = ["--data_dir", tmp_path / "none"]
-    assert main(*RUN, *wrong, "--overwrite_output_dir", "--output_dir", whole) == 2
+    for wrong in (["--data_dir", tmp_path / "none"], ["--max_tokens", 9], ["--epochs", 10**7]):
+        assert main(*RUN, *wrong, "--overwrite_output_dir", "--output_dir", whole) == 2
     before = (whole / "last" / "manifest.json").stat().st_mtime_ns
     assert outcome(whole) == expected
     assert main(*RUN, "--overwrite_output_dir", "--output_dir", whole) == 0
     assert outcome(whole) == expected and (whole / "notes.txt").exists()
     assert (whole / "last" / "manifest.json").stat().st_mtime_ns > before
+
+
+def test_a_best_model_that_is_newer_than_the_checkpoint(main, tmp_path, monkeypatch, caplog):
+    """Guards against scores of one model beside the weights of another: a run that dies after it saved `best`
+    and before `last`, and that goes on with fewer evaluations."""
+    means = iter([0.1, 0.2, 0.3, 0.2, 0.1])
+    evaluate = multitask_classifier.evaluate
+
+    def given(*arguments):
+        return evaluate(*arguments)._replace(selection_mean=next(means))
+
+    monkeypatch.setattr(multitask_classifier, "evaluate", given)
+    run = [*RUN, "--keep", "student", "--bregman_weight", 0, "--output_dir", tmp_path]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        raise_at(patch, checkpoint, "save_last", 3, kill)
+        main(*run, "--eval_steps", 1)
+    assert run_program("--resume", "--output_dir", tmp_path, "--eval_steps", 7) == 0
+    assert "is of step 3, later than step 2; the best of the remaining evaluations" in caplog.text
+    saved, results = (json.loads((tmp_path / name).read_text()) for name in ("best/run.json", "results.json"))
+    assert saved["best_step"] == results["best_step"] == 7 and saved["dev"] == results["dev"]
 
 
 def test_nonfinite_batches(main, tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ import evaluation
 import multitask_classifier
 from datasets import TokenizedDataset
 from evaluation import Evaluation, evaluate
-from helpers import FAST
+from helpers import FAST, SAMPLE
 from support.progress import Progress
 from tasks import TASKS
 
@@ -83,6 +83,10 @@ def test_select_by_is_what_the_run_asks_for(main, tmp_path, monkeypatch, capsys)
     assert asked == ["macro_f1"] and "best by macro_f1" in said and "chosen by macro_f1)" in said
     assert "\nsst accuracy " in said and "\nsst macro_f1 " in said
     assert main("--resume", "--output_dir", tmp_path / "run", "--select_by", "accuracy") == 2
+    own = ["--train_file", SAMPLE / "sts-train.csv", "--text_column", "sentence1", "sentence2"]
+    own += ["--label_column", "similarity", "--output_dir", tmp_path / "own", "--select_by", "macro_f1"]
+    assert main(*FAST, *own) == 2 and not (tmp_path / "own").exists()
+    assert "no metric of own" in capsys.readouterr().err
     dev = json.loads((tmp_path / "run" / "results.json").read_text())["dev"]
     assert dev["sts"]["trained"] is False and "trained" not in dev["sst"]
 

@@ -192,6 +192,9 @@ def test_early_stopping_by_hand(tmp_path, no_course_data, monkeypatch, capsys):
     assert [line["step"] for line in logged(tmp_path, "dev/sst")] == [2, 4, 6, 8]
     assert "early stopping: 2 scorings without a better mean" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "results.json").read_text())["best_step"] == 4
+    assert logged(tmp_path, "train/sst")[-1]["step"] == 8, "no step is lost from the log"
+    assert run_program("--resume", "--output_dir", tmp_path / "run", "--epochs=2") == 0
+    assert "raise --patience to go on" in capsys.readouterr().out
     assert run_program("--resume", "--output_dir", tmp_path / "run", "--patience=4") == 0
     assert [line["step"] for line in logged(tmp_path, "dev/sst")] == [2, 4, 6, 8, 9]
 

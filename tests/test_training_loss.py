@@ -1,5 +1,7 @@
 """The model with its heads and its training loss."""
 
+import statistics
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -142,6 +144,8 @@ def test_rdrop_is_the_papers(task):
     kl = sum((a.exp() * (a - b)).sum(-1).mean() for a, b in (logs, logs[::-1]))
     expected = sum(F.nll_loss(log, batch.labels.long()) for log in logs) + 0.7 * 0.5 * kl
     assert losses["total"].item() == pytest.approx(expected.item(), rel=1e-5)
+    mean = statistics.fmean(F.nll_loss(log, batch.labels.long()).item() for log in logs)
+    assert losses["task"].item() == pytest.approx(mean, rel=1e-5), "a curve beside those of other runs"
     expected.backward()
     for mine, parameter in zip(found, model.parameters(), strict=True):
         torch.testing.assert_close(mine, parameter.grad, rtol=1e-4, atol=1e-6)

@@ -60,7 +60,7 @@ def test_the_licence_is_the_encoders_or_unknown(tmp_path, monkeypatch, encoder, 
 def test_what_the_scores_do_not_say():
     """Guards against flattering scores without the reason beside them."""
     text = model_card(record())
-    assert "best epoch of 3" in text and "one seed (11)" in text
+    assert "best scores on dev, which chose the weights" in text and "one seed (11)" in text
     assert "sample" not in text and "Quora" not in text and "At most" not in text
     para = record("sample", max_train_samples=16, max_eval_samples=8) | {"trained_tasks": ["para"]}
     text = model_card(para)

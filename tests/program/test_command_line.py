@@ -138,7 +138,11 @@ def test_no_flag_of_another_trainer_is_answered_by_its_letters(capsys):
         ("--keep teacher --bregman_beta .5", []),
         ("--use_smart --adversary freelb --smart_norm 2", ["--smart_norm: with --adversary freelb"]),
         ("--option pretrain --layer_lr_decay .9", ["--layer_lr_decay: with --option pretrain"]),
-        ("--similarity head --tasks sst,para", ["--similarity: without --tasks sts"]),
+        ("--similarity head --tasks sst,para", ["--similarity: without sts"]),
+        ("--similarity head --tasks sst --eval_tasks sst,sts", []),
+        ("--tasks sts --head_lr 1", ["--head_lr: sts alone, by a cosine"]),
+        ("--option adapt --patience 1 --lr 1", ["--patience: with --option adapt"]),
+        ("--option evaluate --checkpoint a --lr 1 --batch_size 2", ["--lr: with --option evaluate"]),
     ],
 )
 def test_a_flag_without_effect_is_said(arguments, said, caplog):
