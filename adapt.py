@@ -110,7 +110,6 @@ def mask(batch: Batch, tokenizer: Tokenizer, seed: int) -> tuple[Tensor, Tensor]
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.rand(ids.shape, generator=generator).masked_fill(~free, 2.0)
     masked = drawn <= drawn.min().clamp_min(MASKED)
-    masked &= free
     kind = torch.rand(ids.shape, generator=generator)
     pieces = torch.randint(tokenizer.get_vocab_size(), ids.shape, generator=generator)
     hidden = torch.where(kind < HIDDEN, torch.tensor(tokenizer.token_to_id("[MASK]")), ids)
