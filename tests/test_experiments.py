@@ -345,7 +345,7 @@ def test_a_tuned_comparison_is_shown_once_it_has_lines(asked, monkeypatch, tmp_p
         for run in grids[question.name.removeprefix(f"{asked.name}_")]:
             accuracy = 0.4 + run.seed / 10_000 - run.wrong_labels / 3 + 0.01 * ("SMART" in run.arm)
             dev = dict.fromkeys(MEASURES.values(), 0.5) | {"accuracy": accuracy}
-            line = {"dev": {"sst": dev}, "precision": "bf16", "processor": "CPU", "commit": "abc"}
+            line = {"dev": {"sst": dev}, "seconds": 60, "precision": "bf16", "processor": "", "commit": "abc"}
             found.append(asdict(run) | line)
         return found
 
