@@ -206,7 +206,7 @@ def dropout(setting: Setting) -> list[Measurement]:
 
 def lazy(setting: Setting) -> list[Measurement]:
     """A step with both of SMART's terms, in every batch and in every 4th, beside a plain step."""
-    batches = mixed_batches(setting, setting.count(8))
+    batches = mixed_batches(setting, setting.count(2 * LAZY * STRATA))
     configs = (BREGMAN, replace(BREGMAN, smart_every=LAZY), PLAIN)
     trainings = [new_training(setting.precision, config) for config in configs]
 
@@ -216,7 +216,7 @@ def lazy(setting: Setting) -> list[Measurement]:
     sides = (functools.partial(step, training) for training in trainings)
     seconds = take_turns(len(batches), *sides, warm_up=len(MIXED))
     names = ("SMART step / plain step", f"SMART, every {LAZY}th step / plain step")
-    calls = LAZY * len(MIXED)  # a round has a batch with SMART of each task
+    calls = LAZY * STRATA * len(MIXED)  # in a round SMART has a short, a medium and a long batch of each task
     return [
         setting.compare(name, NEITHER, seconds[:, [place, -1]], calls) for place, name in enumerate(names)
     ]
