@@ -53,7 +53,7 @@ def test_a_value_of_the_record_search_wins_by_both_seeds(gains, winner):
     (stage,) = record_search.stages([])
     scores = {run.name: 0.7 + gains[run.seed] * ("adapted" in run.arm) for run in stage.left}
     first, second = record_search.stages([line(run, scores[run.name]) for run in stage.left])
-    assert first.winner == winner and second.option == "regulariser" and second.winner is None
+    assert first.winner == winner and second.option == "sts" and second.winner is None
     assert all(("adapted" in run.arm) == (winner == "adapted") for run in second.left)
 
 
