@@ -273,7 +273,7 @@ class TrainConfig:
     )
     smart_weight: Weight = flag(1.0, "λ_s, weight of R_s: a number, or by task such as sst=1,para=0.5")
     smart_epsilon: float = flag(
-        0.01, "ε, largest perturbation; embeddings are about 0.5, and 0.04 is no better", ABOVE_0
+        0.01, "ε, largest perturbation; embeddings are about 0.5; 0.04 scores no better", ABOVE_0
     )
     smart_step_size: float = flag(None, "η, length of an ascent step (default: --smart_epsilon)", AT_LEAST_0)
     smart_noise_var: float = flag(1e-5, "σ², variance of the noise that the ascent starts from", AT_LEAST_0)

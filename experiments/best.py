@@ -9,8 +9,8 @@ quarter of Quora. It can't tell how long to train, nor what keeps a long trainin
 runs of full length. The first of them was planned before the first trial. It saw the rows of every task six
 times, and it overfitted; the others were fixed when that was known.
 
-What has the highest mean with the first seed, trial or final run, got the second seed and was recommended
-until the trainer had new defaults (`records.py`). Dev has chosen it, so its scores are selected: expect
+What has the highest mean with the first seed, trial or final run, got the second seed and is
+recommended until a record beats it (`records.py`). Dev has chosen it, so its scores are selected: expect
 lower ones on test. One seed decides, so small differences are chance. The final models' predictions for the
 test files are in `experiments/best/`. Finished at commit 028be2907e70, the later final runs at 1fe050fb970e.
 """
