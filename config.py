@@ -64,6 +64,16 @@ def flags(settings: Any) -> list["Field[Any]"]:
     return [item for item in fields(settings) if "help" in item.metadata]
 
 
+def flag_groups(settings: Any) -> dict[str, list["Field[Any]"]]:
+    """`flags` by the heading that they have in --help."""
+    groups: dict[str, list[Field[Any]]] = {}
+    group = ""
+    for setting in flags(settings):
+        group = setting.metadata["group"] or group
+        groups.setdefault(group, []).append(setting)
+    return groups
+
+
 def must_be(words: str, holds: Callable[[Any], bool]) -> Rule:
     """The rule that `holds` is true; `words` say so."""
     return lambda value: "" if holds(value) else f"must be {words}"
@@ -595,12 +605,11 @@ def describe_settings(config: TrainConfig, everything: bool = False) -> str:
         smart_step_size=config.smart_epsilon,
     )
     groups: dict[str, list[str]] = {}
-    group = ""
-    for setting in flags(config):
-        group = setting.metadata["group"] or group
-        value = getattr(config, setting.name)
-        if everything or value != getattr(defaults, setting.name):
-            groups.setdefault(group, []).append(as_flag(setting.name, value))
+    for group, settings in flag_groups(config).items():
+        for setting in settings:
+            value = getattr(config, setting.name)
+            if everything or value != getattr(defaults, setting.name):
+                groups.setdefault(group, []).append(as_flag(setting.name, value))
     if config.files:
         groups["files"] = [as_flag(name, path) for name, path in config.files.items()]
     wrapper = textwrap.TextWrapper(100, subsequent_indent=" " * 18, break_on_hyphens=False)
@@ -617,11 +626,7 @@ NOT_ADAPTED |= {"layer_lr_decay", "gradient_accumulation_steps", "eval_tasks", "
 
 def warn_of_unused_flags(config: TrainConfig, given: Collection[str]) -> None:
     """A line where flags are given that have no effect."""
-    groups: dict[str, set[str]] = {}
-    group = ""
-    for setting in flags(config):
-        group = setting.metadata["group"] or group
-        groups.setdefault(group, set()).add(setting.name)
+    groups = {group: {setting.name for setting in found} for group, found in flag_groups(config).items()}
     of_model = {"pooling", "similarity", "hidden_dropout_prob"}
     regularisation = groups["regularisation"]
     cases = [(f"with --option {config.option}", True, groups["training"] | regularisation | of_model)]
@@ -767,11 +772,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[TrainConfig
         usage="python multitask_classifier.py [--flag value ...]",
         epilog=EXAMPLES,
     )
-    group: Any = parser
-    for setting in flags(TrainConfig):
-        if setting.metadata["group"]:
-            group = parser.add_argument_group(setting.metadata["group"])
-        add_flag(group, setting)
+    for heading, of_heading in flag_groups(TrainConfig).items():
+        group = parser.add_argument_group(heading)
+        for setting in of_heading:
+            add_flag(group, setting)
     modes = "the course's name for --option: last-linear-layer is pretrain, full-model is finetune"
     parser.add_argument("--fine-tune-mode", choices=[*FINE_TUNE_MODES], default=argparse.SUPPRESS, help=modes)
     group = parser.add_argument_group("files", "one by one, where they are not all in --data_dir")
